@@ -1,0 +1,35 @@
+.PHONY: install dev report test test-all lint docs clean
+PYTHON ?= python3
+BIN := .venv/bin
+
+install: .venv/.installed
+dev: .venv/.installed-dev
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+report: install
+	$(BIN)/python -m probe report
+
+test: dev
+	$(BIN)/python -m pytest -q
+
+test-all: dev
+	$(BIN)/python -m pytest -q -m ''
+
+lint: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs:
+	@echo "The documentation is Markdown: README.md, ARCHITECTURE.md and docs/."
+
+clean:
+	rm -rf .venv results build dist *.egg-info

@@ -1,0 +1,1 @@
+"""probe: find out what LLM unlearning really does inside a model."""

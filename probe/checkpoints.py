@@ -1,0 +1,169 @@
+"""Load and save models: safetensors only, no remote code, no network unless a hub name is given."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+
+
+def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """A Hugging Face decoder from a folder (or, if no such folder exists and it looks like one, a hub name).
+
+    Args:
+        name: folder with ``config.json`` and ``*.safetensors``, or ``owner/model``.
+        dtype: what weights are cast to; half precision is slow on CPUs.
+        device: where the model goes.
+
+    Returns:
+        the model in eval mode.
+
+    Raises:
+        ValueError: pickled weights, a truncated or missing safetensors file, or a path that does not exist.
+    """
+    source = _source(name)
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=Path(source).is_dir()
+    )
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer that lies beside a model."""
+    source = str(name)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
+
+
+def save_model(model: Any, folder: str | Path, *, tokenizer: Any = None) -> None:
+    """Save weights as safetensors, with the tokenizer if one is given."""
+    from probe.hooks import foreign_hooks
+
+    left = foreign_hooks(model)
+    if left:
+        raise ValueError(f"the model carries hooks (at {left[0]}), which a saved model would lack; remove them first")
+    model.save_pretrained(folder, safe_serialization=True)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all parameters; equal iff the weights are bit-identical."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def check_different(model: nn.Module, other: nn.Module, names: tuple[str, str]) -> None:
+    """Refuse two models with the same weights: a failed save or a path given twice looks like perfect retention.
+
+    Raises:
+        ValueError: the weights are bit-identical.
+    """
+    if weights_hash(model) == weights_hash(other):
+        raise ValueError(
+            f"the {names[0]} and the {names[1]} model are identical (same weights hash); "
+            "check that the paths differ and that the second was saved after training"
+        )
+
+
+def check_tokenizer(tokenizer: Any, other: Any) -> None:
+    """Refuse models whose tokenizers give the same ids another meaning.
+
+    Raises:
+        ValueError: vocabulary or special ids differ.
+    """
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    if ours != theirs:
+        odd = sorted(set(ours.items()) ^ set(theirs.items()))[:3]
+        raise ValueError(f"the tokenizers differ ({len(ours)} and {len(theirs)} entries, for example {odd})")
+    for name in ("bos_token_id", "eos_token_id"):
+        if getattr(tokenizer, name) != getattr(other, name):
+            raise ValueError(f"the tokenizers' {name} differ: {getattr(tokenizer, name)} and {getattr(other, name)}")
+
+
+def check_model(model: Any, tokenizer: Any) -> None:
+    """Refuse a model that could only give nonsense.
+
+    Raises:
+        ValueError: a NaN or infinity in a weight, or a tokenizer whose ids exceed the embedding.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"parameter {name} holds NaN or infinity; the checkpoint is broken")
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise ValueError(f"the tokenizer has ids up to {largest}, the model embeds {rows}; they do not belong together")
+
+
+def _source(name: str | Path) -> str:
+    path = Path(name)
+    if path.suffix in _PICKLES:
+        raise ValueError(_no_pickle(path))
+    if path.is_file():
+        raise ValueError(f"{path} is a file; pass the folder that holds config.json and model.safetensors")
+    if path.is_dir():
+        _check_folder(path)
+        return str(path)
+    text = str(name)
+    if text.startswith((".", "/", "~")) or text.count("/") != 1:
+        raise ValueError(f"no folder at {path} (resolved to {path.resolve()}); pass a model folder or owner/model")
+    return text
+
+
+def _check_folder(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; pass a folder written by save_pretrained")
+    weights = sorted(path.glob("*.safetensors"))
+    if not weights:
+        pickled = [p for p in path.iterdir() if p.suffix in _PICKLES]
+        raise ValueError(_no_pickle(pickled[0]) if pickled else f"{path} has no .safetensors file")
+    for file in weights:
+        check_safetensors(file)
+
+
+def check_safetensors(path: str | Path) -> None:
+    """Refuse a file that is shorter or longer than its header says, naming both sizes.
+
+    Raises:
+        ValueError: the file is truncated, has trailing bytes, or is not safetensors.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        head = handle.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if length > size:
+            raise ValueError(f"{path} is not a whole safetensors file ({size} bytes, header alone needs {8 + length})")
+        try:
+            header: dict[str, Any] = json.loads(handle.read(length))
+        except ValueError:
+            raise ValueError(f"{path} is not a safetensors file (its header is not JSON)") from None
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise ValueError(f"{path} has {size} bytes, its header expects {expected}; the file is damaged, copy it again")
+
+
+def _no_pickle(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which can run code when loaded; convert it where it was made with "
+        "model.save_pretrained(folder, safe_serialization=True)"
+    )

@@ -1,0 +1,303 @@
+"""What a model is shown: question-answer rows, the batches made of them, and the forget/retain split."""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probe.axes import GroupB, MaskBT, TokensBT
+
+FIELDS = ("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "group")
+
+
+@dataclass(frozen=True)
+class QA:
+    """One question with its answer, in TOFU's layout; empty optional fields mean "not given".
+
+    ``group`` is what must never lie on both sides of a probe's split: the author, say.
+    """
+
+    question: str
+    answer: str
+    paraphrased_question: str = ""
+    paraphrased_answer: str = ""
+    perturbed_answer: tuple[str, ...] = ()
+    group: str = ""
+
+    def paraphrased(self) -> "QA":
+        """The same fact asked for in other words; the answer expected is the same."""
+        return replace(self, question=self.paraphrased_question or self.question)
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a question and its answer become one text. The target starts where ``prompt`` ends."""
+
+    prompt: str = "Question: {question}\nAnswer:"
+    answer: str = " {answer}"
+
+    def __post_init__(self) -> None:
+        if "{question}" not in self.prompt or "{answer}" not in self.answer:
+            raise ValueError("a template needs {question} in its prompt and {answer} in its answer")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tokens with what is a target among them.
+
+    Args:
+        tokens_BT: token ids, padded on the right.
+        target_BT: True where a token is a target (predicted from the position before it).
+        attention_BT: True where a token is real. Never inferred from ids: padding may share the eos id.
+        group_B: integer id of each row's group, for grouped cross-validation.
+        prompt_B: length of each row's prompt in tokens, bos included.
+    """
+
+    tokens_BT: TokensBT
+    target_BT: MaskBT
+    attention_BT: MaskBT
+    group_B: GroupB
+    prompt_B: GroupB
+
+    def __post_init__(self) -> None:
+        if self.tokens_BT.shape[0] == 0:
+            raise ValueError("the batch is empty (0 rows); check the file or the filter that made it")
+        if not bool(self.target_BT.any()):
+            raise ValueError(f"none of the {len(self)} rows has a target token; every loss would be undefined")
+
+    def __len__(self) -> int:
+        return self.tokens_BT.shape[0]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for a model's forward; positions are explicit so that padding cannot shift them."""
+        position_BT = (self.attention_BT.long().cumsum(1) - 1).clamp(min=0)
+        return {"input_ids": self.tokens_BT, "attention_mask": self.attention_BT.long(), "position_ids": position_BT}
+
+    def select(self, rows: Sequence[int] | Tensor) -> "Batch":
+        """The given rows, trimmed to the longest of them."""
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.tokens_BT.device)
+        longest = int(self.attention_BT[index].sum(1).max()) if len(index) else 0
+        return Batch(
+            self.tokens_BT[index, :longest],
+            self.target_BT[index, :longest],
+            self.attention_BT[index, :longest],
+            self.group_B[index],
+            self.prompt_B[index],
+        )
+
+    def chunks(self, size: int) -> Iterator["Batch"]:
+        """Consecutive pieces of at most ``size`` rows, each trimmed to its longest row."""
+        if size < 1:
+            raise ValueError(f"chunk size must be at least 1, got {size}")
+        for start in range(0, len(self), size):
+            yield self.select(range(start, min(start + size, len(self))))
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        fields = (self.tokens_BT, self.target_BT, self.attention_BT, self.group_B, self.prompt_B)
+        return Batch(*(t.to(device) for t in fields))
+
+
+@dataclass(frozen=True)
+class Split:
+    """What must be forgotten and what must not, as batches and as the rows they were made from."""
+
+    forget: Batch
+    retain: Batch
+    forget_rows: tuple[QA, ...] = ()
+    retain_rows: tuple[QA, ...] = ()
+    template: Template = Template()
+
+
+def make_split(
+    tokenizer: Any,
+    forget: Sequence[QA],
+    retain: Sequence[QA],
+    *,
+    template: Template = Template(),
+    max_length: int = 256,
+    allow_overlap: bool = False,
+) -> Split:
+    """Tokenise both sides.
+
+    Raises:
+        ValueError: a side is empty, or rows lie on both sides and ``allow_overlap`` is not set.
+    """
+    for name, rows in (("forget", forget), ("retain", retain)):
+        if not rows:
+            raise ValueError(f"{name} set is empty (0 rows); check the file or the filter that made it")
+    shared = sorted({(r.question, r.answer) for r in forget} & {(r.question, r.answer) for r in retain})
+    if shared and not allow_overlap:
+        examples = "; ".join(q for q, _ in shared[:3])
+        raise ValueError(
+            f"{len(shared)} rows are in both the forget and the retain set ({examples}); "
+            "remove them from one, or pass allow_overlap=True"
+        )
+    return Split(
+        encode(tokenizer, forget, template=template, max_length=max_length),
+        encode(tokenizer, retain, template=template, max_length=max_length),
+        tuple(forget),
+        tuple(retain),
+        template,
+    )
+
+
+def encode(tokenizer: Any, rows: Sequence[QA], *, template: Template = Template(), max_length: int = 256) -> Batch:
+    """Tokenise prompt and answer as one text; targets are the answer's tokens and one eos.
+
+    The boundary is found through the tokenizer's offsets, not by tokenising the prompt apart, which splits words
+    differently. The tokenizer is not altered: a missing pad token is replaced by id 0 behind a mask.
+
+    Raises:
+        ValueError: no rows, a tokenizer without offsets or eos, or rows that lose their whole answer at ``max_length``.
+    """
+    if not rows:
+        raise ValueError("no rows to encode (0 given); check the file or the filter that made them")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("a fast tokenizer is needed: the answer's first token is found through character offsets")
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos token; set tokenizer.eos_token before encoding")
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    prompts = [template.prompt.format(question=row.question) for row in rows]
+    answers = [template.answer.format(answer=row.answer) for row in rows]
+    coded = tokenizer(
+        [p + a for p, a in zip(prompts, answers, strict=True)], add_special_tokens=False, return_offsets_mapping=True
+    )
+    sequences: list[list[int]] = []
+    prompt_lengths: list[int] = []
+    for prompt, ids, offsets in zip(prompts, coded["input_ids"], coded["offset_mapping"], strict=True):
+        # A token that straddles the boundary belongs to the answer: it cannot be predicted from the prompt alone.
+        n_prompt = sum(end <= len(prompt) for _, end in offsets)
+        if bos and ids[:1] == bos:
+            raise ValueError("two bos tokens: the template's text already begins with bos; remove it from the template")
+        sequences.append([*bos, *ids, tokenizer.eos_token_id])
+        prompt_lengths.append(len(bos) + n_prompt)
+    _check_lengths(sequences, prompt_lengths, max_length)
+    return _padded([s[:max_length] for s in sequences], prompt_lengths, rows, tokenizer.pad_token_id or 0)
+
+
+def encode_text(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) -> Batch:
+    """Plain text: every token after the first is a target."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    sequences = [(bos + s)[:max_length] for s in ids if len(s) > 1]
+    if not sequences:
+        raise ValueError(f"none of the {len(texts)} texts has two tokens; nothing could be predicted")
+    return _padded(sequences, [1] * len(sequences), [QA("", "")] * len(sequences), tokenizer.pad_token_id or 0)
+
+
+def _check_lengths(sequences: list[list[int]], prompt_lengths: list[int], max_length: int) -> None:
+    lost = [i for i, n in enumerate(prompt_lengths) if n >= max_length]
+    if lost:
+        raise ValueError(
+            f"{len(lost)} rows lose their whole answer at max_length {max_length} (the first is row {lost[0]}, whose "
+            f"prompt has {prompt_lengths[lost[0]]} tokens); raise max_length or drop them"
+        )
+    cut = sum(len(s) > max_length for s in sequences)
+    if cut:
+        warnings.warn(f"{cut} of {len(sequences)} rows are cut at max_length {max_length}", stacklevel=3)
+
+
+def _padded(sequences: list[list[int]], prompt_lengths: list[int], rows: Sequence[QA], pad_id: int) -> Batch:
+    longest = max(len(s) for s in sequences)
+    tokens_BT = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    attention_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    target_BT = torch.zeros_like(attention_BT)
+    for i, (sequence, start) in enumerate(zip(sequences, prompt_lengths, strict=True)):
+        tokens_BT[i, : len(sequence)] = torch.tensor(sequence)
+        attention_BT[i, : len(sequence)] = True
+        target_BT[i, max(start, 1) : len(sequence)] = True
+    empty = (~target_BT.any(1)).nonzero().flatten().tolist()
+    if empty:
+        warnings.warn(
+            f"{len(empty)} of {len(sequences)} rows have no target token (first: row {empty[0]})", stacklevel=3
+        )
+    # Rows without a group are groups of their own.
+    names = [row.group or f"\0{i}" for i, row in enumerate(rows)]
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(names))}
+    group_B = torch.tensor([numbers[name] for name in names])
+    return Batch(tokens_BT, target_BT, attention_BT, group_B, torch.tensor(prompt_lengths))
+
+
+def read_rows(path: str | Path) -> list[QA]:
+    """Read question-answer rows from JSON lines or a JSON array (UTF-8, a byte-order mark is accepted).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not UTF-8, not JSON (with line and column), NaN, a missing or misspelt field, or no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path} (resolved to {path.resolve()})")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1"
+        raise ValueError(
+            f"{path}: byte {error.start} is not UTF-8 (perhaps {guess}); convert the file to UTF-8"
+        ) from None
+    records = _records(path, text)
+    if not records:
+        raise ValueError(f"{path} holds no rows")
+    return [_row(path, number, record) for number, record in records]
+
+
+def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
+    """Write rows as JSON lines in TOFU's layout."""
+    lines = []
+    for row in rows:
+        record = {name: getattr(row, name) for name in FIELDS if getattr(row, name)}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def _records(path: Path, text: str) -> list[tuple[int, Any]]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{path} holds {constant}, which is not JSON; write null or drop the row")
+
+    stripped = text.strip()
+    pieces = [(1, stripped)] if stripped.startswith("[") else list(enumerate(text.split("\n"), 1))
+    found: list[tuple[int, Any]] = []
+    for number, piece in pieces:
+        if not piece.strip():
+            continue
+        try:
+            value = json.loads(piece, parse_constant=refuse)
+        except json.JSONDecodeError as error:
+            line = number + error.lineno - 1
+            where = f"{path}:{line}:{error.colno}"
+            excerpt = piece[max(0, error.pos - 30) : error.pos + 30]
+            raise ValueError(f"{where}: not JSON ({error.msg}) near {excerpt!r}; mend or remove the line") from None
+        found.extend(enumerate(value, 1) if isinstance(value, list) else [(number, value)])
+    return found
+
+
+def _row(path: Path, number: int, record: Any) -> QA:
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path}: row {number} is a {type(record).__name__}; expected an object with question and answer"
+        )
+    for name in ("question", "answer"):
+        if name not in record:
+            near = get_close_matches(name, list(record), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path}: row {number} has no field {name!r}; found {', '.join(record)}{hint}")
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path}: row {number}, field {name!r} is {value}; only finite numbers are accepted")
+    given = {name: record[name] for name in FIELDS if record.get(name)}
+    if "perturbed_answer" in given:
+        wrong = given["perturbed_answer"]
+        given["perturbed_answer"] = (wrong,) if isinstance(wrong, str) else tuple(wrong)
+    if "group" in given:
+        given["group"] = str(given["group"])
+    return QA(**{"question": "", "answer": "", **given})

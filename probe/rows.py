@@ -1,0 +1,101 @@
+"""What a run leaves behind: one JSON object a line, written so that a kill loses nothing."""
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number that a diagnostic gave under an intervention.
+
+    Args:
+        intervention: what was done to the model ("original", "RMU", ...).
+        diagnostic: who measured ("g_effect", "separability", ...).
+        quantity: what the number is ("auc", "probability", ...).
+        value: the number; None where it was not finite (``status`` then says so).
+        on: the data it was measured on ("forget", "retain", "world", ...).
+        layer: decoder block, where there is one.
+        item: index of the example, component or feature count, where there is one.
+        dose: strength of the intervention, where it was varied.
+        low, high: ends of the interval, if any.
+        n: how many examples or folds the number is a mean over.
+    """
+
+    intervention: str
+    diagnostic: str
+    quantity: str
+    value: float | None
+    on: str = ""
+    layer: int | None = None
+    item: int | None = None
+    dose: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    status: str = "ok"
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                # NaN is not JSON, and a NaN that looks like a result is worse than none.
+                object.__setattr__(self, name, None)
+                object.__setattr__(self, "status", "nonfinite")
+
+
+def append(path: str | Path, rows: Iterable[Row]) -> None:
+    """Append rows with one write and an fsync, so that a kill leaves whole lines or one torn tail.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    text = "".join(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    repair(path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, text.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: str | Path) -> list[Row]:
+    """Read rows; a torn last line (from a kill) is left out.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line before the last is not a row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no rows at {path} (resolved to {path.resolve()}); run `probe report` first")
+    # Split at newline bytes only: str.splitlines would also split at U+2028 inside a text.
+    lines = path.read_bytes().split(b"\n")
+    known = {field.name for field in fields(Row)}
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise ValueError(f"{path}:{number}: not a row: {line[:60]!r}") from None
+        odd = set(record) - known
+        if odd:
+            raise ValueError(f"{path}:{number}: unknown fields {sorted(odd)}; written by another version")
+        rows.append(Row(**record))
+    return rows
+
+
+def repair(path: str | Path) -> None:
+    """Cut a torn last line off, so that the next append does not glue two records together."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with path.open("rb+") as handle:
+        data = handle.read()
+        if data and not data.endswith(b"\n"):
+            handle.truncate(data.rfind(b"\n") + 1)

@@ -1,0 +1,116 @@
+"""Mix the weights of two models, in place and for a while: the only file that swaps weights.
+
+Layer replacement, CRU and UWC model mixing are this one operation.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from probe.axes import PerLayerL
+from probe.sites import layer_of, n_layers
+
+# Config fields that change what weights mean without changing their shape.
+_SHAPE_NEUTRAL = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "hidden_act",
+    "activation_function",
+    "rope_theta",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "model_type",
+)
+
+
+@contextmanager
+def blended(
+    model: nn.Module, other: nn.Module, alpha_L: PerLayerL | Sequence[float], alpha_rest: float = 0.0
+) -> Iterator[None]:
+    """Run ``model`` with weights ``(1 - a) theta_model + a theta_other``, one ``a`` per decoder block.
+
+    UWC model mixing (Wang et al., arXiv 2406.09179) is a constant ``alpha_L`` with the same ``alpha_rest``;
+    replacing layers (CRU) is an ``alpha_L`` of zeros and ones.
+
+    Args:
+        model: changed in place, restored bit for bit (the very same tensors) on leaving.
+        other: never changed; only blocks with ``a != 0`` are copied.
+        alpha_L: weight of ``other`` per block, one number in [0, 1] a layer.
+        alpha_rest: the same for embeddings, final norm and head.
+
+    Raises:
+        ValueError: architectures differ, ``alpha_L`` has another length than the model, or a number outside [0, 1].
+    """
+    check_same_architecture(model, other)
+    alphas = [float(a) for a in alpha_L]
+    if len(alphas) != n_layers(model):
+        raise ValueError(f"alpha_L has {len(alphas)} entries; the model has {n_layers(model)} layers")
+    for a in (*alphas, alpha_rest):
+        if not 0.0 <= a <= 1.0:
+            raise ValueError(f"a mixing weight must lie in [0, 1], got {a}")
+    theirs = dict(other.named_parameters())
+    saved: list[tuple[nn.Parameter, Tensor]] = []
+    try:
+        for name, parameter in model.named_parameters():
+            layer = layer_of(model, name)
+            a = alpha_rest if layer is None else alphas[layer]
+            if a != 0.0:
+                mixed = _mix(parameter.data, theirs[name].data, a)
+                saved.append((parameter, parameter.data))
+                parameter.data = mixed
+        yield
+    finally:
+        for parameter, original in saved:
+            parameter.data = original
+
+
+def one_layer(layer: int, depth: int) -> PerLayerL:
+    """``alpha_L`` that takes one block from the other model."""
+    return layers((layer,), depth)
+
+
+def layers(chosen: Sequence[int], depth: int) -> PerLayerL:
+    """``alpha_L`` that takes the ``chosen`` blocks from the other model.
+
+    Raises:
+        ValueError: a layer outside 0..depth-1.
+    """
+    alpha_L = torch.zeros(depth)
+    for layer in chosen:
+        if not 0 <= layer < depth:
+            raise ValueError(f"layer {layer} does not exist; the model has layers 0..{depth - 1}")
+        alpha_L[layer] = 1.0
+    return alpha_L
+
+
+def check_same_architecture(model: nn.Module, other: nn.Module) -> None:
+    """Refuse two models whose weights do not mean the same, even where every shape agrees.
+
+    Raises:
+        ValueError: a list of the differing config fields, or of the first parameters that differ in name or shape.
+    """
+    ours, theirs = model.config.get_text_config(), other.config.get_text_config()  # type: ignore[union-attr,operator]
+    differing = [
+        f"{field}: {getattr(ours, field, None)} and {getattr(theirs, field, None)}"
+        for field in (*_SHAPE_NEUTRAL, "vocab_size", "num_hidden_layers", "hidden_size")
+        if getattr(ours, field, None) != getattr(theirs, field, None)
+    ]
+    if differing:
+        raise ValueError(f"the models are of different architecture ({'; '.join(differing)}); their layers do not fit")
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    other_shapes = {name: tuple(p.shape) for name, p in other.named_parameters()}
+    if shapes != other_shapes:
+        odd = sorted(set(shapes.items()) ^ set(other_shapes.items()))[:4]
+        raise ValueError(f"the models' parameters differ in name or shape, for example {odd}")
+
+
+def _mix(ours: Tensor, theirs: Tensor, a: float) -> Tensor:
+    theirs = theirs.to(device=ours.device, dtype=ours.dtype)
+    # At a = 1 the product form would turn an infinity on the unused side into NaN.
+    return theirs.clone() if a == 1.0 else (1.0 - a) * ours + a * theirs
