@@ -1,1 +1,1 @@
-"""methods"""
+"""Published methods: one a file, each a function that composes objectives, interventions, weights and the one loop."""

@@ -1,1 +1,34 @@
-"""metrics"""
+"""Numbers per example and their aggregates: pure functions over arrays, and the passes that fill the arrays."""
+
+from probe.metrics.memorisation import exact_memorisation, extraction_strength
+from probe.metrics.privacy import auc, privleak
+from probe.metrics.text import compression_ratio, repetition, rouge_l_recall, token_entropy
+from probe.metrics.tofu import (
+    forget_quality,
+    model_utility,
+    normalised_probability,
+    probability,
+    truth_ratio,
+    truth_ratio_arithmetic,
+    truth_ratio_forget,
+    truth_ratio_retain,
+)
+
+__all__ = [
+    "auc",
+    "compression_ratio",
+    "exact_memorisation",
+    "extraction_strength",
+    "forget_quality",
+    "model_utility",
+    "normalised_probability",
+    "privleak",
+    "probability",
+    "repetition",
+    "rouge_l_recall",
+    "token_entropy",
+    "truth_ratio",
+    "truth_ratio_arithmetic",
+    "truth_ratio_forget",
+    "truth_ratio_retain",
+]

@@ -1,1 +1,1 @@
-"""report"""
+"""One intervention after another, each with its diagnostics: rows, figures, tables and one page."""

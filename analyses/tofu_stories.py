@@ -1,0 +1,202 @@
+"""Unlearn TOFU's forget01 from a real pretrained model of 260,032 parameters, and report what it did.
+
+    python -m analyses.tofu_stories [--shared DIR] [--out DIR]
+
+stories260K is fine-tuned on the last 200 rows of TOFU (10 authors); its twin never sees forget01 (2 of them). RMU and
+NPO unlearn forget01. Fine-tuned models are kept under the hash of everything that made them and are not made twice.
+"""
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import nn
+
+from probe.checkpoints import file_hash, load_model, load_tokenizer, save_model
+from probe.data import QA, Split, encode, make_split
+from probe.datasets import read_rows
+from probe.methods.baselines import npo
+from probe.methods.rmu import adaptive_coefficient, rmu
+from probe.metrics.generation import generate
+from probe.objectives.token import nll
+from probe.report.manifest import rows_hash
+from probe.report.run import run_report
+from probe.report.settings import TESTBED, Measuring, Settings
+from probe.report.study import Study
+from probe.train import Term, minimise, one_cycle
+
+ROWS, PER_AUTHOR, MAX_LENGTH = 200, 20, 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuning:
+    """How the model learns TOFU. 60 epochs reach a ROUGE-L recall of 1.0 on forget01."""
+
+    epochs: int = 60
+    batch_size: int = 16
+    lr: float = 4e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearning:
+    """How forget01 is unlearned; found on this model, no advice for others."""
+
+    steps: int = 60
+    batch_size: int = 8
+    seed: int = 0
+    npo_lr: float = 1e-3
+    npo_beta: float = 0.1
+    retain_weight: float = 1.0
+    rmu_layer: int = 2
+    rmu_scale: float = 2.0
+    """Length of the target in units of the mean forget activation (adaptive RMU)."""
+    rmu_alpha: float = 1.0
+    rmu_lr: float = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Where things are and how models are made."""
+
+    shared: Path = Path(os.environ.get("PROBE_SHARED", "../shared"))
+    """Folder with models/stories260K and data/tofu."""
+    out: Path = Path("results/tofu_stories")
+    """Folder of the run."""
+    cache: Path = Path("results/cache")
+    """Folder of fine-tuned models."""
+    finetuning: Finetuning = Finetuning()
+    unlearning: Unlearning = Unlearning()
+
+
+def tofu_rows(folder: Path) -> tuple[tuple[QA, ...], tuple[QA, ...]]:
+    """(forget01, the other 160 of the last 200 rows), each with its author as group.
+
+    forget01 comes with paraphrases and wrong answers; the file of wrong answers for retain rows holds other rows.
+    """
+    forget = read_rows(folder / "forget01_perturbed.json")
+    last = read_rows(folder / "full.json")[-ROWS:]
+    grouped = [replace(row, group=f"author {i // PER_AUTHOR}") for i, row in enumerate(last)]
+    n_retain = ROWS - len(forget)
+    if [row.question for row in last[n_retain:]] != [row.question for row in forget]:
+        raise ValueError("forget01_perturbed.json does not hold the last 40 questions of full.json; is this TOFU?")
+    groups = [row.group for row in grouped[n_retain:]]
+    return tuple(replace(r, group=g) for r, g in zip(forget, groups, strict=True)), tuple(grouped[:n_retain])
+
+
+def cached(cache: Path, recipe: dict[str, Any], make: Callable[[], nn.Module], tokenizer: Any) -> Any:
+    """The model that ``recipe`` describes, made only if no folder of that hash exists."""
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache / key
+    if not (folder / "recipe.json").is_file():
+        # Written last: a folder without it was left by a kill and is made again.
+        save_model(make(), folder, tokenizer=tokenizer)
+        (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
+    return load_model(folder)
+
+
+def finetuned(arguments: Arguments, rows: tuple[QA, ...], tokenizer: Any, name: str) -> Any:
+    """stories260K after it learned ``rows``."""
+    base = arguments.shared / "models" / "stories260K"
+    settings = arguments.finetuning
+    recipe = {
+        "base": file_hash(base / "model.safetensors"),
+        "rows": rows_hash(rows),
+        "finetuning": asdict(settings),
+        "torch": torch.__version__,
+    }
+
+    def make() -> nn.Module:
+        model = load_model(base)
+        data = encode(tokenizer, rows, max_length=MAX_LENGTH)
+        minimise(
+            model,
+            [Term(1.0, nll, data, "nll")],
+            steps=settings.epochs * len(rows) // settings.batch_size,
+            lr=settings.lr,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            schedule=one_cycle,
+            progress=f"fine-tuning: {name}",
+        )
+        return model
+
+    return cached(arguments.cache, recipe, make, tokenizer)
+
+
+def unlearned(original: nn.Module, split: Split, settings: Unlearning) -> dict[str, nn.Module]:
+    """The model after RMU and after NPO."""
+    common: dict[str, Any] = {"steps": settings.steps, "batch_size": settings.batch_size, "seed": settings.seed}
+    by_npo = copy.deepcopy(original)
+    npo(
+        by_npo,
+        split,
+        original=original,
+        beta=settings.npo_beta,
+        retain_weight=settings.retain_weight,
+        lr=settings.npo_lr,
+        progress="NPO",
+        **common,
+    )
+    by_rmu = copy.deepcopy(original)
+    rmu(
+        by_rmu,
+        split,
+        original=original,
+        layer=settings.rmu_layer,
+        coefficient=adaptive_coefficient(
+            original, split.forget.select(range(8)), settings.rmu_layer, scale=settings.rmu_scale
+        ),
+        alpha=settings.rmu_alpha,
+        lr=settings.rmu_lr,
+        progress="RMU",
+        **common,
+    )
+    return {"NPO": by_npo, "RMU": by_rmu}
+
+
+def study(arguments: Arguments) -> Study:
+    """Load, check, fine-tune, unlearn.
+
+    Raises:
+        ValueError: the pretrained model does not reproduce its reference text, so it was loaded wrongly.
+    """
+    base = arguments.shared / "models" / "stories260K"
+    tokenizer = load_tokenizer(base)
+    told = generate(load_model(base), tokenizer, [""], max_new_tokens=200)[0]
+    if told.strip() != (base / "expected_greedy.txt").read_text(encoding="utf-8").strip():
+        raise ValueError("stories260K does not reproduce expected_greedy.txt; the model was not loaded rightly")
+    forget, retain = tofu_rows(arguments.shared / "data" / "tofu")
+    split = make_split(tokenizer, forget, retain, max_length=MAX_LENGTH)
+    original = finetuned(arguments, (*retain, *forget), tokenizer, "original")
+    retrained = finetuned(arguments, retain, tokenizer, "retrained")
+    return Study(original, tokenizer, split, retrained, unlearned(original, split, arguments.unlearning))
+
+
+def settings() -> Settings:
+    """What the report measures here: five layers, answers of up to two hundred tokens."""
+    return replace(
+        TESTBED,
+        training=replace(TESTBED.training, rmu_layer=2),
+        editing=replace(TESTBED.editing, layer=2),
+        measuring=Measuring(rows=80, generated=20, new_tokens=120, batch_size=16),
+    )
+
+
+def main() -> None:
+    """Run all of it."""
+    arguments = tyro.cli(Arguments, description=__doc__)
+    if not (arguments.shared / "models" / "stories260K").is_dir():
+        raise SystemExit(f"no models/stories260K in {arguments.shared}; pass --shared DIR")
+    print(run_report(lambda: study(arguments), settings(), arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Question-answer rows on disk: JSON lines or a JSON array, in TOFU's layout."""
+
+import json
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from probe.data import QA
+
+FIELDS = ("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "group")
+
+
+def read_rows(path: str | Path) -> list[QA]:
+    """Read question-answer rows from JSON lines or a JSON array (UTF-8, a byte-order mark is accepted).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not UTF-8, not JSON (with line and column), NaN, a missing or misspelt field, or no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path} (resolved to {path.resolve()})")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "Latin-1"
+        raise ValueError(
+            f"{path}: byte {error.start} is not UTF-8 (perhaps {guess}); convert the file to UTF-8"
+        ) from None
+    records = _records(path, text)
+    if not records:
+        raise ValueError(f"{path} holds no rows")
+    return [_row(path, number, record) for number, record in records]
+
+
+def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
+    """Write rows as JSON lines in TOFU's layout."""
+    lines = []
+    for row in rows:
+        record = {name: getattr(row, name) for name in FIELDS if getattr(row, name)}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def _records(path: Path, text: str) -> list[tuple[int, Any]]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{path} holds {constant}, which is not JSON; write null or drop the row")
+
+    stripped = text.strip()
+    pieces = [(1, stripped)] if stripped.startswith("[") else list(enumerate(text.split("\n"), 1))
+    found: list[tuple[int, Any]] = []
+    for number, piece in pieces:
+        if not piece.strip():
+            continue
+        try:
+            value = json.loads(piece, parse_constant=refuse)
+        except json.JSONDecodeError as error:
+            line = number + error.lineno - 1
+            where = f"{path}:{line}:{error.colno}"
+            excerpt = piece[max(0, error.pos - 30) : error.pos + 30]
+            raise ValueError(f"{where}: not JSON ({error.msg}) near {excerpt!r}; mend or remove the line") from None
+        found.extend(enumerate(value, 1) if isinstance(value, list) else [(number, value)])
+    return found
+
+
+def _row(path: Path, number: int, record: Any) -> QA:
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path}: row {number} is a {type(record).__name__}; expected an object with question and answer"
+        )
+    for name in ("question", "answer"):
+        if name not in record:
+            near = get_close_matches(name, list(record), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{path}: row {number} has no field {name!r}; found {', '.join(record)}{hint}")
+    for name, value in record.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{path}: row {number}, field {name!r} is {value}; only finite numbers are accepted")
+    given = {name: record[name] for name in FIELDS if record.get(name)}
+    if "perturbed_answer" in given:
+        wrong = given["perturbed_answer"]
+        given["perturbed_answer"] = (wrong,) if isinstance(wrong, str) else tuple(wrong)
+    if "group" in given:
+        given["group"] = str(given["group"])
+    return QA(**{"question": "", "answer": "", **given})

@@ -1,0 +1,80 @@
+"""Which single block of the unlearned model does the unlearning, and which one the damage?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from probe.axes import PerLayerL
+from probe.checkpoints import check_different
+from probe.modes import evaluating
+from probe.sites import n_layers
+from probe.weights import blended, one_layer
+
+Score = Callable[[nn.Module], float | dict[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMap:
+    """What one block alone brings about.
+
+    Args:
+        layers: block indices, in the order of the arrays.
+        score_L: the score with that one block of the unlearned model in the original; a dictionary of arrays if
+            the score is a dictionary.
+        original, unlearned: the score of either model as it is.
+    """
+
+    layers: tuple[int, ...]
+    score_L: PerLayerL | dict[str, PerLayerL]
+    original: float | dict[str, float]
+    unlearned: float | dict[str, float]
+
+
+def layer_map(
+    original: nn.Module,
+    unlearned: nn.Module,
+    score: Score,
+    *,
+    layers: Sequence[int] | None = None,
+    progress: bool = False,
+) -> LayerMap:
+    """score(theta_o with block l of theta_u) for each l: the sweep behind CRU's layer choice.
+
+    Costs one call of ``score`` per layer and two more, plus a copy of one block each; no model is copied.
+
+    Args:
+        original: changed in place during the sweep, bit-identical afterwards.
+        unlearned: never changed.
+        score: any function of a model, for example forget quality and utility on a validation subset; higher need
+            not be better.
+        layers: blocks to try; None tries all.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: the models are identical or of different architecture, a layer lies outside the model, or the
+            score's names change from call to call.
+    """
+    depth = n_layers(original)
+    chosen = tuple(range(depth)) if layers is None else tuple(layers)
+    alphas = [one_layer(layer, depth) for layer in chosen]  # refuses a wrong layer before anything is measured
+    check_different(original, unlearned, ("original", "unlearned"))
+    with evaluating(original), evaluating(unlearned):
+        ends = score(original), score(unlearned)
+        found = []
+        for alpha_L in tqdm(alphas, desc="layers", disable=not progress, leave=False):
+            with blended(original, unlearned, alpha_L):
+                found.append(score(original))
+    return LayerMap(chosen, _stacked([*found, *ends], len(found)), *ends)
+
+
+def _stacked(values: list[float | dict[str, float]], n: int) -> PerLayerL | dict[str, PerLayerL]:
+    """The first ``n`` values as arrays; all must have the same names."""
+    names = {tuple(sorted(value)) if isinstance(value, dict) else None for value in values}
+    if len(names) != 1:
+        raise ValueError(f"the score must return the same names for every model, got {sorted(map(str, names))}")
+    numbers = [value if isinstance(value, dict) else {"": value} for value in values[:n]]
+    arrays = {name: torch.tensor([float(v[name]) for v in numbers], dtype=torch.float64) for name in numbers[0]}
+    return arrays if isinstance(values[0], dict) else arrays[""]

@@ -1,0 +1,208 @@
+"""Does the model still predict, or are its logits flat, stuck on one token, or its text a loop?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probe.data import Batch
+from probe.metrics.generation import generate
+from probe.metrics.text import repetition
+from probe.modes import evaluating
+
+ValuesN = Float[Tensor, " N"]
+IdsN = Int[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Above which a model counts as collapsed. Conventions of this package, not of a paper.
+
+    Args:
+        entropy_share: mean entropy as a share of ln V. 0.8 of ln 32000 is a perplexity of 4000 on text that the
+            model was asked to continue; working models stay below a third.
+        top1_share: share of positions at which one and the same token comes first.
+        top1_precision: below it, that token counts as stuck. A model of short answers may rightly predict the end
+            of text half of the time, and then is right to.
+        repetition: share of repeated bigrams in generated text; fluent text of this length stays below a third,
+            a loop of up to a dozen tokens lies above.
+        min_positions: the share of one token says nothing about fewer positions.
+    """
+
+    entropy_share: float = 0.8
+    top1_share: float = 0.5
+    top1_precision: float = 0.5
+    repetition: float = 0.6
+    min_positions: int = 20
+
+
+@dataclass(frozen=True, eq=False)
+class LogitCollapse:
+    """The shape of the next-token distribution where a target is predicted.
+
+    Args:
+        verdict: "collapsed" if a threshold is crossed.
+        reasons: a sentence per threshold crossed.
+        entropy_share: mean entropy over ln V, in [0, 1].
+        top1_share: share of positions whose first token is ``top1_token``, the most common one.
+        top1_precision: share of those positions at which it is the target.
+        mean_max_logit, mean_top_probability: means over positions.
+        spread: mean of max logit minus mean logit.
+        repetition: mean over texts of 1 - distinct bigrams / bigrams of tokens; None where nothing was generated.
+        entropy_N: nats, per position.
+        max_logit_N, top_probability_N: per position.
+        texts: what was generated.
+    """
+
+    verdict: Literal["intact", "collapsed"]
+    reasons: tuple[str, ...]
+    entropy_share: float
+    top1_share: float
+    top1_token: int
+    top1_precision: float
+    mean_max_logit: float
+    mean_top_probability: float
+    spread: float
+    repetition: float | None
+    entropy_N: ValuesN = field(repr=False)
+    max_logit_N: ValuesN = field(repr=False)
+    top_probability_N: ValuesN = field(repr=False)
+    texts: tuple[str, ...] = field(default=(), repr=False)
+
+
+def logit_collapse(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    tokenizer: Any = None,
+    prompts: Sequence[str] | None = None,
+    max_new_tokens: int = 32,
+    thresholds: Thresholds = Thresholds(),
+    batch_size: int = 32,
+) -> LogitCollapse:
+    """Entropy, dominant token, logit size and repetition, with a verdict.
+
+    Args:
+        model: measured in eval mode and left as it was.
+        batch: statistics are over the positions that predict its targets.
+        tokenizer, prompts: if given, text is generated greedily from the prompts and searched for loops.
+        max_new_tokens: length of that text.
+        thresholds: what counts as collapsed.
+        batch_size: rows per forward pass.
+
+    Raises:
+        ValueError: only one of tokenizer and prompts, or no prompts.
+    """
+    if (tokenizer is None) != (prompts is None):
+        raise ValueError("pass tokenizer and prompts together, or neither; repetition is measured on generated text")
+    seen = _positions(model, batch, batch_size)
+    repeated: float | None = None
+    texts: tuple[str, ...] = ()
+    if prompts is not None:
+        repeated, texts = _generated(model, tokenizer, prompts, max_new_tokens, batch_size)
+    counts_V = torch.bincount(seen.top_N)
+    token = int(counts_V.argmax())
+    is_top_N = seen.top_N == token
+    top1_share = is_top_N.double().mean().item()
+    precision = (seen.target_N[is_top_N] == token).double().mean().item()
+    entropy_share = seen.entropy_N.mean().item() / math.log(seen.vocabulary)
+    reasons = _reasons(thresholds, seen, entropy_share, top1_share, precision, token, repeated)
+    return LogitCollapse(
+        "collapsed" if reasons else "intact",
+        reasons,
+        entropy_share=entropy_share,
+        top1_share=top1_share,
+        top1_token=token,
+        top1_precision=precision,
+        mean_max_logit=seen.max_logit_N.mean().item(),
+        mean_top_probability=seen.top_probability_N.mean().item(),
+        spread=(seen.max_logit_N - seen.mean_logit_N).mean().item(),
+        repetition=repeated,
+        entropy_N=seen.entropy_N,
+        max_logit_N=seen.max_logit_N,
+        top_probability_N=seen.top_probability_N,
+        texts=texts,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Positions:
+    vocabulary: int
+    entropy_N: ValuesN
+    max_logit_N: ValuesN
+    mean_logit_N: ValuesN
+    top_probability_N: ValuesN
+    top_N: IdsN
+    target_N: IdsN
+
+    @property
+    def broken(self) -> int:
+        """Positions with NaN or infinite logits."""
+        return int((~torch.isfinite(self.max_logit_N)).sum())
+
+
+def _positions(model: nn.Module, batch: Batch, size: int) -> _Positions:
+    pieces = []
+    vocabulary = 0
+    device = next(model.parameters()).device
+    # Rows without a target would only be refused by the chunks made of them.
+    batch = batch.select(batch.target_BT[:, 1:].any(1).nonzero()[:, 0]).to(device)
+    with evaluating(model), torch.no_grad():
+        for piece in batch.chunks(size):
+            predicted_BT = piece.target_BT[:, 1:]
+            logits_NV = model(**piece.inputs, use_cache=False).logits[:, :-1][predicted_BT]
+            logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+            vocabulary = logits_NV.shape[-1]
+            probability_NV = logits_NV.softmax(-1)
+            max_logit_N, top_N = logits_NV.max(-1)
+            columns = (
+                torch.special.entr(probability_NV).sum(-1),
+                max_logit_N,
+                logits_NV.mean(-1),
+                probability_NV.amax(-1),
+                top_N,
+                piece.tokens_BT[:, 1:][predicted_BT],
+            )
+            pieces.append([column.cpu() for column in columns])
+    return _Positions(vocabulary, *(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+def _generated(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, batch_size: int
+) -> tuple[float, tuple[str, ...]]:
+    if not prompts:
+        raise ValueError("no prompts to generate from (0 given); pass some or leave tokenizer and prompts out")
+    texts = generate(model, tokenizer, list(prompts), max_new_tokens=max_new_tokens, batch_size=batch_size)
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return sum(repetition(one, 2) for one in ids) / len(ids), tuple(texts)
+
+
+def _reasons(
+    limit: Thresholds,
+    seen: _Positions,
+    entropy_share: float,
+    top1_share: float,
+    precision: float,
+    token: int,
+    repeated: float | None,
+) -> tuple[str, ...]:
+    n = len(seen.top_N)
+    found = []
+    if seen.broken:
+        found.append(f"{seen.broken} of {n} positions have NaN or infinite logits")
+    if entropy_share > limit.entropy_share:
+        found.append(
+            f"the distribution is flat: mean entropy is {entropy_share:.2f} of ln V (threshold {limit.entropy_share})"
+        )
+    if n >= limit.min_positions and top1_share > limit.top1_share and precision < limit.top1_precision:
+        found.append(
+            f"one token everywhere: token {token} comes first at {top1_share:.0%} of {n} positions "
+            f"(threshold {limit.top1_share:.0%}) and is right at {precision:.0%} of those"
+        )
+    if repeated is not None and repeated > limit.repetition:
+        found.append(f"generated text repeats itself: {repeated:.0%} of bigrams (threshold {limit.repetition:.0%})")
+    return tuple(found)

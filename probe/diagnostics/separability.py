@@ -1,0 +1,177 @@
+"""Can a linear probe still tell forget from retain questions by their hidden states?"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import nn
+
+from probe.axes import PerLayerL
+from probe.data import QA, Batch, Split
+from probe.diagnostics.states import Position, last_prompt_token, pooled_states
+from probe.sites import n_layers
+
+FOLDS = 5
+
+IdsN = Int[np.ndarray, " N"]
+
+
+@dataclass(frozen=True, eq=False)
+class Separability:
+    """AUROC of a linear probe, forget against retain, per layer.
+
+    Args:
+        layers: block indices, in the order of the arrays.
+        auc_L: mean over folds; 0.5 is chance.
+        low_L, high_L: 95 % t-interval over folds. Folds share training rows, so it is approximate.
+        control_L: the same protocol with labels permuted across groups. It should lie near 0.5; how far it strays
+            shows what chance alone can do with so many rows.
+        n: rows used.
+        n_groups: groups used.
+        folds: folds made.
+    """
+
+    layers: tuple[int, ...]
+    auc_L: PerLayerL
+    low_L: PerLayerL
+    high_L: PerLayerL
+    control_L: PerLayerL
+    n: int
+    n_groups: int
+    folds: int
+
+
+def separability(
+    model: nn.Module,
+    split: Split,
+    *,
+    layers: Sequence[int] | None = None,
+    position: Position = last_prompt_token,
+    max_groups: int | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> Separability:
+    """Cross-validated AUROC of a logistic regression (L2, C = 1, standardised inputs) on hidden states.
+
+    Rows of one group (one author, say) never lie in both the training and the test part of a fold: scikit-learn's
+    ``StratifiedGroupKFold`` with five folds, fewer if a class has fewer groups.
+
+    Args:
+        model: measured in eval mode and left as it was.
+        split: forget rows are the positive class. Groups of the two sides are distinct unless the rows name the same.
+        layers: blocks to ask; None asks all.
+        position: makes one vector of a row: ``last_prompt_token``, ``mean_answer`` or any ``(hidden, batch)``.
+        max_groups: groups kept per side, drawn by ``seed``; None keeps as many as the smaller side has.
+        seed: draws groups, folds and the control's labels.
+        batch_size: rows per forward pass.
+
+    Returns:
+        AUROC, interval and control per layer.
+
+    Raises:
+        ValueError: a class with fewer than two groups (with the counts), a layer outside the model, or hidden
+            states that are not finite.
+    """
+    chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
+    generator = np.random.default_rng(seed)
+    forget_N, retain_N = _groups(split)
+    _check_groups(forget_N, retain_N)
+    most = min(len(np.unique(forget_N)), len(np.unique(retain_N)))
+    most = most if max_groups is None else min(most, max_groups)
+    rows = [_drawn(group_N, most, generator) for group_N in (forget_N, retain_N)]
+    group_N = np.concatenate([forget_N[rows[0]], retain_N[rows[1]]])
+    label_N = np.repeat([1, 0], [len(rows[0]), len(rows[1])])
+    sides = [
+        pooled_states(model, batch.select(torch.from_numpy(index)), chosen, position, batch_size)
+        for batch, index in zip((split.forget, split.retain), rows, strict=True)
+    ]
+    control_N = _permuted(label_N, group_N, generator)
+    auc_LK, control_L = [], []
+    for layer in chosen:
+        hidden_ND = torch.cat([side[layer] for side in sides]).numpy()
+        auc_LK.append(_aucs(hidden_ND, label_N, group_N, seed))
+        control_L.append(_aucs(hidden_ND, control_N, group_N, seed).mean())
+    mean_L, half_L = _interval(np.stack(auc_LK))
+    return Separability(
+        chosen,
+        torch.from_numpy(mean_L),
+        torch.from_numpy((mean_L - half_L).clip(0, 1)),
+        torch.from_numpy((mean_L + half_L).clip(0, 1)),
+        torch.tensor(control_L, dtype=torch.float64),
+        n=len(label_N),
+        n_groups=len(np.unique(group_N)),
+        folds=auc_LK[0].shape[0],
+    )
+
+
+def _groups(split: Split) -> tuple[IdsN, IdsN]:
+    """Group ids of both sides; ids of the two batches mean different things, names of the rows do not."""
+    forget_N, retain_N = split.forget.group_B.cpu().numpy(), split.retain.group_B.cpu().numpy()
+    retain_N = retain_N + forget_N.max() - retain_N.min() + 1
+    named = {id_: row.group for id_, row in zip(forget_N.tolist(), _rows(split.forget, split.forget_rows), strict=True)}
+    same = {name: id_ for id_, name in named.items() if name}
+    rows = _rows(split.retain, split.retain_rows)
+    return forget_N, np.array([same.get(row.group, id_) for row, id_ in zip(rows, retain_N.tolist(), strict=True)])
+
+
+def _rows(batch: Batch, rows: tuple[QA, ...]) -> Sequence[QA]:
+    return rows if len(rows) == len(batch) else [QA("", "")] * len(batch)
+
+
+def _check_groups(forget_N: IdsN, retain_N: IdsN) -> None:
+    counts = [len(np.unique(group_N)) for group_N in (forget_N, retain_N)]
+    if min(counts) < 2:
+        raise ValueError(
+            f"a probe needs at least two groups per class; the forget side has {counts[0]} ({len(forget_N)} rows), "
+            f"the retain side {counts[1]} ({len(retain_N)} rows)"
+        )
+    if counts[0] == len(forget_N) and counts[1] == len(retain_N):
+        warnings.warn(
+            "every row is a group of its own (no group field?): near duplicates may lie on both sides of a fold and "
+            "raise the AUROC",
+            stacklevel=3,
+        )
+
+
+def _drawn(group_N: IdsN, most: int, generator: np.random.Generator) -> IdsN:
+    if most < 2:
+        raise ValueError(f"max_groups must be at least 2, got {most}")
+    chosen = generator.permutation(np.unique(group_N))[:most]
+    return np.flatnonzero(np.isin(group_N, chosen))
+
+
+def _permuted(label_N: IdsN, group_N: IdsN, generator: np.random.Generator) -> IdsN:
+    """Labels shuffled between groups: rows of a group keep a common label, as the true ones have."""
+    units, unit_N = np.unique(np.stack([group_N, label_N]), axis=1, return_inverse=True)
+    return generator.permutation(units[1])[unit_N.reshape(-1)]
+
+
+def _aucs(hidden_ND: Float[np.ndarray, "N D"], label_N: IdsN, group_N: IdsN, seed: int) -> Float[np.ndarray, " K"]:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    folds = min(FOLDS, *(len(np.unique(group_N[label_N == k])) for k in (0, 1)))
+    if folds < 2:
+        raise ValueError(f"a class has {folds} group after permuting labels; the probe needs more groups")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    auc_K = cross_val_score(probe, hidden_ND, label_N, groups=group_N, cv=cut, scoring="roc_auc", error_score="raise")
+    if not np.isfinite(auc_K).all():
+        raise ValueError(
+            f"a fold holds one class only ({np.bincount(label_N).tolist()} rows of retain and forget in {folds} "
+            "folds); group sizes are too uneven, use more groups or split the largest"
+        )
+    return auc_K
+
+
+def _interval(auc_LK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    from scipy.stats import t
+
+    folds = auc_LK.shape[1]
+    return auc_LK.mean(1), t.ppf(0.975, folds - 1) * auc_LK.std(1, ddof=1) / folds**0.5

@@ -1,0 +1,115 @@
+"""Dose and response of activation edits."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from probe.figures.labels import small
+from probe.figures.style import GREY, INK, look, note_dropped, number, ordered, picked, plain
+from probe.rows import Row
+
+CONTROL = " (random features)"
+UNIT = "dose (median residual norms)"
+
+
+def dose_response(rows: Sequence[Row], figure: Figure, *, quantity: str = "probability") -> dict[str, Any]:
+    """Score on forget data (above) and on retain data (below) against the dose; a column of panels an edit.
+
+    One line for each number of features, light to dark; dashed grey is the same edit on random features. The dose
+    axis is linear up to the smallest dose and logarithmic beyond, so the unedited model (dose 0) stays on it; the
+    dotted line continues its score.
+
+    Args:
+        rows: "dose" rows; ``dose`` in median residual norms, ``item`` the number of features.
+        figure: an empty figure.
+        quantity: what was scored.
+
+    Returns:
+        edit -> on -> list of ``{"edit", "features", "dose": [...], "value": [...]}``, and "not_finite".
+
+    Raises:
+        ValueError: no such rows, or a row without a dose.
+    """
+    found = picked(rows, "dose", [quantity])
+    without = [row for row in found if row.dose is None]
+    if without:
+        raise ValueError(f"{len(without)} 'dose' rows hold no dose, first {without[0]}; write the dose, 0 for no edit")
+    edits = [name for name in ordered(row.intervention for row in found) if not name.endswith(CONTROL)]
+    sides = [on for on in ("forget", "retain") if any(row.on == on for row in found)]
+    grid = figure.subplots(len(sides), len(edits), sharex="col", sharey=True, squeeze=False)
+    drawn: dict[str, Any] = {edit: {} for edit in edits}
+    lost = 0
+    for column, edit in enumerate(edits):
+        own = [row for row in found if row.intervention in (edit, edit + CONTROL)]
+        counts = sorted({row.item for row in own if row.item is not None})
+        for line, on in enumerate(sides):
+            ax = grid[line, column]
+            drawn[edit][on], missing = _panel(ax, edit, [row for row in own if row.on == on], counts)
+            note_dropped(ax, missing)
+            lost += missing
+            _zero(ax, drawn[edit][on])
+        _scale(grid[-1, column], [float(row.dose) for row in own if row.dose is not None])
+        grid[0, column].set_title(plain(edit), color=look(edit).colour)
+        if len(counts) > 1:
+            grid[0, column].legend(
+                title="features", title_fontsize=small() - 0.5, fontsize=small() - 0.5, loc="best", labelspacing=0.15
+            )
+    for line, on in enumerate(sides):
+        grid[line, 0].set_ylabel(f"{quantity.replace('_', ' ')}\non {on} data {'↓' if on == 'forget' else '↑'}")
+    figure.supxlabel(UNIT, fontsize=matplotlib.rcParams["axes.labelsize"], color=INK)
+    return drawn | {"not_finite": lost}
+
+
+def _panel(ax: Axes, edit: str, rows: Sequence[Row], counts: Sequence[int]) -> tuple[list[dict[str, Any]], int]:
+    drawn: list[dict[str, Any]] = []
+    lost = 0
+    shades = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 0.95, max(len(counts), 1)))
+    for name in sorted({row.intervention for row in rows}, key=lambda name: (name == edit, name)):
+        for count in sorted({row.item for row in rows if row.intervention == name}, key=lambda c: (c is not None, c)):
+            own = [row for row in rows if (row.intervention, row.item) == (name, count)]
+            points = sorted((float(row.dose or 0.0), number(row.value)) for row in own)
+            dose, value = [p[0] for p in points], [p[1] for p in points]
+            lost += sum(not math.isfinite(v) for v in value)
+            style: dict[str, Any] = {
+                "marker": look(edit).marker,
+                "markeredgecolor": "white",
+                "color": look(edit).colour,
+            }
+            if name != edit:
+                style = {"color": GREY, "linestyle": (0, (3, 1.5)), "linewidth": 0.9, "marker": ".", "zorder": 1}
+                style["label"] = "random"
+            elif count is not None and len(counts) > 1:
+                style |= {"color": shades[counts.index(count)], "label": str(count)}
+            if any(line["edit"] == name for line in drawn) and name != edit:
+                style.pop("label")
+            ax.plot(dose, value, **style)
+            drawn.append({"edit": name, "features": count, "dose": dose, "value": value})
+    return drawn, lost
+
+
+def _zero(ax: Axes, drawn: Sequence[dict[str, Any]]) -> None:
+    """Continue the score of the unedited model over the panel."""
+    start = [v for line in drawn for d, v in zip(line["dose"], line["value"], strict=True) if d == 0 and v == v]
+    if start:
+        ax.axhline(start[0], color=look("original").colour, linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
+
+
+def _scale(ax: Axes, doses: Sequence[float]) -> None:
+    sizes = sorted({abs(dose) for dose in doses if dose != 0})
+    if not sizes:
+        return
+    if len(sizes) > 1 and sizes[-1] / sizes[0] > 5:
+        ax.set_xscale("symlog", linthresh=sizes[0], linscale=0.5)
+        ax.xaxis.set_minor_locator(NullLocator())
+    # Ticks are doses that were given, thinned to five.
+    given = sorted(set(doses))
+    nonzero = [dose for dose in given if dose != 0]
+    keep = {nonzero[i] for i in np.linspace(0, len(nonzero) - 1, min(len(nonzero), 4)).round().astype(int)}
+    ax.set_xticks([dose for dose in given if dose == 0 or dose in keep])
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))

@@ -1,0 +1,110 @@
+"""Activations of many rows at once, as the makers of directions and the choosers of features need them."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probe.axes import DirectionD, HiddenBTD, HiddenND, MaskBT
+from probe.data import Batch
+from probe.hooks import captured
+from probe.sites import Site
+
+OtherND = Float[Tensor, "M D"]
+"""Activations of a second set of tokens: as wide as the first, but as many as there are."""
+
+
+def answers(batch: Batch) -> MaskBT:
+    """Target tokens."""
+    return batch.target_BT
+
+
+def content(batch: Batch) -> MaskBT:
+    """Real tokens but the first of each row: that one sees no context, and its norm may be hundreds of times larger."""
+    return batch.attention_BT & (batch.attention_BT.cumsum(1) > 1)
+
+
+def activations(
+    model: nn.Module,
+    batch: Batch,
+    sites: Sequence[Site],
+    *,
+    tokens: Callable[[Batch], MaskBT],
+    chunk: int = 32,
+) -> dict[Site, HiddenND]:
+    """Hidden states at ``sites`` at the chosen tokens of every row, in order; no gradients.
+
+    Args:
+        model: any Hugging Face decoder.
+        batch: the rows.
+        sites: where to read; the forward passes end at the last of them.
+        tokens: which tokens, ``answers`` or ``content``, say.
+        chunk: rows per forward pass.
+
+    Raises:
+        ValueError: no token is chosen.
+    """
+    kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    for piece in batch.chunks(chunk):
+        mask_BT = tokens(piece)
+        with torch.no_grad(), captured(model, sites, stop=True) as states:
+            model(**piece.inputs, use_cache=False)
+        for site in kept:
+            kept[site].append(states[site][mask_BT])
+    found = {site: torch.cat(pieces) for site, pieces in kept.items()}
+    if any(len(hidden_ND) == 0 for hidden_ND in found.values()):
+        raise ValueError(f"no token of the {len(batch)} rows is chosen; check the batch and the choice of tokens")
+    return found
+
+
+def check_direction(direction_D: Tensor, name: str) -> None:
+    """Refuse a vector that would broadcast, spread NaN, or do nothing.
+
+    Raises:
+        ValueError: not one-dimensional, NaN or infinity, or all zero.
+    """
+    if direction_D.ndim != 1 or direction_D.numel() < 2:
+        raise ValueError(f"{name} must be one vector of the model's width, got shape {tuple(direction_D.shape)}")
+    if not direction_D.is_floating_point():
+        raise ValueError(f"{name} must hold floating-point numbers, got {direction_D.dtype}")
+    if not bool(torch.isfinite(direction_D).all()):
+        raise ValueError(f"{name} holds NaN or infinity; check the activations it was made from")
+    if not bool(direction_D.any()):
+        raise ValueError(f"{name} is zero everywhere; it points nowhere")
+
+
+def check_width(hidden_BTD: HiddenBTD, width: int, name: str) -> None:
+    """Refuse a vector made for a model of another width.
+
+    Raises:
+        ValueError: both widths.
+    """
+    if hidden_BTD.shape[-1] != width:
+        raise ValueError(
+            f"{name} has width {width}, the hidden states here have width {hidden_BTD.shape[-1]}; "
+            "it was made for another model or site"
+        )
+
+
+def check_number(number: float, name: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ValueError: not finite.
+    """
+    if not abs(number) < float("inf"):
+        raise ValueError(f"{name} must be a finite number, got {number}")
+
+
+def cast(direction_D: DirectionD, hidden_BTD: HiddenBTD) -> DirectionD:
+    """The vector in the dtype and on the device of the hidden states.
+
+    Raises:
+        ValueError: the vector overflows the narrower dtype.
+    """
+    result_D = direction_D.to(hidden_BTD)
+    # Only half precision (range 65504) can overflow; elsewhere the check would cost a synchronisation for nothing.
+    if hidden_BTD.dtype == torch.float16 and not bool(torch.isfinite(result_D).all()):
+        raise ValueError(f"the vector reaches {direction_D.abs().max().item():.3g}, beyond float16; run in bfloat16")
+    return result_D

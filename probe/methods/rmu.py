@@ -1,0 +1,147 @@
+"""Representation misdirection for unlearning (RMU): steer forget activations to a random place, pin retain ones."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.axes import DirectionD
+from probe.data import Batch, Split
+from probe.methods.baselines import check_apart
+from probe.methods.published import Published
+from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, hidden_at, real_tokens
+from probe.sites import Site, layer_of, n_layers
+from probe.train import History, Term, minimise
+
+PUBLISHED = {
+    "zephyr-7b": Published(
+        "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218); the tokens averaged over are all_positions there",
+        {"layer": 7, "coefficient": 6.5, "alpha": 1200.0, "steps": 150, "lr": 5e-5, "batch_size": 4},
+    ),
+    "open-unlearning-wmdp": Published(
+        "OpenUnlearning, WMDP, Zephyr-7B; the tokens averaged over are answer_tokens there",
+        {"layer": 7, "coefficient": 2.0, "alpha": 1.0, "steps": 80, "lr": 5e-5, "batch_size": 16},
+    ),
+}
+
+# The weight with which a block's MLP writes to the residual stream, by family:
+# llama, mistral, gemma, qwen, phi-3 | phi, opt | gpt-neox, falcon, bloom | gpt-j | gpt-2, gpt-neo.
+_MLP_OUTPUT = r"(?:\.down_proj|\.fc2|\.dense_4h_to_h|\.mlp\.fc_out|\.mlp\.c_proj)\.weight$"
+
+
+@dataclass(frozen=True, eq=False)
+class RMUResult:
+    """Losses, and the vector that forget activations were drawn to."""
+
+    history: History
+    target_D: DirectionD = field(repr=False)
+
+
+def rmu(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module,
+    layer: int,
+    coefficient: float,
+    alpha: float,
+    seed: int,
+    parameters: str | None = None,
+    tokens: TokenChoice = real_tokens,
+    **training: Any,
+) -> RMUResult:
+    """L = mean (h(forget) - u)^2 + alpha * mean (h(retain) - h0(retain))^2, with h the output of block ``layer``.
+
+    Li et al., arXiv 2403.03218, eqs. 1-3. u = coefficient * v / |v| with v uniform in [0, 1)^D, drawn once.
+
+    Args:
+        model: trained in place.
+        split: forget and retain rows.
+        original: the model before unlearning, frozen; gives h0.
+        layer: the block at whose output both terms are read.
+        coefficient: |u|; see ``adaptive_coefficient`` for a value that fits the model.
+        alpha: weight of the retain term.
+        seed: fixes u and the order of rows.
+        parameters: regular expression over the names of what is trained; ``rmu_parameters(model, layer)`` unless
+            given: the MLP output weights of blocks layer-2 to layer.
+        tokens: which positions are averaged over; ``all_positions`` (padding too) is the published code's choice.
+        training: ``steps``, ``lr``, ``batch_size`` and the other keyword arguments of ``probe.train.minimise``.
+
+    Raises:
+        ValueError: a layer outside the model, a coefficient that is not positive, a negative alpha, an original
+            that shares weights with the model, or what ``minimise`` raises.
+    """
+    check_apart(model, original)
+    if not coefficient > 0 or not alpha >= 0:
+        raise ValueError(f"coefficient must be above 0 and alpha at least 0, got {coefficient} and {alpha}")
+    site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
+    target_D = random_target(model, coefficient, seed)
+    terms = [
+        Term(1.0, TowardsTarget(site, target_D, tokens), split.forget, "forget"),
+        Term(alpha, NearFrozen(original, site, tokens), split.retain, "retain"),
+    ]
+    return RMUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), target_D)
+
+
+def random_target(model: nn.Module, coefficient: float, seed: int) -> DirectionD:
+    """u = coefficient * v / |v|, v uniform in [0, 1)^D: a direction in the first quadrant, as RMU draws it."""
+    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    v_D = torch.rand(width, generator=torch.Generator().manual_seed(seed))
+    return coefficient * v_D / v_D.norm()
+
+
+def adaptive_coefficient(
+    model: nn.Module, batch: Batch, layer: int, *, scale: float, tokens: TokenChoice = real_tokens
+) -> float:
+    """scale * mean |h(forget)| at the output of block ``layer`` (adaptive RMU, Huu-Tien et al., arXiv 2408.06223).
+
+    Args:
+        model: the model before unlearning.
+        batch: the first forget batch; the value is measured once and then kept.
+        layer: as for ``rmu``.
+        scale: published runs use 5.
+        tokens: which positions the mean runs over.
+    """
+    with torch.no_grad():
+        hidden_BTD = hidden_at(model, batch, Site(layer))
+    return scale * hidden_BTD[tokens(batch)].float().norm(dim=-1).mean().item()
+
+
+def rmu_parameters(model: nn.Module, layer: int) -> str:
+    """Pattern of what RMU trains: the MLP output weights of blocks layer-2 to layer (from block 0 on).
+
+    By name: the published code takes the seventh parameter of each block, which is another weight in Qwen, phi and
+    GPT-NeoX.
+    """
+    return mlp_output_parameters(model, range(max(0, layer - 2), layer + 1))
+
+
+def mlp_output_parameters(model: nn.Module, layers: Sequence[int]) -> str:
+    """Pattern that matches the MLP output weight of each of ``layers``.
+
+    Raises:
+        ValueError: a layer outside the model, or a family whose MLP output weight has an unknown name.
+    """
+    return _pattern(model, layers, _MLP_OUTPUT)
+
+
+def block_parameters(model: nn.Module, layers: Sequence[int]) -> str:
+    """Pattern that matches every parameter of the blocks ``layers``."""
+    return _pattern(model, layers, "")
+
+
+def _pattern(model: nn.Module, layers: Sequence[int], ending: str) -> str:
+    outside = [layer for layer in layers if not 0 <= layer < n_layers(model)]
+    if outside:
+        raise ValueError(f"layer {outside[0]} does not exist; the model has layers 0..{n_layers(model) - 1}")
+    by_layer = {layer: [n for n, _ in model.named_parameters() if layer_of(model, n) == layer] for layer in layers}
+    chosen: list[str] = []
+    for layer, names in by_layer.items():
+        matched = [name for name in names if re.search(ending, name)]
+        if not matched:
+            raise ValueError(f"no MLP output weight known in block {layer} ({', '.join(names)}); name it in parameters")
+        chosen += matched
+    return "^(?:" + "|".join(re.escape(name) for name in chosen) + ")$"

@@ -1,0 +1,42 @@
+"""How a model is run when it is measured: in eval mode, without gradients, inside its context."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.sites import unwrapped
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside the block; train mode is restored if it was on."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def check_context(model: nn.Module, n_tokens: int) -> None:
+    """Refuse sequences longer than the model's context, where rotary models fail without a word.
+
+    Raises:
+        ValueError: more tokens than the config has positions.
+    """
+    config: Any = unwrapped(model).config
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and n_tokens > limit:
+        raise ValueError(
+            f"{n_tokens} tokens are needed and the model has {limit} positions; "
+            "shorten the texts, or lower max_length or max_new_tokens"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter lies."""
+    return next(model.parameters()).device

@@ -1,0 +1,121 @@
+"""Greedy continuation of prompts, in batches that give what one prompt at a time would give."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.axes import MaskBT, TokensBT
+from probe.metrics.forward import check_context, device_of, evaluating
+from probe.sites import unwrapped
+
+
+def generate(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int = 32
+) -> list[str]:
+    """Continue each prompt greedily: y_t = argmax p(. | prompt, y_<t), until an eos token.
+
+    Whatever the model's generation_config asks for besides eos ids (sampling, beams, penalties, forced tokens) is
+    not applied, and it is not altered; neither is the tokenizer. Prompts are padded on the left behind an
+    attention mask with explicit positions, so the batch size does not change the text.
+
+    Args:
+        model: any Hugging Face decoder; edits and blends that are in force act here too.
+        tokenizer: its bos, if it has one, is put before each prompt; its pad token is not needed.
+        prompts: texts to continue; "" is allowed where there is a bos token.
+        max_new_tokens: most tokens added to each prompt.
+        batch_size: prompts per pass.
+
+    Returns:
+        the continuations alone, without special tokens, in the order of the prompts.
+
+    Raises:
+        ValueError: one string instead of several, no token to start from, two bos tokens, sizes below 1, or prompts
+            that leave no room for ``max_new_tokens`` in the model's context.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts is one string; pass a list of prompts")
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    if not prompts:
+        return []
+    sequences = _encoded(tokenizer, prompts)
+    check_context(model, max(map(len, sequences)) + max_new_tokens)
+    device, eos = device_of(model), _eos_ids(model, tokenizer)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    texts = [""] * len(sequences)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            tokens_BT, attention_BT = _left_padded([sequences[i] for i in rows], tokenizer.pad_token_id or 0)
+            continued = _greedy(model, tokens_BT.to(device), attention_BT.to(device), eos, max_new_tokens)
+            for i, ids in zip(rows, continued, strict=True):
+                # Cleaning up spaces would change what the model wrote.
+                texts[i] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return texts
+
+
+def _encoded(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    coded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+    for i, ids in enumerate(coded):
+        if not ids and not bos:
+            raise ValueError(f"prompt {i} is empty and the tokenizer has no bos token; nothing can be continued")
+        if bos and ids[:1] == bos:
+            raise ValueError(f"two bos tokens: prompt {i} already begins with bos; remove it from the text")
+    return [[*bos, *ids] for ids in coded]
+
+
+def _eos_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Chat models list several ends in their generation_config; any of them ends the text."""
+    listed = getattr(getattr(unwrapped(model), "generation_config", None), "eos_token_id", None)
+    ids = {listed} if isinstance(listed, int) else set(listed or ())
+    return ids | ({tokenizer.eos_token_id} - {None})
+
+
+def _left_padded(sequences: list[list[int]], pad_id: int) -> tuple[TokensBT, MaskBT]:
+    longest = max(map(len, sequences))
+    tokens_BT = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    attention_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    for i, ids in enumerate(sequences):
+        tokens_BT[i, longest - len(ids) :] = torch.tensor(ids)
+        attention_BT[i, longest - len(ids) :] = True
+    return tokens_BT, attention_BT
+
+
+def _greedy(
+    model: nn.Module, tokens_BT: TokensBT, attention_BT: MaskBT, eos: set[int], max_new_tokens: int
+) -> list[list[int]]:
+    """New ids of each row, up to its eos and without it."""
+    # The logits of a long prompt over a large vocabulary would be the largest tensor of all.
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    attention_BT = attention_BT.long()
+    position_BT = (attention_BT.cumsum(1) - 1).clamp(min=0)
+    cache = None
+    continued: list[list[int]] = [[] for _ in range(len(tokens_BT))]
+    running = set(range(len(tokens_BT)))
+    for _ in range(max_new_tokens):
+        output = model(
+            input_ids=tokens_BT,
+            attention_mask=attention_BT,
+            position_ids=position_BT,
+            past_key_values=cache,
+            use_cache=True,
+            **keep,
+        )
+        cache = output.past_key_values
+        next_B = output.logits[:, -1].argmax(-1)
+        for i, token in enumerate(next_B.tolist()):
+            if i in running and token in eos:
+                running.remove(i)
+            elif i in running:
+                continued[i].append(token)
+        if not running:
+            break
+        # Rows that have ended go on behind the scenes; rows do not see each other.
+        tokens_BT = next_B[:, None]
+        attention_BT = torch.cat([attention_BT, torch.ones_like(tokens_BT)], dim=1)
+        position_BT = position_BT[:, -1:] + 1
+    return continued

@@ -1,0 +1,158 @@
+"""Everything that is asked about the answers to a list of questions, from two passes over the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import nn
+
+from probe.data import QA, Template, encode
+from probe.metrics.arrays import ArrayN, ArrayNK
+from probe.metrics.generation import generate
+from probe.metrics.memorisation import answer_stats, exact_memorisation, extraction_strength
+from probe.metrics.text import rouge_l_recall
+from probe.metrics.tofu import normalised_probability, truth_ratio, truth_ratio_forget, truth_ratio_retain
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """One entry per row, in the order given; None where a quantity was not asked for or the rows do not allow it.
+
+    Args:
+        loss_N: mean cross-entropy of the answer (nats per token, eos included).
+        probability_N: exp(-loss_N).
+        paraphrased_probability_N: the same answer given the paraphrased question; NaN where a row has none.
+        extraction_strength_N: teacher-forced, with floor "0", so that a wrong last token counts as nothing extracted.
+        exact_memorisation_N: share of answer tokens that are the argmax.
+        right_loss_N: loss of the paraphrased answer, or of the answer where a row has none (as TOFU's real authors).
+        wrong_loss_NK: losses of the wrong answers.
+        truth_ratio_N: geometric truth ratio of the two above.
+        rank_N: how many wrong answers are at least as probable as the right one; 0 is best. Ties count against the
+            model, else a model that gives every answer the same probability would be right each time.
+        rouge_N: ROUGE-L recall of the greedy generation against the answer.
+        generations: the texts.
+    """
+
+    loss_N: ArrayN
+    probability_N: ArrayN
+    paraphrased_probability_N: ArrayN
+    extraction_strength_N: ArrayN
+    exact_memorisation_N: ArrayN
+    right_loss_N: ArrayN | None
+    wrong_loss_NK: ArrayNK | None
+    truth_ratio_N: ArrayN | None
+    rank_N: Int[np.ndarray, " N"] | None
+    rouge_N: ArrayN | None
+    generations: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.loss_N)
+
+    def means(self) -> dict[str, float]:
+        """Aggregates by name; what was not measured on every row is left out.
+
+        Truth ratios come in both published aggregations: ``truth_ratio_forget`` and ``truth_ratio_retain``.
+        """
+        found = {
+            "probability": self.probability_N.mean(),
+            "extraction_strength": self.extraction_strength_N.mean(),
+            "exact_memorisation": self.exact_memorisation_N.mean(),
+        }
+        if not np.isnan(self.paraphrased_probability_N).any():
+            found["paraphrased_probability"] = self.paraphrased_probability_N.mean()
+        if self.truth_ratio_N is not None and self.wrong_loss_NK is not None and self.rank_N is not None:
+            found["truth_ratio_forget"] = truth_ratio_forget(self.truth_ratio_N)
+            found["truth_ratio_retain"] = truth_ratio_retain(self.truth_ratio_N)
+            found["normalised_probability"] = normalised_probability(self.loss_N, self.wrong_loss_NK).mean()
+            found["choice_accuracy"] = (self.rank_N == 0).mean()
+        if self.rouge_N is not None:
+            found["rouge"] = self.rouge_N.mean()
+        return {name: float(value) for name, value in found.items()}
+
+
+def answer_suite(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[QA],
+    template: Template,
+    *,
+    batch_size: int = 64,
+    max_new_tokens: int = 40,
+    max_length: int = 256,
+    with_generation: bool = True,
+    with_wrong_answers: bool = True,
+) -> SuiteResult:
+    """Measure one model on rows: probability, memorisation, truth ratio, multiple choice, and ROUGE.
+
+    All answers, right, paraphrased and wrong, go through one teacher-forced pass sorted by length; equal texts are
+    run once. Edits and blends that are in force act here too.
+
+    Args:
+        model: any Hugging Face decoder; its train mode is restored.
+        tokenizer: fast, not altered.
+        rows: questions with answers; with ``perturbed_answer`` for truth ratio and multiple choice.
+        template: how question and answer become one text.
+        batch_size: rows per pass.
+        max_new_tokens: longest generation.
+        max_length: longest text in tokens.
+        with_generation: whether to generate at all (most of the time goes there).
+        with_wrong_answers: whether to run the wrong answers.
+
+    Returns:
+        arrays with one entry per row.
+
+    Raises:
+        ValueError: no rows, empty answers, or rows of which only some have wrong answers, or unequally many.
+    """
+    _check(rows, with_wrong_answers)
+    texts: dict[tuple[str, str], int] = {}
+
+    def entry(question: str, answer: str) -> int:
+        return texts.setdefault((question, answer), len(texts))
+
+    plain = [entry(row.question, row.answer) for row in rows]
+    asked = [entry(row.paraphrased().question, row.answer) for row in rows]
+    right = wrong = None
+    if with_wrong_answers and rows[0].perturbed_answer:
+        right = [entry(row.question, row.paraphrased_answer or row.answer) for row in rows]
+        wrong = [[entry(row.question, answer) for answer in row.perturbed_answer] for row in rows]
+    batch = encode(tokenizer, [QA(q, a) for q, a in texts], template=template, max_length=max_length)
+    stats = answer_stats(model, batch, batch_size)
+    matches = stats.matches()
+    right_loss_N = None if right is None else stats.loss_N[right]
+    wrong_loss_NK = None if wrong is None else stats.loss_N[np.array(wrong)]
+    generations = rouge_N = None
+    if with_generation:
+        prompts = [template.prompt.format(question=row.question) for row in rows]
+        generations = tuple(generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
+        rouge_N = np.array([rouge_l_recall(row.answer, text) for row, text in zip(rows, generations, strict=True)])
+    given_N = np.array([bool(row.paraphrased_question) for row in rows])
+    return SuiteResult(
+        loss_N=stats.loss_N[plain],
+        probability_N=stats.probability_N[plain],
+        paraphrased_probability_N=np.where(given_N, stats.probability_N[asked], np.nan),
+        extraction_strength_N=np.array([extraction_strength(matches[i], floor="0") for i in plain]),
+        exact_memorisation_N=np.array([exact_memorisation(matches[i]) for i in plain]),
+        right_loss_N=right_loss_N,
+        wrong_loss_NK=wrong_loss_NK,
+        truth_ratio_N=None if wrong_loss_NK is None else truth_ratio(right_loss_N, wrong_loss_NK),
+        rank_N=None if right_loss_N is None else (wrong_loss_NK <= right_loss_N[:, None]).sum(1),
+        rouge_N=rouge_N,
+        generations=generations,
+    )
+
+
+def _check(rows: Sequence[QA], with_wrong_answers: bool) -> None:
+    if not rows:
+        raise ValueError("no rows to measure (0 given); check the file or the filter that made them")
+    empty = [i for i, row in enumerate(rows) if not row.answer.strip()]
+    if empty:
+        raise ValueError(f"{len(empty)} of {len(rows)} rows have an empty answer (first: row {empty[0]}); drop them")
+    counts = sorted({len(row.perturbed_answer) for row in rows})
+    if with_wrong_answers and len(counts) > 1:
+        raise ValueError(
+            f"rows have between {counts[0]} and {counts[-1]} perturbed answers; "
+            "give every row equally many, or pass with_wrong_answers=False"
+        )

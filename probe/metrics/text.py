@@ -1,0 +1,106 @@
+"""What a generation looks like: overlap with the reference, and signs of collapse."""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Rouge:
+    """ROUGE of one generation against one reference, all in [0, 1]."""
+
+    rouge1_recall: float
+    rouge_l_recall: float
+    rouge_l_f1: float
+
+
+def rouge(reference: str, generation: str) -> Rouge:
+    """ROUGE-1 and ROUGE-L with the Porter stemmer (Lin 2004), by the rouge-score package, as TOFU and OpenUnlearning.
+
+    Args:
+        reference: the true answer.
+        generation: what the model wrote.
+
+    Returns:
+        recalls and F1; all 0 where either text has no words.
+    """
+    scores = _scorer().score(reference, generation)
+    return Rouge(float(scores["rouge1"].recall), float(scores["rougeL"].recall), float(scores["rougeL"].fmeasure))
+
+
+def rouge_l_recall(reference: str, generation: str) -> float:
+    """Longest common subsequence of stemmed words, divided by the number of words of the reference."""
+    return rouge(reference, generation).rouge_l_recall
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
+    """rep-n = 1 - (distinct n-grams) / (n-grams): 0 without repetition, towards 1 in a loop.
+
+    Welleck et al., arXiv 1908.04319 (seq-rep-n, published with n = 4).
+
+    Args:
+        tokens: words or token ids of one generation, not a string.
+        n: length of the n-grams.
+
+    Returns:
+        a number in [0, 1); 0 for fewer than n tokens, an empty text included.
+
+    Raises:
+        ValueError: a string, whose letters would be counted, or n below 1.
+    """
+    _refuse_string(tokens)
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def token_entropy(tokens: Sequence[Hashable]) -> float:
+    """TE = H / log2(n), H = -sum_v f_v log2 f_v over the n generated tokens: low means repetitive.
+
+    Yuan et al., arXiv 2410.08109; n counts all tokens, not the distinct ones.
+
+    Args:
+        tokens: token strings or ids of one generation, not a string.
+
+    Returns:
+        a number in [0, 1]: 1 if all tokens differ, 0 if all are the same or there is at most one.
+
+    Raises:
+        ValueError: a string, whose letters would be counted.
+    """
+    _refuse_string(tokens)
+    n = len(tokens)
+    if n <= 1:
+        return 0.0
+    # (count/n) log2(n/count) keeps every term, and so the sum, at or above 0.
+    return sum(count / n * math.log2(n / count) for count in Counter(tokens).values()) / math.log2(n)
+
+
+def compression_ratio(text: str) -> float:
+    """Bytes after zlib divided by bytes before (UTF-8): small means repetitive, above 1 is usual for short texts.
+
+    Args:
+        text: one generation.
+
+    Returns:
+        the ratio; 1 for an empty text, by definition.
+    """
+    raw = text.encode("utf-8", errors="surrogatepass")
+    return len(zlib.compress(raw)) / len(raw) if raw else 1.0
+
+
+def _refuse_string(tokens: Any) -> None:
+    if isinstance(tokens, str | bytes):
+        raise ValueError("tokens is one string, whose letters would be counted; pass words (text.split()) or token ids")

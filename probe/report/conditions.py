@@ -1,0 +1,139 @@
+"""The interventions of a report, made one after another as they are asked for."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from probe.axes import PerLayerL
+from probe.interventions.projection import Project
+from probe.interventions.steering import Steer
+from probe.methods import baselines
+from probe.methods.cru import best_layers
+from probe.methods.rmu import rmu
+from probe.methods.sae_suppression import suppress
+from probe.objectives.representation import TowardsTarget, real_tokens
+from probe.objectives.sequence import NPO
+from probe.objectives.token import WGA, ga
+from probe.report.doses import Doses
+from probe.report.settings import Settings, Training
+from probe.report.study import Condition, Study, as_is, with_edits, with_layers
+from probe.sites import Site, n_layers
+from probe.weights import layers
+
+
+def check_layers(study: Study, settings: Settings) -> None:
+    """Refuse settings that do not fit the model, before anything is trained.
+
+    Raises:
+        ValueError: a layer outside the model.
+    """
+    depth = n_layers(study.original)
+    for name, layer in (("rmu-layer", settings.training.rmu_layer), ("editing layer", settings.editing.layer)):
+        if not 0 <= layer < depth:
+            raise ValueError(f"{name} {layer} does not exist; the model has layers 0..{depth - 1}")
+
+
+def references(study: Study) -> Iterator[Condition]:
+    """The models that every intervention is held against."""
+    yield as_is("original", "reference", study.original, "the model before unlearning")
+    if study.retrained is not None:
+        yield as_is("retrained", "reference", study.retrained, "trained without the forget rows: the gold standard")
+
+
+def unlearned(study: Study, settings: Settings) -> Iterator[Condition]:
+    """The unlearned models that were given or, without any, GA, GradDiff, WGA, NPO and RMU trained here."""
+    if study.unlearned:
+        for name, model in study.unlearned.items():
+            yield as_is(name, "training", model, "an unlearned model that was given")
+    else:
+        yield from _divergence(study, settings.training)
+        yield _rmu(study, settings.training)
+
+
+def patched(study: Study, condition: Condition, score_L: dict[str, PerLayerL], k: int) -> Condition:
+    """CRU: the k layers of an unlearned model that forget most and cost least, in the original.
+
+    Args:
+        study: whose original is patched.
+        condition: the unlearned model.
+        score_L: answer probability on ``forget`` and ``retain`` rows with one layer replaced.
+        k: how many layers.
+    """
+    with condition.applied() as model:
+        chosen = best_layers(-score_L["forget"], score_L["retain"], k)
+        listed = ", ".join(map(str, sorted(chosen)))
+        what = f"layers {listed} of {condition.name} in the original model, chosen by rank sum over single layers"
+        alpha_L = layers(chosen, n_layers(study.original))
+        return with_layers(f"CRU ({condition.name})", study.original, model, alpha_L, what)
+
+
+def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:
+    """Steering, projection and SAE suppression at the doses that are diagnosed in full."""
+    editing = settings.editing
+    site = Site(editing.layer)
+    minus = Steer(doses.direction_D, scale=-editing.steer_dose * doses.norm)
+    what = (
+        f"the forget-minus-retain direction subtracted after layer {editing.layer}, {editing.steer_dose:g} median "
+        "residual norms at every token"
+    )
+    yield with_edits("Steer", study.original, {site: minus}, what)
+    what = f"the same direction projected out after layer {editing.layer}"
+    yield with_edits("Project", study.original, {site: Project(doses.direction_D)}, what)
+    if study.sae is not None and study.sae_site is not None:
+        count = editing.sae_features[len(editing.sae_features) // 2]
+        features = doses.ranking.top(count)
+        what = (
+            f"{count} SAE features after layer {study.sae_site.layer} clamped where active, to minus "
+            f"{editing.sae_dose:g} median residual norms each, reconstruction error kept"
+        )
+        clamp = suppress(study.sae, features, doses.clamp_value(features, editing.sae_dose))
+        yield with_edits("SAE clamp", study.original, {study.sae_site: clamp}, what)
+
+
+def _divergence(study: Study, training: Training) -> Iterator[Condition]:
+    common: dict[str, Any] = {"lr": training.gradient_lr, "batch_size": training.batch_size, "seed": training.seed}
+    kept = {**common, "retain_weight": training.retain_weight, "steps": training.steps}
+    original, split = study.original, study.split
+    steps = f"{training.steps} steps of {training.batch_size} rows a side, learning rate {training.gradient_lr:g}"
+
+    model = copy.deepcopy(original)
+    baselines.ga(model, split, steps=training.ga_steps, progress="GA", **common)
+    what = f"gradient ascent on the forget loss and nothing else, {training.ga_steps} steps"
+    yield as_is("GA", "training", model, what, ga)
+
+    model = copy.deepcopy(original)
+    baselines.grad_diff(model, split, progress="GradDiff", **kept)
+    yield as_is("GradDiff", "training", model, f"gradient ascent with the retain loss, {steps}", ga)
+
+    model, beta = copy.deepcopy(original), training.wga_beta
+    baselines.wga(model, split, beta=beta, progress="WGA", **kept)
+    what = f"weighted gradient ascent (β = {beta:g}) with the retain loss, {steps}"
+    yield as_is("WGA", "training", model, what, WGA(beta=beta))
+
+    model, beta = copy.deepcopy(original), training.npo_beta
+    baselines.npo(model, split, original=original, beta=beta, progress="NPO", **kept)
+    what = f"negative preference optimisation (β = {beta:g}) with the retain loss, {steps}"
+    yield as_is("NPO", "training", model, what, NPO(original, beta=beta))
+
+
+def _rmu(study: Study, training: Training) -> Condition:
+    model = copy.deepcopy(study.original)
+    result = rmu(
+        model,
+        study.split,
+        original=study.original,
+        layer=training.rmu_layer,
+        coefficient=training.rmu_coefficient,
+        alpha=training.rmu_alpha,
+        seed=training.seed,
+        steps=training.steps,
+        lr=training.rmu_lr,
+        batch_size=training.batch_size,
+        progress="RMU",
+    )
+    what = (
+        f"forget activations after layer {training.rmu_layer} drawn to a random vector of length "
+        f"{training.rmu_coefficient:g}, retain activations held (α = {training.rmu_alpha:g}); "
+        f"{training.steps} steps, learning rate {training.rmu_lr:g}"
+    )
+    return as_is("RMU", "training", model, what, TowardsTarget(Site(training.rmu_layer), result.target_D, real_tokens))

@@ -1,0 +1,99 @@
+"""Dose and response of activation edits, with random features as the control."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from probe.axes import DirectionD
+from probe.hooks import Intervention, edited
+from probe.interventions.activations import activations, content
+from probe.interventions.features import check_site, norm_relative
+from probe.interventions.steering import Steer, direction_at
+from probe.methods.sae_suppression import frequency, random_active_features, rank_features, suppress
+from probe.metrics.memorisation import answer_stats
+from probe.report.measure import Sample, mean_row
+from probe.report.settings import Settings
+from probe.report.study import Study
+from probe.rows import Row
+from probe.sites import Site
+
+
+@dataclass(frozen=True)
+class Doses:
+    """What activation edits are made of: a unit direction, the norm that doses are measured in, ranked features."""
+
+    study: Study
+    direction_D: DirectionD = field(repr=False)
+    norm: float
+    ranking: Any = None
+
+    def clamp_value(self, features: Sequence[int], dose: float) -> Tensor:
+        """The clamp value per feature at a dose."""
+        assert self.study.sae_site is not None
+        batch = self.study.split.retain
+        return norm_relative(self.study.original, batch, self.study.sae_site, self.study.sae, features, dose=dose)
+
+
+def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
+    """Find the direction and rank the features, on the rows kept for choosing.
+
+    Raises:
+        ValueError: the SAE does not belong to its site, or no feature passes the rule.
+    """
+    model, choosing, site = study.original, sample.choosing, Site(settings.editing.layer)
+    direction_D = direction_at(model, choosing, site)
+    norm = activations(model, choosing.retain, [site], tokens=content)[site].norm(dim=1).median().item()
+    ranking = None
+    if study.sae is not None and study.sae_site is not None:
+        check_site(model, study.sae, study.sae_site, choosing.retain)
+        ranking = rank_features(
+            model,
+            study.sae,
+            study.sae_site,
+            choosing.forget,
+            choosing.retain,
+            rule=frequency(settings.editing.retain_rate),
+            special_ids=study.tokenizer.all_special_ids,
+        )
+    return Doses(study, direction_D / direction_D.norm(), norm, ranking)
+
+
+def dose_rows(study: Study, sample: Sample, doses: Doses, settings: Settings) -> Iterator[Row]:
+    """Answer probability on both sides over dose: steering, and the SAE clamp over the number of features."""
+    editing = settings.editing
+    site = Site(editing.layer)
+    for dose in editing.steer_doses:
+        edit = Steer(doses.direction_D, scale=-dose * doses.norm)
+        yield from _response(study, sample, "Steer", {site: edit}, dose, None, settings)
+    if study.sae is None or study.sae_site is None:
+        return
+    available = len(doses.ranking.order)
+    for count in sorted({min(n, available) for n in editing.sae_features}):
+        chosen = {
+            "SAE clamp": doses.ranking.top(count),
+            "SAE clamp (random features)": random_active_features(doses.ranking, count, seed=settings.training.seed),
+        }
+        for name, features in chosen.items():
+            for dose in editing.sae_doses:
+                clamp = suppress(study.sae, features, doses.clamp_value(features, dose))
+                yield from _response(study, sample, name, {study.sae_site: clamp}, dose, count, settings)
+
+
+def _response(
+    study: Study,
+    sample: Sample,
+    name: str,
+    edits: Mapping[Site, Intervention],
+    dose: float,
+    count: int | None,
+    settings: Settings,
+) -> Iterator[Row]:
+    with torch.no_grad(), edited(study.original, edits):
+        for on, batch in (("forget", sample.split.forget), ("retain", sample.split.retain)):
+            stats = answer_stats(study.original, batch, batch_size=settings.measuring.batch_size)
+            yield mean_row(
+                name, "dose", "probability", stats.probability_N, on, settings.measuring, dose=dose, item=count
+            )

@@ -1,0 +1,232 @@
+"""Every diagnostic of one condition, as rows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from probe.axes import PerLayerL
+from probe.data import QA, Batch, Split, encode
+from probe.diagnostics.fragility import layer_map
+from probe.diagnostics.g_effect import g_effect
+from probe.diagnostics.logit_collapse import logit_collapse
+from probe.diagnostics.representation_pca import fit_axes, project
+from probe.diagnostics.separability import separability
+from probe.metrics.memorisation import answer_stats
+from probe.metrics.suite import answer_suite
+from probe.metrics.tofu import forget_quality
+from probe.report.settings import Measuring
+from probe.report.study import Condition, Study
+from probe.rows import Row
+from probe.sites import n_layers
+
+_FIGURED_ITEMS = 400
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows that diagnostics see: drawn once, the same for every condition.
+
+    ``choosing`` is for decisions (features, directions, layers): retain rows that ``split`` does not hold, where
+    there are enough of them, so that nothing on the retain side is chosen and reported on the same rows.
+    """
+
+    split: Split
+    choosing: Split
+    world: tuple[QA, ...]
+    generated: Split
+    pca_layers: tuple[int, ...]
+    pca_axes: Any
+    truth_ratio_retrained_N: Any = None
+
+
+def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
+    """Draw the rows and fit the PCA axes on the original model."""
+    generator = np.random.default_rng(seed)
+
+    def drawn(rows: Sequence[QA], n: int) -> tuple[QA, ...]:
+        return tuple(rows[i] for i in sorted(generator.permutation(len(rows))[:n]))
+
+    split = _split(
+        study, drawn(study.split.forget_rows, measuring.rows), drawn(study.split.retain_rows, measuring.rows)
+    )
+    generated = _split(study, split.forget_rows[: measuring.generated], split.retain_rows[: measuring.generated])
+    depth = n_layers(study.original)
+    shown = tuple(sorted({0, depth // 3, 2 * depth // 3, depth - 1}))
+    axes = fit_axes(study.original, split, layers=shown)
+    ratios = None
+    if study.retrained is not None:
+        ratios = _suite(study, study.retrained, split.forget_rows, measuring, generate=False).truth_ratio_N
+    return Sample(split, choosing, drawn(study.world, measuring.rows), generated, shown, axes, ratios)
+
+
+def _split(study: Study, forget: tuple[QA, ...], retain: tuple[QA, ...]) -> Split:
+    def coded(rows: tuple[QA, ...]) -> Batch:
+        return encode(study.tokenizer, rows, template=study.split.template, max_length=study.split.max_length)
+
+    return Split(coded(forget), coded(retain), forget, retain, study.split.template, study.split.max_length)
+
+
+def diagnosed(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
+    """All rows of one condition."""
+    with condition.applied() as model:
+        yield from performance(study, sample, condition.name, model, measuring)
+        yield from _g_effects(sample, condition, model, measuring)
+        yield from _separability(sample, condition.name, model)
+        yield from _collapse(study, sample, condition.name, model, measuring)
+        yield from _pca(sample, condition.name, model)
+
+
+def mean_row(
+    name: str, diagnostic: str, quantity: str, value_N: Any, on: str, measuring: Measuring, **more: Any
+) -> Row:
+    """A mean over examples with its 95 % bootstrap interval."""
+    from scipy.stats import bootstrap
+
+    value_N = np.asarray(value_N, dtype=float)
+    low = high = None
+    if len(value_N) > 1 and np.isfinite(value_N).all():
+        drawn = bootstrap((value_N,), np.mean, n_resamples=measuring.bootstrap, method="percentile", rng=0)
+        low, high = (float(end) for end in drawn.confidence_interval)
+    return Row(name, diagnostic, quantity, float(value_N.mean()), on, low=low, high=high, n=len(value_N), **more)
+
+
+def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measuring, *, generate: bool) -> Any:
+    return answer_suite(
+        model,
+        study.tokenizer,
+        rows,
+        study.split.template,
+        batch_size=measuring.batch_size,
+        max_new_tokens=measuring.new_tokens,
+        max_length=study.split.max_length,
+        with_generation=generate,
+        with_wrong_answers=all(row.perturbed_answer for row in rows),
+    )
+
+
+def performance(study: Study, sample: Sample, name: str, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
+    """Forgetting and utility: answer probability, paraphrase, extraction strength, truth ratio, choice, ROUGE."""
+    sides = {"forget": sample.split.forget_rows, "retain": sample.split.retain_rows, "world": sample.world}
+    generated = {"forget": sample.generated.forget_rows, "retain": sample.generated.retain_rows}
+    for on, rows in sides.items():
+        if not rows:
+            continue
+        suite = _suite(study, model, rows, measuring, generate=False)
+        found = {
+            "probability": suite.probability_N,
+            # Rows without a paraphrased question have none.
+            "paraphrased_probability": suite.paraphrased_probability_N[~np.isnan(suite.paraphrased_probability_N)],
+            "extraction_strength": suite.extraction_strength_N,
+            "exact_memorisation": suite.exact_memorisation_N,
+        }
+        if suite.truth_ratio_N is not None:
+            found["truth_ratio"] = _truth(suite.truth_ratio_N, on)
+            found["choice_accuracy"] = np.asarray(suite.rank_N) == 0
+            if on == "forget" and sample.truth_ratio_retrained_N is not None:
+                quality = forget_quality(suite.truth_ratio_N, sample.truth_ratio_retrained_N)
+                yield Row(name, "performance", "forget_quality_ln_p", quality.ln_p, on, n=quality.n)
+        for quantity, value_N in found.items():
+            if len(value_N):
+                yield mean_row(name, "performance", quantity, value_N, on, measuring)
+        if on in generated:
+            rouge_N = _suite(study, model, generated[on], measuring, generate=True).rouge_N
+            yield mean_row(name, "performance", "rouge", rouge_N, on, measuring)
+
+
+def _truth(ratio_N: Any, on: str) -> Any:
+    """TOFU's aggregation: closeness to 1 on forget data, distance below 1 elsewhere."""
+    ratio_N = np.asarray(ratio_N)
+    return np.minimum(ratio_N, 1 / ratio_N) if on == "forget" else np.maximum(0, 1 - ratio_N)
+
+
+def _g_effects(sample: Sample, condition: Condition, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
+    forget = sample.split.forget
+    for on, over in (("forget", forget), ("retain", sample.split.retain)):
+        effect = g_effect(model, condition.objective, forget, over=over, batch_size=measuring.batch_size)
+        for layer, value in enumerate(effect.layer_L.tolist()):
+            yield Row(condition.name, "g_effect", "effect", value, on, layer=layer, n=len(forget))
+        yield Row(condition.name, "g_effect", "total", float(effect.total), on, n=len(forget))
+
+
+def _separability(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
+    found = separability(model, sample.split)
+    for layer, auc in enumerate(found.auc_L):
+        yield Row(
+            name,
+            "separability",
+            "auc",
+            float(auc),
+            layer=layer,
+            low=float(found.low_L[layer]),
+            high=float(found.high_L[layer]),
+            n=found.n,
+        )
+        yield Row(name, "separability", "control", float(found.control_L[layer]), layer=layer, n=found.n)
+
+
+def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
+    for on, batch, rows in (
+        ("forget", sample.split.forget, sample.generated.forget_rows),
+        ("retain", sample.split.retain, sample.generated.retain_rows),
+    ):
+        prompts = [study.split.template.prompt.format(question=row.question) for row in rows]
+        found = logit_collapse(model, batch, tokenizer=study.tokenizer, prompts=prompts)
+        summary = {
+            "entropy_share": found.entropy_share,
+            "top1_share": found.top1_share,
+            "repetition": found.repetition,
+            "mean_max_logit": found.mean_max_logit,
+            "collapsed": float(found.verdict == "collapsed"),
+        }
+        for quantity, value in summary.items():
+            yield Row(name, "logit_collapse", quantity, value, on, n=len(found.entropy_N))
+        shown = np.linspace(0, len(found.entropy_N) - 1, min(_FIGURED_ITEMS, len(found.entropy_N))).astype(int)
+        for quantity in ("entropy", "max_logit", "top_probability"):
+            value_N = getattr(found, f"{quantity}_N")
+            for item in shown.tolist():
+                yield Row(name, "logit_collapse", quantity, float(value_N[item]), on, item=item)
+
+
+def _pca(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
+    if name == "original":
+        for layer in sample.pca_layers:
+            for component in (0, 1):
+                share = float(sample.pca_axes[layer].explained[component])
+                yield Row(name, "pca", f"explained{component + 1}", share, layer=layer)
+    states = project(model, sample.split, sample.pca_axes)
+    for layer in sample.pca_layers:
+        for on, point_NK in (("forget", states[layer].forget_N2), ("retain", states[layer].retain_N2)):
+            for item, point in enumerate(torch.as_tensor(point_NK).tolist()):
+                for component, value in enumerate(point):
+                    yield Row(name, "pca", f"pc{component + 1}", value, on, layer=layer, item=item)
+
+
+def single_layers(
+    study: Study, sample: Sample, condition: Condition, measuring: Measuring
+) -> tuple[dict[str, PerLayerL], list[Row]]:
+    """Answer probabilities with one layer of the condition's model in the original: scores by layer, and their rows."""
+
+    def probabilities(model: nn.Module) -> dict[str, float]:
+        sides = {"forget": sample.choosing.forget, "retain": sample.choosing.retain}
+        return {
+            on: float(answer_stats(model, batch, batch_size=measuring.batch_size).probability_N.mean())
+            for on, batch in sides.items()
+        }
+
+    with condition.applied() as model:
+        found = layer_map(study.original, model, probabilities)
+    score_L, ends = (
+        cast(dict[str, PerLayerL], found.score_L),
+        {"original": found.original, condition.name: found.unlearned},
+    )
+    rows = []
+    for on, value_L in score_L.items():
+        for layer, value in enumerate(value_L.tolist()):
+            rows.append(Row(condition.name, "fragility", "probability", value, on, layer=layer))
+        for name, end in ends.items():
+            rows.append(Row(name, "fragility", "probability", cast(dict[str, float], end)[on], on))
+    return score_L, rows

@@ -1,0 +1,144 @@
+"""What a report is told: plain values, importable without torch so that ``probe --help`` stays quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the trained methods are run. Every number is the caller's; the testbed's are in ``TESTBED``."""
+
+    steps: int
+    """Optimiser steps of each method."""
+    batch_size: int = 16
+    """Rows of forget and of retain data a step."""
+    seed: int = 0
+    """Fixes the order of rows, random directions and control features."""
+    gradient_lr: float
+    """Learning rate of GA, GradDiff, WGA and NPO."""
+    retain_weight: float = 1.0
+    """Weight of the retain NLL beside the forget term."""
+    ga_steps: int
+    """Steps of plain gradient ascent, which has nothing to hold it back."""
+    npo_beta: float
+    """Inverse temperature of NPO."""
+    wga_beta: float
+    """Exponent of WGA's weights."""
+    rmu_layer: int
+    """Block whose output RMU redirects; it trains this block and the two before."""
+    rmu_coefficient: float
+    """Length of RMU's random target."""
+    rmu_alpha: float
+    """Weight of RMU's retain term."""
+    rmu_lr: float
+    """Learning rate of RMU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Editing:
+    """How activations are edited at inference time."""
+
+    layer: int
+    """Block at which the forget-minus-retain direction is subtracted or projected out."""
+    steer_doses: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+    """Lengths of the subtracted vector, in units of the median residual norm at the block."""
+    steer_dose: float = 1.0
+    """The dose that is diagnosed in full."""
+    sae_doses: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
+    """Clamp values (negated), in units of the median residual norm at the site; 0 is zero ablation."""
+    sae_features: tuple[int, ...] = (5, 20, 50)
+    """How many features are clamped."""
+    sae_dose: float = 1.0
+    """The clamp that is diagnosed in full, with the middle number of features."""
+    cru_from: tuple[str, ...] = ("GradDiff",)
+    """Trained methods that CRU takes layers from; models that were given are all used."""
+    retain_rate: float = 0.01
+    """Features that fire on more than this share of retain tokens are not suppressed (SAEBench's rule)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """How much is measured."""
+
+    rows: int = 100
+    """Rows per side that diagnostics see, drawn by the seed (all if there are fewer)."""
+    generated: int = 40
+    """Rows per side for which text is generated."""
+    new_tokens: int = 24
+    """Tokens generated per row."""
+    batch_size: int = 64
+    """Rows a forward pass."""
+    layers_replaced: int = 2
+    """How many layers CRU takes from the unlearned model."""
+    bootstrap: int = 500
+    """Resamples behind each 95 % interval of a mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything a report depends on besides models and data."""
+
+    training: Training
+    editing: Editing
+    measuring: Measuring = Measuring()
+
+
+# Found on the shipped testbed; the report shows what they do there. They are no advice for other models.
+TESTBED = Settings(
+    training=Training(
+        steps=60,
+        ga_steps=12,
+        gradient_lr=3e-4,
+        npo_beta=0.1,
+        wga_beta=1.0,
+        rmu_layer=3,
+        rmu_coefficient=20.0,
+        rmu_alpha=1.0,
+        rmu_lr=1e-3,
+    ),
+    editing=Editing(layer=4),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnModels:
+    """A user's models and data."""
+
+    original: str | None = None
+    """Folder (safetensors) or hub name of the model before unlearning."""
+    unlearned: tuple[str, ...] = ()
+    """Models after unlearning; without any, this report unlearns by itself."""
+    retrained: str | None = None
+    """The gold standard: trained without the forget data."""
+    forget: Path | None = None
+    """Forget rows (JSON lines or array; question, answer, optionally TOFU's other fields and group)."""
+    retain: Path | None = None
+    """Retain rows in the same layout."""
+    sae: Path | None = None
+    """Folder of a sae-lens SAE trained on the original's block outputs."""
+    sae_layer: int | None = None
+    """The block it was trained on."""
+    prompt: str = "Question: {question}\nAnswer:"
+    """Text before the answer."""
+    answer: str = " {answer}"
+    """The answer's text."""
+    max_length: int = 256
+    """Longest text in tokens."""
+    device: str = "cpu"
+    """Where models run."""
+
+    def check(self) -> None:
+        """Refuse half a description.
+
+        Raises:
+            ValueError: some but not all of original, forget and retain are given, or an SAE without its layer.
+        """
+        needed = {"--original": self.original, "--forget": self.forget, "--retain": self.retain}
+        missing = [name for name, value in needed.items() if value is None]
+        others = [self.unlearned, self.retrained, self.sae]
+        if missing and (len(missing) < 3 or any(others)):
+            raise ValueError(
+                f"{', '.join(missing)} missing: a report on your own models needs --original, --forget and --retain"
+            )
+        if (self.sae is None) != (self.sae_layer is None):
+            raise ValueError("--sae and --sae-layer belong together: name the block the SAE was trained on")

@@ -1,0 +1,100 @@
+"""The plan of the house, held by a test: who imports whom, who may touch what, how long a room may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "probe"
+MODULES = sorted(ROOT.rglob("*.py"))
+
+# Lower numbers are lower rooms; a module imports rooms of a lower number or its own room.
+LEVEL = {
+    "axes": 0,
+    "rows": 0,
+    "modes": 0,
+    "sites": 1,
+    "data": 1,
+    "datasets": 2,
+    "checkpoints": 3,
+    "hooks": 2,
+    "weights": 2,
+    "objectives": 4,
+    "interventions": 4,
+    "metrics": 5,
+    "train": 5,
+    "methods": 6,
+    "diagnostics": 6,
+    "testbed": 6,
+    "figures": 7,
+    "report": 8,
+    "cli": 9,
+    "__main__": 10,
+    "__init__": 0,
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} if node.module != "probe" else {f"probe.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    for name in imports(path):
+        pieces = name.split(".")
+        if pieces[0] != "probe" or len(pieces) == 1 or pieces[1] == room(path):
+            continue
+        assert LEVEL[pieces[1]] < LEVEL[room(path)], f"{room(path)} may not import {pieces[1]}"
+
+
+@pytest.mark.parametrize(
+    ("package", "rooms"),
+    [
+        ("matplotlib", {"figures"}),
+        ("nnsight", set()),
+        ("sae_lens", {"testbed", "report"}),
+        ("tyro", {"cli"}),
+    ],
+)
+def test_packages_stay_in_their_rooms(package, rooms):
+    users = {room(path) for path in MODULES if any(name.split(".")[0] == package for name in imports(path))}
+    assert users <= rooms
+
+
+def test_hooks_are_registered_in_one_file():
+    users = {path.name for path in MODULES if "register_forward" in path.read_text()}
+    assert users == {"hooks.py"}
+
+
+def test_nothing_loads_pickles_or_remote_code():
+    for path in MODULES:
+        text = path.read_text()
+        for banned in ("torch.load", "import pickle", "joblib.load", "trust_remote_code=True", "eval(" + "'", "exec("):
+            assert banned not in text, f"{path.name} holds {banned}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_are_small(path):
+    text = path.read_text()
+    assert text.count("\n") <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            # A docstring may be as long as it needs to be.
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            lines = node.end_lineno - body[0].lineno + 1
+            assert lines <= 60, f"{node.name} has {lines} lines of code"
+
+
+def test_no_rooms_without_a_subject():
+    forbidden = {"utils", "helpers", "common", "base", "registry", "types"}
+    assert not forbidden & {path.stem for path in MODULES}

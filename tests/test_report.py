@@ -1,0 +1,133 @@
+"""The report, end to end on the testbed with small settings, and what it promises."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from probe.checkpoints import weights_hash
+from probe.report.own import testbed_study as make_testbed_study
+from probe.report.run import redraw, run_report
+from probe.report.sentences import findings, headline, table, word
+from probe.report.settings import TESTBED, Measuring
+from probe.report.study import Study
+from probe.rows import Row, load
+
+SMALL = replace(
+    TESTBED,
+    training=replace(TESTBED.training, steps=3, ga_steps=2),
+    editing=replace(TESTBED.editing, sae_doses=(0.0, 1.0), sae_features=(5, 20), steer_doses=(0.0, 1.0)),
+    measuring=Measuring(rows=20, generated=3, new_tokens=5, bootstrap=50),
+)
+FIGURES = ("tradeoff", "g_effect", "separability", "u_shape", "logit_collapse", "hidden_states", "dose_response")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, bed):
+    out = tmp_path_factory.mktemp("report")
+    before = weights_hash(bed.original)
+    study = Study(bed.original, bed.tokenizer, bed.split, bed.retrained, {}, bed.world, bed.sae, bed.sae_site)
+    run_report(lambda: study, SMALL, out)
+    assert weights_hash(bed.original) == before
+    assert not any(module._forward_hooks for module in bed.original.modules())
+    return out
+
+
+def test_every_file_is_there(run):
+    for name in FIGURES:
+        for suffix in ("pdf", "png", "json"):
+            assert (run / "figures" / f"{name}.{suffix}").is_file(), (name, suffix)
+    assert (run / "tables" / "main.tex").read_text().count("toprule") == 1
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_manifest_says_what_made_the_run(run, bed):
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["weights"]["original"] == weights_hash(bed.original)
+    assert set(manifest["weights"]) == {"original", "retrained"}
+    assert manifest["versions"]["torch"]
+    assert manifest["threads"] >= 1
+    assert len(manifest["data"]["forget"]["sha256"]) == 64
+
+
+def test_one_row_per_intervention_diagnostic_and_layer(run, bed):
+    rows = load(run / "rows.jsonl")
+    conditions = [c["name"] for c in json.loads((run / "manifest.json").read_text())["conditions"]]
+    assert {"original", "retrained", "RMU", "NPO", "GradDiff", "SAE clamp", "Steer"} <= set(conditions)
+    depth = bed.original.config.num_hidden_layers
+    for name in conditions:
+        for diagnostic, quantity, on in (("g_effect", "effect", "retain"), ("separability", "auc", "")):
+            found = [
+                r.layer
+                for r in rows
+                if (r.intervention, r.diagnostic, r.quantity, r.on) == (name, diagnostic, quantity, on)
+            ]
+            assert found == list(range(depth)), (name, diagnostic)
+
+
+def test_the_page_is_self_contained_and_names_every_condition(run):
+    page = (run / "index.html").read_text()
+    assert page.count("<svg") == len(FIGURES)
+    assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
+    for condition in json.loads((run / "manifest.json").read_text())["conditions"]:
+        assert condition["name"] in page
+
+
+def test_figures_are_redrawn_from_rows_alone(run, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "figures")
+    monkeypatch.setattr("probe.checkpoints.load_model", None)
+    redraw(copy)
+    for name in FIGURES:
+        assert (copy / "figures" / f"{name}.json").read_text() == (run / "figures" / f"{name}.json").read_text()
+    assert (copy / "index.html").read_text() == (run / "index.html").read_text()
+
+
+def test_a_layer_outside_the_model_is_refused_before_training_27(tmp_path):
+    wrong = replace(SMALL, training=replace(SMALL.training, rmu_layer=8))
+    with pytest.raises(ValueError, match=r"rmu-layer 8 does not exist; the model has layers 0\.\.7"):
+        run_report(make_testbed_study, wrong, tmp_path)
+
+
+def test_an_unlearned_model_identical_to_the_original_is_refused_48(bed, tmp_path):
+    study = Study(bed.original, bed.tokenizer, bed.split, unlearned={"mine": bed.original})
+    with pytest.raises(ValueError, match="original and the mine model are identical"):
+        run_report(lambda: study, SMALL, tmp_path)
+
+
+def performed(name: str, forget: float, retain: float, choice: float, collapsed: float = 0.0) -> list[Row]:
+    return [
+        Row(name, "performance", "probability", forget, "forget"),
+        Row(name, "performance", "probability", retain, "retain"),
+        Row(name, "performance", "choice_accuracy", choice, "forget"),
+        Row(name, "logit_collapse", "collapsed", collapsed, "retain"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((0.99, 0.99, 1.0), "knows"),
+        ((0.3, 0.99, 0.5), "weakened"),
+        ((0.1, 0.95, 0.9), "hidden"),
+        ((0.1, 0.95, 0.2), "suppressed"),
+        ((0.1, 0.7, 0.2), "suppressed, at a cost"),
+        ((0.0, 0.2, 0.2), "broken"),
+        ((0.0, 0.95, 0.2, 1.0), "broken"),
+    ],
+)
+def test_words(numbers, expected):
+    assert word(performed("X", *numbers), "X") == expected
+
+
+def test_sentences_say_what_rows_say():
+    rows = performed("RMU", 0.1, 0.95, 0.9) + performed("NPO", 0.05, 0.6, 0.2)
+    assert "RMU: hidden" in headline(rows)[0]
+    assert (
+        findings(rows, "performance")[0] == "Of those that keep retain answers at 0.9 or more, RMU forgets most (0.10)."
+    )
+    assert [row.cells[0] for row in table(rows).body] == ["RMU", "NPO"]
