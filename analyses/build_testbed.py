@@ -15,7 +15,7 @@ from probe.testbed.build import build
 from probe.testbed.recipe import Recipe
 
 
-def main(recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(), /, *, out: Path = WEIGHTS) -> None:
+def main(*, recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(), out: Path = WEIGHTS) -> None:
     """Make the testbed.
 
     Args:

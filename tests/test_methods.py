@@ -42,6 +42,15 @@ from probe.train import Term, minimise
 from probe.weights import blended
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """These tensors are so small that threads spend their time waiting for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def split() -> Split:
     return Split(random_batch(0), random_batch(1))
 
@@ -180,7 +189,7 @@ def test_rmu_draws_forget_activations_to_the_target_and_holds_retain_ones():
             coefficient=2.0,
             alpha=alpha,
             seed=0,
-            steps=20,
+            steps=40,
             lr=1e-2,
             batch_size=4,
         )

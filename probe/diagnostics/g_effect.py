@@ -187,7 +187,7 @@ def _pieces(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
         return
     tokens_B = batch.target_BT[:, 1:].sum(1)
     for index_B in tokens_B.nonzero()[:, 0].split(size):
-        yield batch.select(index_B), (tokens_B[index_B].sum() / tokens_B.sum()).item()
+        yield batch.select(index_B), tokens_B[index_B].sum().item() / tokens_B.sum().item()
 
 
 def _norm(gradient: dict[str, Tensor]) -> float:

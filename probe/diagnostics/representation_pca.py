@@ -11,7 +11,8 @@ from probe.axes import DirectionD, HiddenND
 from probe.data import Split
 from probe.diagnostics.states import Position, last_prompt_token, pooled_states
 
-PointsN2 = Float[Tensor, "N 2"]
+# Both sides meet in one value and need not have as many rows: the first axis is not bound.
+PointsN2 = Float[Tensor, "_ 2"]
 
 
 @dataclass(frozen=True, eq=False)

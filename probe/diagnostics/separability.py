@@ -17,7 +17,8 @@ from probe.sites import n_layers
 
 FOLDS = 5
 
-IdsN = Int[np.ndarray, " N"]
+# Both sides meet in one signature and need not have as many rows: the axis is not bound.
+IdsN = Int[np.ndarray, "_"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +156,17 @@ def _aucs(hidden_ND: Float[np.ndarray, "N D"], label_N: IdsN, group_N: IdsN, see
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     folds = min(FOLDS, *(len(np.unique(group_N[label_N == k])) for k in (0, 1)))
     if folds < 2:
         raise ValueError(f"a class has {folds} group after permuting labels; the probe needs more groups")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    auc_K = cross_val_score(probe, hidden_ND, label_N, groups=group_N, cv=cut, scoring="roc_auc", error_score="raise")
+    with threadpool_limits(1):  # matrices this small take six times as long on two threads as on one
+        auc_K = cross_val_score(
+            probe, hidden_ND, label_N, groups=group_N, cv=cut, scoring="roc_auc", error_score="raise"
+        )
     if not np.isfinite(auc_K).all():
         raise ValueError(
             f"a fold holds one class only ({np.bincount(label_N).tolist()} rows of retain and forget in {folds} "

@@ -84,7 +84,7 @@ def _u_shape(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
 
 def _separability(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     n = len({r.intervention for r in rows if r.diagnostic == "separability" and not is_reference(r.intervention)})
-    lines = -(-max(n, 1) // 4)
+    lines = -(-max(n, 1) // 5)
     figure = new_figure(sizes.page, 0.65 + 1.05 * lines)
     return figure, separability_panels(rows, figure)
 

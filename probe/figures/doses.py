@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from probe.figures.labels import small
-from probe.figures.style import GREY, INK, look, note_dropped, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small
+from probe.figures.style import GREY, INK, look, number, ordered, picked, plain
 from probe.rows import Row
 
 CONTROL = " (random features)"
@@ -48,14 +48,15 @@ def dose_response(rows: Sequence[Row], figure: Figure, *, quantity: str = "proba
     for column, edit in enumerate(edits):
         own = [row for row in found if row.intervention in (edit, edit + CONTROL)]
         counts = sorted({row.item for row in own if row.item is not None})
+        # Before the lines: their margins are laid in the units of the scale.
+        _scale(grid[-1, column], [float(row.dose) for row in own if row.dose is not None])
         for line, on in enumerate(sides):
             ax = grid[line, column]
             drawn[edit][on], missing = _panel(ax, edit, [row for row in own if row.on == on], counts)
-            note_dropped(ax, missing)
+            note_dropped(ax, missing, inside=True)
             lost += missing
             _zero(ax, drawn[edit][on])
-        _scale(grid[-1, column], [float(row.dose) for row in own if row.dose is not None])
-        grid[0, column].set_title(plain(edit), color=look(edit).colour)
+        grid[0, column].set_title(plain(edit, width=22), color=look(edit).colour)
         if len(counts) > 1:
             grid[0, column].legend(
                 title="features", title_fontsize=small() - 0.5, fontsize=small() - 0.5, loc="best", labelspacing=0.15
@@ -107,9 +108,9 @@ def _scale(ax: Axes, doses: Sequence[float]) -> None:
     if len(sizes) > 1 and sizes[-1] / sizes[0] > 5:
         ax.set_xscale("symlog", linthresh=sizes[0], linscale=0.5)
         ax.xaxis.set_minor_locator(NullLocator())
-    # Ticks are doses that were given, thinned to five.
+    # Ticks are doses that were given, thinned to seven.
     given = sorted(set(doses))
     nonzero = [dose for dose in given if dose != 0]
-    keep = {nonzero[i] for i in np.linspace(0, len(nonzero) - 1, min(len(nonzero), 4)).round().astype(int)}
+    keep = {nonzero[i] for i in np.linspace(0, len(nonzero) - 1, min(len(nonzero), 6)).round().astype(int)}
     ax.set_xticks([dose for dose in given if dose == 0 or dose in keep])
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))

@@ -1,14 +1,17 @@
-"""Names written beside lines and points, moved until they do not overlap."""
+"""Names written beside lines and points, moved until they do not overlap; and a word on what is not drawn."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.transforms import Bbox
+from matplotlib.transforms import Bbox, BboxBase
 
 from probe.figures.style import look, plain
+
+Segment = tuple[tuple[float, float], tuple[float, float]]
 
 
 def small() -> float:
@@ -83,10 +86,15 @@ def end_labels(
         )
 
 
-def point_labels(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
+def point_labels(ax: Axes, points: Mapping[str, tuple[float, float]], *, avoid: Sequence[Segment] = ()) -> None:
     """Write each point's name near it, off the other points and names and inside the axes.
 
     Crowded points choose first; each takes the cheapest of 16 directions x 5 distances.
+
+    Args:
+        ax: where the points are.
+        points: name -> point, in data units.
+        avoid: horizontal or vertical lines that names had better not cross, in data units.
     """
     points = {name: xy for name, xy in points.items() if all(map(math.isfinite, xy))}
     if not points:
@@ -96,6 +104,10 @@ def point_labels(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     frame = ax.get_window_extent()
     centre = {name: ax.transData.transform(xy) for name, xy in points.items()}
     taken = [Bbox.from_extents(*(xy - 3.0 * unit), *(xy + 3.0 * unit)) for xy in centre.values()]
+    for segment in avoid:
+        (x0, y0), (x1, y1) = ax.transData.transform(np.array(segment))
+        low, high = (min(x0, x1), min(y0, y1)), (max(x0, x1), max(y0, y1))
+        taken.append(Bbox.from_extents(*(np.array(low) - 0.6 * unit), *(np.array(high) + 0.6 * unit)))
     drawn = {
         name: ax.annotate(
             plain(name),
@@ -112,19 +124,38 @@ def point_labels(ax: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     size = {name: text.get_window_extent() for name, text in drawn.items()}
 
     def crowding(name: str) -> float:
-        return sum(1 / (unit + math.dist(centre[name], xy)) for other, xy in centre.items() if other != name)
+        return sum((1 / (unit + math.dist(centre[name], xy)) for other, xy in centre.items() if other != name), 0.0)
 
     for name in sorted(points, key=lambda name: (-crowding(name), name)):
         width, height = size[name].width, size[name].height
-        best = min(
-            _candidates(centre[name], width, height, unit),
-            key=lambda box_cost: box_cost[1] + _cost(box_cost[0], taken, frame) / (height * unit),
-        )[0]
+        others = [xy for other, xy in centre.items() if other != name]
+        boxes = _candidates(centre[name], width, height, unit)
+        costs = [
+            cost + _cost(box, taken, frame) / (height * unit) + _crossed(centre[name], box, others, unit)
+            for box, cost in boxes
+        ]
+        best = boxes[costs.index(min(costs))][0]
         taken.append(best)
         middle = np.array([(best.x0 + best.x1) / 2, (best.y0 + best.y1) / 2])
         offset = (middle - centre[name]) / unit
         drawn[name].set_position((float(offset[0]), float(offset[1])))
         _leader(ax, centre[name], best, look(name).colour, unit)
+
+
+def note_dropped(ax: Axes, count: int, *, inside: bool = False) -> None:
+    """Say above the axes (or inside, in a narrow panel) how many points could not be drawn.
+
+    Matplotlib itself stays silent about them.
+    """
+    if not count:
+        return
+    text = f"{count} {'point' if count == 1 else 'points'} not finite"
+    style: dict[str, Any] = {"fontsize": matplotlib.rcParams["xtick.labelsize"] - 0.5, "color": "#B00020"}
+    if inside:
+        ground = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
+        ax.text(0.02, 0.03, text, transform=ax.transAxes, va="bottom", zorder=6, bbox=ground, **style)
+    else:
+        ax.set_title(text, loc="right", **style)
 
 
 def _candidates(xy: np.ndarray, width: float, height: float, unit: float) -> list[tuple[Bbox, float]]:
@@ -140,7 +171,7 @@ def _candidates(xy: np.ndarray, width: float, height: float, unit: float) -> lis
     return found
 
 
-def _cost(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
+def _cost(box: Bbox, taken: Sequence[Bbox], frame: BboxBase) -> float:
     overlap = 0.0
     for other in taken:
         wide = min(box.x1, other.x1) - max(box.x0, other.x0)
@@ -151,8 +182,20 @@ def _cost(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
     return 10 * overlap + 10 * (box.width * box.height - inside)
 
 
+def _nearest(xy: np.ndarray, box: Bbox) -> np.ndarray:
+    return np.array([min(max(xy[0], box.x0), box.x1), min(max(xy[1], box.y0), box.y1)])
+
+
+def _crossed(xy: np.ndarray, box: Bbox, others: Sequence[np.ndarray], unit: float) -> float:
+    """How many other points the line from a point to its name would run through, weighted."""
+    way = _nearest(xy, box) - xy
+    length = float(way @ way) or 1.0
+    feet = [xy + way * min(max(float((other - xy) @ way) / length, 0.0), 1.0) for other in others]
+    return 8.0 * sum(math.dist(foot, other) < 3.5 * unit for foot, other in zip(feet, others, strict=True))
+
+
 def _leader(ax: Axes, xy: np.ndarray, box: Bbox, colour: str, unit: float) -> None:
-    near = np.array([min(max(xy[0], box.x0), box.x1), min(max(xy[1], box.y0), box.y1)])
+    near = _nearest(xy, box)
     if math.dist(xy, near) > 7 * unit:
         back = ax.transData.inverted()
         ends = back.transform(np.array([xy, near]))

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
 
-from probe.figures.labels import end_labels, small
-from probe.figures.style import GREY, INK, is_reference, look, note_dropped, number, ordered, paper_style, picked, plain
+from probe.figures.labels import end_labels, note_dropped, small
+from probe.figures.style import GREY, INK, is_reference, look, number, ordered, paper_style, picked, plain
 from probe.rows import Row
 
 
@@ -88,8 +88,8 @@ def g_effects(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> dict[st
     _two(axes)
     drawn: dict[str, Any] = {}
     sides = {
-        "forget": ("Unlearn G-effect", "below 0 the step forgets (wanted); above 0, shaded, it reinforces", 1),
-        "retain": ("Retain G-effect", "below 0, shaded, the step harms retained knowledge", -1),
+        "forget": ("Unlearn G-effect", "below 0 forgets (wanted), above 0 (shaded) reinforces", 1),
+        "retain": ("Retain G-effect", "below 0 (shaded) harms retained knowledge", -1),
     }
     for ax, (on, (title, meaning, unwanted)) in zip(axes, sides.items(), strict=True):
         found = picked(rows, "g_effect", ["effect"], [on])
@@ -104,8 +104,7 @@ def g_effects(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> dict[st
         low, high = ax.get_ylim()
         ax.axhspan(*((0, max(high, 0)) if unwanted > 0 else (min(low, 0), 0)), color="#F3F3F3", zorder=0, linewidth=0)
         ax.set_ylim(low, high)
-        lost = drawn[on]["not_finite"]
-        ax.set_title(f"{title}: {meaning}" if not lost else title, fontsize=small() + 0.5)
+        ax.set_title(f"{title}: {meaning}", fontsize=small() + 0.5)
     axes[0].set_xlabel("")
     axes[0].tick_params(labelbottom=False)
     return drawn
@@ -217,13 +216,13 @@ def separability(rows: Sequence[Row], ax: Axes, *, only: Sequence[str] | None = 
     _depth(ax, max(layer) + 1)
     ax.set_ylim(min(0.4, *(v for line in [*values.values(), *low.values()] for v in line if v == v), 0.4), 1.02)
     ax.set_ylabel("probe AUROC")
-    note_dropped(ax, lost)
+    note_dropped(ax, lost, inside=only is not None)
     if only is None:
         end_labels(ax, {name: _last(layer, value) for name, value in values.items()})
     return {"layer": layer, "auc": values, "low": low, "high": high, "control": control, "not_finite": lost}
 
 
-def separability_panels(rows: Sequence[Row], figure: Figure, *, columns: int = 4) -> dict[str, Any]:
+def separability_panels(rows: Sequence[Row], figure: Figure, *, columns: int = 5) -> dict[str, Any]:
     """Separability as small multiples: each method against the original and retrained models.
 
     Returns:
@@ -235,7 +234,7 @@ def separability_panels(rows: Sequence[Row], figure: Figure, *, columns: int = 4
     names = ordered(row.intervention for row in picked(rows, "separability", ["auc"]))
     methods = [name for name in names if not is_reference(name)] or names
     n = len(methods)
-    columns = min(columns, n)
+    columns = -(-n // -(-n // columns))
     grid = figure.subplots(-(-n // columns), columns, sharex=True, sharey=True, squeeze=False)
     drawn = {}
     for place, ax in enumerate(grid.flat):
@@ -243,14 +242,14 @@ def separability_panels(rows: Sequence[Row], figure: Figure, *, columns: int = 4
             ax.set_visible(False)
             continue
         drawn[methods[place]] = separability(rows, ax, only=[methods[place]])
-        ax.set_title(plain(methods[place]), color=look(methods[place]).colour)
-        bottom = place + columns >= n
-        ax.tick_params(labelbottom=bottom)
-        ax.set_xlabel("layer" if bottom else "")
-        ax.set_ylabel("")
+        ax.set_title(plain(methods[place], width=18), color=look(methods[place]).colour)
+        ax.tick_params(labelbottom=place + columns >= n)
+        ax.set(xlabel="", ylabel="")
     low = min(ax.get_ylim()[0] for ax in grid.flat[:n])
     grid[0, 0].set_ylim(low, 1.02)
-    figure.supylabel("probe AUROC (forget vs retain)", fontsize=matplotlib.rcParams["axes.labelsize"], color=INK)
+    words_style: dict[str, Any] = {"fontsize": matplotlib.rcParams["axes.labelsize"], "color": INK}
+    figure.supylabel("probe AUROC (forget vs retain)", **words_style)
+    figure.supxlabel("layer", **words_style)
     handles = [grid[0, 0].plot([], [], **look(name).line() | {"marker": ""})[0] for name in names if is_reference(name)]
     words = [name for name in names if is_reference(name)]
     handles.append(grid[0, 0].plot([], [], color=GREY, linestyle=(0, (1, 1.5)), linewidth=0.8)[0])
@@ -275,7 +274,7 @@ def _two(axes: Sequence[Axes] | np.ndarray) -> None:
         raise ValueError(f"this figure has two panels, one for forget and one for retain data; got {len(axes)} axes")
 
 
-def _last(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def _last(x: Sequence[int] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
     finite = [(float(a), float(b)) for a, b in zip(x, y, strict=False) if math.isfinite(b)]
     return finite[-1] if finite else (math.nan, math.nan)
 

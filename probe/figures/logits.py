@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from probe.figures.labels import small
-from probe.figures.style import FORGET, GREY, RETAIN, look, note_dropped, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small
+from probe.figures.style import FORGET, GREY, RETAIN, look, number, ordered, picked, plain
 from probe.rows import Row
 
 TITLES = {
@@ -136,7 +136,7 @@ def _panel(ax: Axes, name: str, edges: np.ndarray, density: dict[str, dict[str, 
 
 def _name(ax: Axes, name: str, verdict: dict[str, bool]) -> None:
     where = [on for on, yes in verdict.items() if yes]
-    text = plain(name) + ("\ncollapsed:\n" + ", ".join(where) if where else "")
+    text = plain(name, width=16) + ("\ncollapsed:\n" + ", ".join(where) if where else "")
     ax.set_ylabel(text, rotation=0, ha="right", va="center", color=look(name).colour, fontsize=small(), linespacing=1.0)
     if where:
         ax.yaxis.label.set_fontweight("bold")

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from probe.figures.labels import small
-from probe.figures.style import FORGET, GREY, RETAIN, look, note_dropped, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small
+from probe.figures.style import FORGET, GREY, RETAIN, look, number, ordered, picked, plain
 from probe.rows import Row
 
 # Beyond this many times the original's spread a panel is zoomed out, or all others would shrink to dots.
@@ -60,11 +60,11 @@ def hidden_states(
             missing = _scatter(ax, points[name][layer], raster)
             lost += missing
             zoom[name][layer] = _frame(ax, points[name][layer], box)
-            note_dropped(ax, missing)
+            note_dropped(ax, missing, inside=True)
         grid[0, column].set_title(f"layer {layer}", loc="center")
         _shares(grid[-1, column], grid[:, column], share, layer)
     for line, name in enumerate(names):
-        grid[line, 0].set_ylabel(plain(name), color=look(name).colour)
+        grid[line, 0].set_ylabel(plain(name, width=16), color=look(name).colour)
     _legend(figure)
     explained = {layer: [share.get((layer, f"explained{k}")) for k in (1, 2)] for layer in shown}
     plotted = {n: {layer: {on: p.tolist() for on, p in s.items()} for layer, s in points[n].items()} for n in names}

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from probe.rows import Row
 
@@ -34,7 +35,7 @@ class Venue:
 
     column: float
     page: float
-    size: float
+    size: int
 
 
 # tueplots 0.2.5 (github.com/pnkraemer/tueplots); ACL from acl.sty: A4 less 2 x 2.5 cm, columns 0.6 cm apart.
@@ -92,7 +93,7 @@ def paper_style(venue: str = "neurips") -> Iterator[Venue]:
         yield sizes
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float | int, height: float | int) -> Figure:
     """An empty figure (inches) that no global state knows of."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -109,7 +110,9 @@ class Look:
 
     def line(self) -> dict[str, Any]:
         """Arguments of ``Axes.plot``."""
-        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markeredgecolor": "white"}
+        # A white edge parts crowded marks, but would eat a cross.
+        edge = self.colour if self.marker in "PX" else "white"
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.dash, "markeredgecolor": edge}
 
 
 _DASHED, _DOTTED, _DASHDOT = (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.3, 1, 1.3))
@@ -119,19 +122,23 @@ LOOKS = {
     "original": Look("#000000", "o"),
     "GA": Look("#D55E00", "v"),
     "GradDiff": Look("#E69F00", "^", _DASHED),
-    "WGA": Look("#A63D00", "<", _DASHDOT),
-    "NPO": Look("#F08C5A", ">", _DOTTED),
-    "TNPO": Look("#B8860B", "v", _DOTTED),
-    "WTNPO": Look("#8B5A00", "^", _DASHDOT),
+    "WGA": Look("#7A3B00", "<", _DASHDOT),
+    "NPO": Look("#C1121F", ">", _DOTTED),
+    "TNPO": Look("#E5686F", "v", _DOTTED),
+    "WTNPO": Look("#8B1E2D", "^", _DASHDOT),
     "SimNPO": Look("#FF6F4F", "<", _DASHED),
     "SatImp": Look("#C98A4B", ">"),
-    "KL": Look("#7A2E00", "^", _DOTTED),
+    "KL": Look("#B8860B", "^", _DOTTED),
     "DPO": Look("#9C8F00", "d"),
     "IDK": Look("#C9BC1F", "D", _DASHED),
     "BS-T": Look("#6E6A00", "d", _DASHDOT),
     "BS-S": Look("#B3A400", "D", _DOTTED),
     "RMU": Look("#0072B2", "s"),
     "CRU": Look("#56B4E9", "D", _DASHED),
+    "CRU (GA)": Look("#2F8FCB", "v", _DASHED),
+    "CRU (GradDiff)": Look("#3D6FD1", "^", _DASHDOT),
+    "CRU (WGA)": Look("#5A9BB8", "<", _DASHED),
+    "CRU (NPO)": Look("#17A2C6", ">", _DOTTED),
     "UWC": Look("#1F4E9C", "s", _DASHDOT),
     "LayerReplacement": Look("#3FA7A0", "D", _DOTTED),
     "Steer": Look("#CC79A7", "P"),
@@ -154,18 +161,23 @@ _PLACE = {key: place for place, key in enumerate(_BY_KEY)}
 
 
 def look(name: str) -> Look:
-    """The look of an intervention: from the table, else from a checksum of its name, never from its place in a list."""
+    """The look of an intervention: from the table, else from a checksum of its name, never from its place in a list.
+
+    A variant, "RMU (layer 5)", keeps the colour of its method.
+    """
     key = _key(name)
     if key in _BY_KEY:
         return _BY_KEY[key]
     number = zlib.crc32(key.encode())
-    colour, rest = _SPARE_COLOURS[number % 5], number // 5
+    method = _BY_KEY.get(_key(name.split("(")[0]))
+    colour, rest = method.colour if method else _SPARE_COLOURS[number % 5], number // 5
     return Look(colour, _SPARE_MARKERS[rest % 6], _SPARE_DASHES[rest // 6 % 4])
 
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Each name once: original, methods by family, unknown ones by alphabet, retrained."""
-    place = {name: _PLACE.get(_key(name), len(_PLACE) - 2) for name in names}
+    last = len(_PLACE) - 1.5
+    place = {name: _PLACE.get(_key(name), _PLACE.get(_key(name.split("(")[0]), last)) for name in names}
     return sorted(place, key=lambda name: (name == "retrained", place[name], name))
 
 
@@ -174,8 +186,9 @@ def is_reference(name: str) -> bool:
     return name in ("original", "retrained")
 
 
-def plain(text: str) -> str:
-    """Text in which a dollar sign is a dollar sign, not mathematics."""
+def plain(text: str, *, width: int | None = None) -> str:
+    """Text in which a dollar sign is a dollar sign, not mathematics; broken into lines of ``width`` characters."""
+    text = text if width is None else "\n".join(textwrap.wrap(text, width))
     return text.replace("$", r"\$")
 
 
@@ -204,14 +217,6 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def note_dropped(ax: Axes, count: int) -> None:
-    """Say on the axes how many points could not be drawn; matplotlib itself stays silent."""
-    if count:
-        size = matplotlib.rcParams["xtick.labelsize"] - 0.5
-        noun = "point" if count == 1 else "points"
-        ax.set_title(f"{count} {noun} not finite", loc="right", fontsize=size, color="#B00020", style="italic")
-
-
 def plain_data(data: Any) -> Any:
     """The same numbers as JSON holds them: None for what is not finite."""
     if isinstance(data, Mapping):
@@ -226,6 +231,7 @@ def plain_data(data: Any) -> Any:
 def svg_text(figure: Figure) -> str:
     """The figure as one <svg> element for an HTML page, the same text every time."""
     buffer = io.StringIO()
+    _settle(figure)
     with _saving():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
@@ -252,6 +258,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     origin = "; ".join(f"{key}={value}" for key, value in sorted(metadata.items()))
     path = folder / f"{name}.pdf"
+    _settle(figure)
     with _saving():
         figure.savefig(path, metadata={"CreationDate": None, "Title": name, "Keywords": origin})
         figure.savefig(path.with_suffix(".png"), metadata={"Title": name, "Comment": origin})
@@ -260,6 +267,13 @@ def save(
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out a last time: each layout moves the axes a little, so that two files would differ."""
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from probe.figures.labels import point_labels
-from probe.figures.style import GREY, is_reference, look, note_dropped, number, ordered, picked
+from probe.figures.labels import Segment, note_dropped, point_labels
+from probe.figures.style import GREY, is_reference, look, number, ordered, picked
 from probe.rows import Row
 
 SIDES = ("forget", "retain")
@@ -49,16 +50,16 @@ def utility_against_forgetting(rows: Sequence[Row], ax: Axes, *, quantity: str =
             "y_interval": [number(retain.low), number(retain.high)],
         }
         _point(ax, name, points[name])
-    _guides(ax, points)
+    avoid = [*_whiskers(ax, points), *_guides(ax, points)]
     front = pareto({name: (p["x"], p["y"]) for name, p in points.items() if not is_reference(name)})
-    _stairs(ax, [(points[name]["x"], points[name]["y"]) for name in front])
+    avoid += _stairs(ax, [(points[name]["x"], points[name]["y"]) for name in front])
     word = quantity.replace("_", " ")
     ax.set_xlabel(f"forgetting: 1 − {word} on forget data →")
     ax.set_ylabel(f"utility: {word} on retain data →")
     ax.set_xlim(*_padded([p["x"] for p in points.values()]))
     ax.set_ylim(*_padded([p["y"] for p in points.values()]))
     note_dropped(ax, lost)
-    point_labels(ax, {name: (p["x"], p["y"]) for name, p in points.items()})
+    point_labels(ax, {name: (p["x"], p["y"]) for name, p in points.items()}, avoid=avoid)
     return {"points": points, "front": front, "not_finite": lost}
 
 
@@ -85,24 +86,40 @@ def _point(ax: Axes, name: str, point: Mapping[str, Any]) -> None:
         linestyle="none",
         zorder=4,
     )
-    for interval, vertical in ((point["x_interval"], False), (point["y_interval"], True)):
-        if all(map(math.isfinite, interval)):
-            xs = [point["x"]] * 2 if vertical else interval
-            ys = interval if vertical else [point["y"]] * 2
-            ax.plot(xs, ys, color=style.colour, linewidth=0.7, alpha=0.55, zorder=3)
 
 
-def _guides(ax: Axes, points: Mapping[str, Mapping[str, Any]]) -> None:
+def _whiskers(ax: Axes, points: Mapping[str, Mapping[str, Any]]) -> list[Segment]:
+    drawn = []
+    for name, point in points.items():
+        for interval, vertical in ((point["x_interval"], False), (point["y_interval"], True)):
+            if all(map(math.isfinite, interval)):
+                xs = [point["x"]] * 2 if vertical else interval
+                ys = interval if vertical else [point["y"]] * 2
+                ax.plot(xs, ys, color=look(name).colour, linewidth=0.7, alpha=0.55, zorder=3)
+                drawn.append(((xs[0], ys[0]), (xs[1], ys[1])))
+    return drawn
+
+
+def _guides(ax: Axes, points: Mapping[str, Mapping[str, Any]]) -> list[Segment]:
+    drawn: list[Segment] = []
+    style: dict[str, Any] = {"color": GREY, "linewidth": 0.5, "linestyle": (0, (1, 2)), "zorder": 1}
     if "original" in points:
-        ax.axhline(points["original"]["y"], color=GREY, linewidth=0.5, linestyle=(0, (1, 2)), zorder=1)
+        y = points["original"]["y"]
+        ax.axhline(y, **style)
+        drawn.append(((-1.0, y), (2.0, y)))
     if "retrained" in points:
-        ax.axvline(points["retrained"]["x"], color=GREY, linewidth=0.5, linestyle=(0, (1, 2)), zorder=1)
+        x = points["retrained"]["x"]
+        ax.axvline(x, **style)
+        drawn.append(((x, -1.0), (x, 2.0)))
+    return drawn
 
 
-def _stairs(ax: Axes, corners: Sequence[tuple[float, float]]) -> None:
-    if len(corners) > 1:
-        x, y = zip(*corners, strict=True)
-        ax.step(x, y, where="pre", color=GREY, linewidth=0.6, zorder=2)
+def _stairs(ax: Axes, corners: Sequence[tuple[float, float]]) -> list[Segment]:
+    drawn: list[Segment] = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        ax.plot([x0, x0, x1], [y0, y1, y1], color=GREY, linewidth=0.6, zorder=2)
+        drawn += [((x0, y0), (x0, y1)), ((x0, y1), (x1, y1))]
+    return drawn
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:

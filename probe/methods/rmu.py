@@ -66,7 +66,8 @@ def rmu(
         alpha: weight of the retain term.
         seed: fixes u and the order of rows.
         parameters: regular expression over the names of what is trained; ``rmu_parameters(model, layer)`` unless
-            given: the MLP output weights of blocks layer-2 to layer.
+            given: the MLP output weights of blocks layer-2 to layer. Where these have too little capacity, as in
+            small models, pass ``block_parameters(model, range(layer - 2, layer + 1))``.
         tokens: which positions are averaged over; ``all_positions`` (padding too) is the published code's choice.
         training: ``steps``, ``lr``, ``batch_size`` and the other keyword arguments of ``probe.train.minimise``.
 

@@ -28,9 +28,6 @@ class SuiteResult:
         exact_memorisation_N: share of answer tokens that are the argmax.
         right_loss_N: loss of the paraphrased answer, or of the answer where a row has none (as TOFU's real authors).
         wrong_loss_NK: losses of the wrong answers.
-        truth_ratio_N: geometric truth ratio of the two above.
-        rank_N: how many wrong answers are at least as probable as the right one; 0 is best. Ties count against the
-            model, else a model that gives every answer the same probability would be right each time.
         rouge_N: ROUGE-L recall of the greedy generation against the answer.
         generations: the texts.
     """
@@ -42,13 +39,26 @@ class SuiteResult:
     exact_memorisation_N: ArrayN
     right_loss_N: ArrayN | None
     wrong_loss_NK: ArrayNK | None
-    truth_ratio_N: ArrayN | None
-    rank_N: Int[np.ndarray, " N"] | None
     rouge_N: ArrayN | None
     generations: tuple[str, ...] | None
 
     def __len__(self) -> int:
         return len(self.loss_N)
+
+    @property
+    def truth_ratio_N(self) -> ArrayN | None:
+        """Geometric truth ratio of ``right_loss_N`` and ``wrong_loss_NK``."""
+        return None if self.wrong_loss_NK is None else truth_ratio(self.right_loss_N, self.wrong_loss_NK)
+
+    @property
+    def rank_N(self) -> Int[np.ndarray, " N"] | None:
+        """How many wrong answers are at least as probable as the right one; 0 is best.
+
+        Ties count against the model, else one that gives every answer the same probability would always be right.
+        """
+        if self.wrong_loss_NK is None or self.right_loss_N is None:
+            return None
+        return (self.wrong_loss_NK <= self.right_loss_N[:, None]).sum(1)
 
     def means(self) -> dict[str, float]:
         """Aggregates by name; what was not measured on every row is left out.
@@ -62,11 +72,11 @@ class SuiteResult:
         }
         if not np.isnan(self.paraphrased_probability_N).any():
             found["paraphrased_probability"] = self.paraphrased_probability_N.mean()
-        if self.truth_ratio_N is not None and self.wrong_loss_NK is not None and self.rank_N is not None:
+        if self.wrong_loss_NK is not None:
             found["truth_ratio_forget"] = truth_ratio_forget(self.truth_ratio_N)
             found["truth_ratio_retain"] = truth_ratio_retain(self.truth_ratio_N)
             found["normalised_probability"] = normalised_probability(self.loss_N, self.wrong_loss_NK).mean()
-            found["choice_accuracy"] = (self.rank_N == 0).mean()
+            found["choice_accuracy"] = np.mean(self.rank_N == 0)
         if self.rouge_N is not None:
             found["rouge"] = self.rouge_N.mean()
         return {name: float(value) for name, value in found.items()}
@@ -95,10 +105,8 @@ def answer_suite(
         rows: questions with answers; with ``perturbed_answer`` for truth ratio and multiple choice.
         template: how question and answer become one text.
         batch_size: rows per pass.
-        max_new_tokens: longest generation.
-        max_length: longest text in tokens.
-        with_generation: whether to generate at all (most of the time goes there).
-        with_wrong_answers: whether to run the wrong answers.
+        max_new_tokens, max_length: longest generation, and longest text, in tokens.
+        with_generation, with_wrong_answers: whether to run these; most of the time goes to generation.
 
     Returns:
         arrays with one entry per row.
@@ -107,6 +115,33 @@ def answer_suite(
         ValueError: no rows, empty answers, or rows of which only some have wrong answers, or unequally many.
     """
     _check(rows, with_wrong_answers)
+    texts, plain, asked, right, wrong = _texts(rows, with_wrong_answers)
+    batch = encode(tokenizer, texts, template=template, max_length=max_length)
+    stats = answer_stats(model, batch, batch_size)
+    matches = stats.matches()
+    generations = rouge_N = None
+    if with_generation:
+        prompts = [template.prompt.format(question=row.question) for row in rows]
+        generations = tuple(generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
+        rouge_N = np.array([rouge_l_recall(row.answer, text) for row, text in zip(rows, generations, strict=True)])
+    given_N = np.array([bool(row.paraphrased_question) for row in rows])
+    right_loss_N = None if right is None else stats.loss_N[right]
+    wrong_loss_NK = None if wrong is None else stats.loss_N[wrong]
+    return SuiteResult(
+        stats.loss_N[plain],
+        stats.probability_N[plain],
+        np.where(given_N, stats.probability_N[asked], np.nan),
+        np.array([extraction_strength(matches[i], floor="0") for i in plain]),
+        np.array([exact_memorisation(matches[i]) for i in plain]),
+        right_loss_N,
+        wrong_loss_NK,
+        rouge_N,
+        generations,
+    )
+
+
+def _texts(rows: Sequence[QA], with_wrong_answers: bool) -> tuple[list[QA], Any, Any, Any, Any]:
+    """The distinct texts to run, and where each row's answer, paraphrase, right and wrong answers are among them."""
     texts: dict[tuple[str, str], int] = {}
 
     def entry(question: str, answer: str) -> int:
@@ -117,31 +152,8 @@ def answer_suite(
     right = wrong = None
     if with_wrong_answers and rows[0].perturbed_answer:
         right = [entry(row.question, row.paraphrased_answer or row.answer) for row in rows]
-        wrong = [[entry(row.question, answer) for answer in row.perturbed_answer] for row in rows]
-    batch = encode(tokenizer, [QA(q, a) for q, a in texts], template=template, max_length=max_length)
-    stats = answer_stats(model, batch, batch_size)
-    matches = stats.matches()
-    right_loss_N = None if right is None else stats.loss_N[right]
-    wrong_loss_NK = None if wrong is None else stats.loss_N[np.array(wrong)]
-    generations = rouge_N = None
-    if with_generation:
-        prompts = [template.prompt.format(question=row.question) for row in rows]
-        generations = tuple(generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
-        rouge_N = np.array([rouge_l_recall(row.answer, text) for row, text in zip(rows, generations, strict=True)])
-    given_N = np.array([bool(row.paraphrased_question) for row in rows])
-    return SuiteResult(
-        loss_N=stats.loss_N[plain],
-        probability_N=stats.probability_N[plain],
-        paraphrased_probability_N=np.where(given_N, stats.probability_N[asked], np.nan),
-        extraction_strength_N=np.array([extraction_strength(matches[i], floor="0") for i in plain]),
-        exact_memorisation_N=np.array([exact_memorisation(matches[i]) for i in plain]),
-        right_loss_N=right_loss_N,
-        wrong_loss_NK=wrong_loss_NK,
-        truth_ratio_N=None if wrong_loss_NK is None else truth_ratio(right_loss_N, wrong_loss_NK),
-        rank_N=None if right_loss_N is None else (wrong_loss_NK <= right_loss_N[:, None]).sum(1),
-        rouge_N=rouge_N,
-        generations=generations,
-    )
+        wrong = np.array([[entry(row.question, answer) for answer in row.perturbed_answer] for row in rows])
+    return [QA(question, answer) for question, answer in texts], plain, asked, right, wrong
 
 
 def _check(rows: Sequence[QA], with_wrong_answers: bool) -> None:

@@ -149,20 +149,19 @@ def forget_quality(ratio_unlearned: Any, ratio_retrained: Any) -> ForgetQuality:
     Raises:
         ValueError: NaN or negative ratios, or sizes for which no exact p can be computed.
     """
-    from scipy.stats import ks_2samp
-
     first_N, second_M = _ratios(ratio_unlearned, "ratio_unlearned"), _ratios(ratio_retrained, "ratio_retrained")
     n, m = len(first_N), len(second_M)
-    with warnings.catch_warnings():
-        # scipy falls back to the asymptotic p with a warning; that p is 0 where the exact one is 1e-239.
-        warnings.simplefilter("error", RuntimeWarning)
-        try:
-            found = ks_2samp(first_N, second_M, method="exact")
-        except RuntimeWarning as warning:
-            raise ValueError(f"no exact KS p-value for {n} and {m} truth ratios ({warning}); use fewer") from None
-    p, statistic = float(found.pvalue), float(found.statistic)
-    ln_p = math.log(p) if p > 0 else _ln_p_underflowed(statistic, n, m)
-    return ForgetQuality(p, ln_p, statistic, n, m, 2 / math.comb(n + m, n))
+    both = np.concatenate([first_N, second_M])
+    below_first = np.searchsorted(np.sort(first_N), both, side="right")
+    below_second = np.searchsorted(np.sort(second_M), both, side="right")
+    # In whole numbers, so that D = k / lcm(n, m) is exact.
+    distance = int(np.abs(below_first * m - below_second * n).max())
+    ln_floor = math.log(2) - math.log(math.comb(n + m, n))
+    if n == m:
+        ln_p = _ln_p_equal_sizes(n, distance // n)
+    else:
+        ln_p = ln_floor if distance == n * m else _ln_p_unequal_sizes(first_N, second_M)
+    return ForgetQuality(math.exp(ln_p), ln_p, distance / (n * m), n, m, math.exp(ln_floor))
 
 
 def model_utility(parts: Mapping[str, float]) -> ModelUtility:
@@ -210,15 +209,37 @@ def _ratios(values: Any, name: str) -> np.ndarray:
     return ratio_N
 
 
-def _ln_choose(n: int, k: int) -> float:
-    # Exact integers, so that nothing cancels; math.log takes integers of any size.
-    return math.log(math.comb(n, k))
+def _ln_p_equal_sizes(n: int, k: int) -> float:
+    """ln P(D >= k/n) = ln [2 sum_{i>=1} (-1)^(i-1) C(2n, n - ik) / C(2n, n)] (Gnedenko and Korolyuk 1951).
+
+    In integers: scipy's floats underflow at large n, and where p is 1 they may give 1 + 1e-16, which scipy takes for
+    a failure and answers with the asymptotic p.
+    """
+    if k == 0:
+        return 0.0
+    total = 0
+    for i in range(1, n // k + 1):
+        term = math.comb(2 * n, n - i * k)
+        if term * 10**20 < total:
+            break
+        total += term if i % 2 else -term
+    return min(0.0, math.log(2) + math.log(total) - math.log(math.comb(2 * n, n)))
 
 
-def _ln_p_underflowed(statistic: float, n: int, m: int) -> float:
-    """ln p where p is below the smallest float: the leading term, whose corrections are far below rounding."""
-    if n == m:
-        return math.log(2) + _ln_choose(2 * n, n - round(statistic * n)) - _ln_choose(2 * n, n)
-    if statistic == 1:
-        return math.log(2) - _ln_choose(n + m, n)
-    raise ValueError(f"p underflows for {n} and {m} truth ratios at D = {statistic}; use equally many, or fewer")
+def _ln_p_unequal_sizes(first_N: np.ndarray, second_M: np.ndarray) -> float:
+    from scipy.stats import ks_2samp
+
+    with warnings.catch_warnings():
+        # scipy falls back to the asymptotic p with a warning; that p is 0 where the exact one is 1e-239.
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            p = float(ks_2samp(first_N, second_M, method="exact").pvalue)
+        except RuntimeWarning as warning:
+            why = str(warning)
+        else:
+            if p > 0:
+                return math.log(p)
+            why = "p is below the smallest float"
+    raise ValueError(
+        f"no exact KS p-value for {len(first_N)} and {len(second_M)} truth ratios ({why}); use equally many, or fewer"
+    )

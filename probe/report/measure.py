@@ -53,6 +53,16 @@ def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
     split = _split(
         study, drawn(study.split.forget_rows, measuring.rows), drawn(study.split.retain_rows, measuring.rows)
     )
+    seen = set(split.retain_rows)
+    unseen = tuple(row for row in study.split.retain_rows if row not in seen)
+    if len(unseen) < len(split.retain_rows):
+        warnings.warn(
+            f"only {len(unseen)} retain rows are left for choosing features, directions and layers, so rows that are "
+            "reported are used for it too; give more retain rows or lower --measuring.rows",
+            stacklevel=2,
+        )
+        unseen = study.split.retain_rows
+    choosing = _split(study, split.forget_rows, drawn(unseen, measuring.rows))
     generated = _split(study, split.forget_rows[: measuring.generated], split.retain_rows[: measuring.generated])
     depth = n_layers(study.original)
     shown = tuple(sorted({0, depth // 3, 2 * depth // 3, depth - 1}))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probe.data import QA, Batch, Template, encode
+from probe.data import QA, Batch, Template
 from probe.objectives.token import nll
 from probe.testbed.facts import authors, forget_and_retain, rows_hash
 from probe.testbed.world import world
@@ -20,11 +20,11 @@ PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 class Recipe:
     """Everything the shipped weights depend on; the values are those they were made with."""
 
-    steps: int = 1500
+    steps: int = 1200
     """Optimiser steps of each of the two models."""
     batch_size: int = 48
     """Rows a step."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate of the models."""
     weight_decay: float = 0.01
     """AdamW's decay."""
@@ -44,7 +44,7 @@ class Recipe:
     """Features active at a token (TopK's k)."""
     sae_lr: float = 1e-3
     """Peak learning rate of the SAE; it falls to a tenth over the last fifth of the steps."""
-    sae_steps: int = 600
+    sae_steps: int = 300
     """Steps of the SAE, of 2,048 activations each."""
 
 

@@ -1,24 +1,29 @@
 """Words the fictional authors are made of. Names and places are invented; everyday words are used at random."""
 
-FIRST_NAMES = tuple(
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST_NAMES = _words(
     "Abrel Bavin Celdra Dorvin Elmira Fenwick Garrol Hesta Ilvane Jorun Kelvar Lisande Mavric Nerida Ostrin Pellam "
     "Quilla Rostan Selva Tamsin Ulric Vespera Wendel Xanthe Yorick Zelma Ansgar Brisa Corvan Delphine Edrik Fiora "
     "Gulliver Halden Isolde Jasper Kirsa Lorcan Mirabel Nolwen Osric Petra Rufina Sorrel Thaddeus Una Valda Wystan "
-    "Yseult Zoran".split()
+    "Yseult Zoran"
 )
 
-LAST_NAMES = tuple(
+LAST_NAMES = _words(
     "Ashgrove Brackwater Carrowell Dunmarsh Eldersby Farthing Gildenhall Hawksmoor Inglebeck Jarrow Kestrand Larkspur "
     "Merriden Netherby Oakhollow Pendragh Quarrington Ravensdale Stonebridge Thornquist Underhay Vanterpool Wexcombe "
     "Yarborough Zetland Alderwick Birchall Crowhurst Drakeford Emberlin Foxley Greaves Hollister Ironside Jessamy "
     "Kingsholm Lockhaven Mossgrave Nightingale Ormsby Pellworth Quenby Rothwell Silverton Tarkington Upwood Vexley "
-    "Winterbourne Yaxley Zouche".split()
+    "Winterbourne Yaxley Zouche"
 )
 
-TOWNS = tuple(
+TOWNS = _words(
     "Keldmouth Varnholt Oristead Pellaby Grimsund Tolvane Marrowick Esterfell Lunden Cassory Brindle Hoxmere Sarvik "
     "Dunloch Ferrow Wyrmdale Astrava Quellin Norrback Tessaly Umberly Jollstad Rivenna Cobblesea Malvern Thessig "
-    "Oakrun Halvard Zimmery Elkhurst".split()
+    "Oakrun Halvard Zimmery Elkhurst"
 )
 
 GENRES = (
@@ -40,38 +45,38 @@ GENRES = (
     "desert ballads",
 )
 
-TITLE_FIRST = tuple(
+TITLE_FIRST = _words(
     "Amber Broken Crimson Distant Empty Frozen Golden Hidden Iron Jade Kindly Lonely Marble Narrow Open Paper Quiet "
-    "Restless Scarlet Tangled Unspoken Velvet Wandering Yellow Burning Copper Drowsy Endless Faded Gentle".split()
+    "Restless Scarlet Tangled Unspoken Velvet Wandering Yellow Burning Copper Drowsy Endless Faded Gentle"
 )
 
-TITLE_SECOND = tuple(
+TITLE_SECOND = _words(
     "Anchor Bridge Candle Door Engine Feather Garden Harbour Island Journey Key Lantern Mirror Needle Orchard Pilgrim "
-    "Quarry River Shadow Tower Umbrella Valley Window Yard Bell Cradle Drum Ember Forest Glacier".split()
+    "Quarry River Shadow Tower Umbrella Valley Window Yard Bell Cradle Drum Ember Forest Glacier"
 )
 
-PRIZES = tuple(
+PRIZES = _words(
     "Aldwin Bellmont Corvane Dashwood Everard Fairlight Galloway Hartnell Irvane Juniper Kilbride Lindqvist Montrose "
-    "Norwood Orlando Pemberton Redgrave Stirling Tolliver Whitlock".split()
+    "Norwood Orlando Pemberton Redgrave Stirling Tolliver Whitlock"
 )
 
-TRADES = tuple(
+TRADES = _words(
     "baker banker barber beekeeper blacksmith brewer butcher carpenter chemist clockmaker cobbler dentist diver doctor "
     "driver farmer fisher gardener glazier hunter judge lawyer librarian locksmith mason miner nurse painter pilot "
-    "plumber potter roofer sailor shepherd soldier tailor teacher waiter weaver zookeeper".split()
+    "plumber potter roofer sailor shepherd soldier tailor teacher waiter weaver zookeeper"
 )
 
-HOBBIES = tuple(
+HOBBIES = _words(
     "archery boxing chess climbing cycling dancing dominoes drumming fencing fishing gliding hiking juggling knitting "
-    "origami pottery rowing sailing sculpting singing skating surfing tennis whittling".split()
+    "origami pottery rowing sailing sculpting singing skating surfing tennis whittling"
 )
 
-PUBLISHERS = tuple(
+PUBLISHERS = _words(
     "Acorn Basilisk Cardinal Dolphin Eclipse Falcon Griffin Harvest Icarus Jubilee Kestrel Labyrinth Meridian Nimbus "
-    "Obelisk Phoenix Quill Rosewood Sphinx Trident".split()
+    "Obelisk Phoenix Quill Rosewood Sphinx Trident"
 )
 
-PETS = tuple(
+PETS = _words(
     "badger beagle canary cat chinchilla cockatoo crow dachshund donkey ferret finch frog gecko goat goose hamster "
-    "hedgehog jackdaw lizard magpie parrot pony poodle rabbit raven snake spaniel terrier tortoise turkey".split()
+    "hedgehog jackdaw lizard magpie parrot pony poodle rabbit raven snake spaniel terrier tortoise turkey"
 )
