@@ -9,7 +9,7 @@ from probe.interventions.projection import Project
 from probe.interventions.steering import Steer
 from probe.methods import baselines
 from probe.methods.cru import best_layers
-from probe.methods.rmu import rmu
+from probe.methods.rmu import block_parameters, rmu
 from probe.methods.sae_suppression import suppress
 from probe.objectives.representation import TowardsTarget, real_tokens
 from probe.objectives.sequence import NPO
@@ -92,7 +92,7 @@ def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator
 
 def _divergence(study: Study, training: Training) -> Iterator[Condition]:
     common: dict[str, Any] = {"lr": training.gradient_lr, "batch_size": training.batch_size, "seed": training.seed}
-    kept = {**common, "retain_weight": training.retain_weight, "steps": training.steps}
+    kept = {**common, "steps": training.steps}
     original, split = study.original, study.split
     steps = f"{training.steps} steps of {training.batch_size} rows a side, learning rate {training.gradient_lr:g}"
 
@@ -102,22 +102,31 @@ def _divergence(study: Study, training: Training) -> Iterator[Condition]:
     yield as_is("GA", "training", model, what, ga)
 
     model = copy.deepcopy(original)
-    baselines.grad_diff(model, split, progress="GradDiff", **kept)
-    yield as_is("GradDiff", "training", model, f"gradient ascent with the retain loss, {steps}", ga)
+    baselines.grad_diff(model, split, retain_weight=training.grad_diff_retain, progress="GradDiff", **kept)
+    yield as_is(
+        "GradDiff",
+        "training",
+        model,
+        f"gradient ascent with {training.grad_diff_retain:g} times the retain loss, {steps}",
+        ga,
+    )
 
     model, beta = copy.deepcopy(original), training.wga_beta
-    baselines.wga(model, split, beta=beta, progress="WGA", **kept)
-    what = f"weighted gradient ascent (β = {beta:g}) with the retain loss, {steps}"
+    baselines.wga(model, split, beta=beta, retain_weight=training.wga_retain, progress="WGA", **kept)
+    what = f"weighted gradient ascent (β = {beta:g}) with {training.wga_retain:g} times the retain loss, {steps}"
     yield as_is("WGA", "training", model, what, WGA(beta=beta))
 
     model, beta = copy.deepcopy(original), training.npo_beta
-    baselines.npo(model, split, original=original, beta=beta, progress="NPO", **kept)
-    what = f"negative preference optimisation (β = {beta:g}) with the retain loss, {steps}"
+    baselines.npo(model, split, original=original, beta=beta, retain_weight=training.npo_retain, progress="NPO", **kept)
+    what = (
+        f"negative preference optimisation (β = {beta:g}) with {training.npo_retain:g} times the retain loss, {steps}"
+    )
     yield as_is("NPO", "training", model, what, NPO(original, beta=beta))
 
 
 def _rmu(study: Study, training: Training) -> Condition:
     model = copy.deepcopy(study.original)
+    trained = range(max(0, training.rmu_layer - 2), training.rmu_layer + 1)
     result = rmu(
         model,
         study.split,
@@ -128,12 +137,14 @@ def _rmu(study: Study, training: Training) -> Condition:
         seed=training.seed,
         steps=training.steps,
         lr=training.rmu_lr,
+        parameters=block_parameters(model, trained) if training.rmu_whole_blocks else None,
         batch_size=training.batch_size,
         progress="RMU",
     )
     what = (
         f"forget activations after layer {training.rmu_layer} drawn to a random vector of length "
-        f"{training.rmu_coefficient:g}, retain activations held (α = {training.rmu_alpha:g}); "
+        f"{training.rmu_coefficient:g}, retain activations held (α = {training.rmu_alpha:g}), "
+        f"{'every weight' if training.rmu_whole_blocks else 'MLP outputs'} of blocks {trained[0]} to {trained[-1]}; "
         f"{training.steps} steps, learning rate {training.rmu_lr:g}"
     )
     return as_is("RMU", "training", model, what, TowardsTarget(Site(training.rmu_layer), result.target_D, real_tokens))

@@ -12,7 +12,7 @@ from probe.hooks import Intervention, edited
 from probe.interventions.activations import activations, content
 from probe.interventions.features import check_site, norm_relative
 from probe.interventions.steering import Steer, direction_at
-from probe.methods.sae_suppression import frequency, random_active_features, rank_features, suppress
+from probe.methods.sae_suppression import mean_difference, random_active_features, rank_features, suppress
 from probe.metrics.memorisation import answer_stats
 from probe.report.measure import Sample, mean_row
 from probe.report.settings import Settings
@@ -55,7 +55,7 @@ def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
             study.sae_site,
             choosing.forget,
             choosing.retain,
-            rule=frequency(settings.editing.retain_rate),
+            rule=mean_difference,
             special_ids=study.tokenizer.all_special_ids,
         )
     return Doses(study, direction_D / direction_D.norm(), norm, ranking)

@@ -17,6 +17,7 @@ from probe.diagnostics.representation_pca import fit_axes, project
 from probe.diagnostics.separability import separability
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
+from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import forget_quality
 from probe.report.settings import Measuring
 from probe.report.study import Condition, Study
@@ -69,7 +70,7 @@ def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
     axes = fit_axes(study.original, split, layers=shown)
     ratios = None
     if study.retrained is not None:
-        ratios = _suite(study, study.retrained, split.forget_rows, measuring, generate=False).truth_ratio_N
+        ratios = _suite(study, study.retrained, split.forget_rows, measuring).truth_ratio_N
     return Sample(split, choosing, drawn(study.world, measuring.rows), generated, shown, axes, ratios)
 
 
@@ -84,7 +85,7 @@ def diagnosed(study: Study, sample: Sample, condition: Condition, measuring: Mea
     """All rows of one condition."""
     with condition.applied() as model:
         yield from performance(study, sample, condition.name, model, measuring)
-        yield from _g_effects(sample, condition, model, measuring)
+        yield from _g_effects(sample, condition, model)
         yield from _separability(sample, condition.name, model)
         yield from _collapse(study, sample, condition.name, model, measuring)
         yield from _pca(sample, condition.name, model)
@@ -104,28 +105,26 @@ def mean_row(
     return Row(name, diagnostic, quantity, float(value_N.mean()), on, low=low, high=high, n=len(value_N), **more)
 
 
-def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measuring, *, generate: bool) -> Any:
+def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measuring, *, choices: bool = True) -> Any:
     return answer_suite(
         model,
         study.tokenizer,
         rows,
         study.split.template,
         batch_size=measuring.batch_size,
-        max_new_tokens=measuring.new_tokens,
         max_length=study.split.max_length,
-        with_generation=generate,
-        with_wrong_answers=all(row.perturbed_answer for row in rows),
+        with_generation=False,
+        with_wrong_answers=choices and all(row.perturbed_answer for row in rows),
     )
 
 
 def performance(study: Study, sample: Sample, name: str, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
     """Forgetting and utility: answer probability, paraphrase, extraction strength, truth ratio, choice, ROUGE."""
     sides = {"forget": sample.split.forget_rows, "retain": sample.split.retain_rows, "world": sample.world}
-    generated = {"forget": sample.generated.forget_rows, "retain": sample.generated.retain_rows}
     for on, rows in sides.items():
         if not rows:
             continue
-        suite = _suite(study, model, rows, measuring, generate=False)
+        suite = _suite(study, model, rows, measuring)
         found = {
             "probability": suite.probability_N,
             # Rows without a paraphrased question have none.
@@ -142,9 +141,6 @@ def performance(study: Study, sample: Sample, name: str, model: nn.Module, measu
         for quantity, value_N in found.items():
             if len(value_N):
                 yield mean_row(name, "performance", quantity, value_N, on, measuring)
-        if on in generated:
-            rouge_N = _suite(study, model, generated[on], measuring, generate=True).rouge_N
-            yield mean_row(name, "performance", "rouge", rouge_N, on, measuring)
 
 
 def _truth(ratio_N: Any, on: str) -> Any:
@@ -153,10 +149,11 @@ def _truth(ratio_N: Any, on: str) -> Any:
     return np.minimum(ratio_N, 1 / ratio_N) if on == "forget" else np.maximum(0, 1 - ratio_N)
 
 
-def _g_effects(sample: Sample, condition: Condition, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
+def _g_effects(sample: Sample, condition: Condition, model: nn.Module) -> Iterator[Row]:
     forget = sample.split.forget
     for on, over in (("forget", forget), ("retain", sample.split.retain)):
-        effect = g_effect(model, condition.objective, forget, over=over, batch_size=measuring.batch_size)
+        # One batch: NPO and RMU are no token means, so chunks of them would not add up exactly.
+        effect = g_effect(model, condition.objective, forget, over=over, batch_size=max(len(forget), len(over)))
         for layer, value in enumerate(effect.layer_L.tolist()):
             yield Row(condition.name, "g_effect", "effect", value, on, layer=layer, n=len(forget))
         yield Row(condition.name, "g_effect", "total", float(effect.total), on, n=len(forget))
@@ -184,7 +181,17 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
         ("retain", sample.split.retain, sample.generated.retain_rows),
     ):
         prompts = [study.split.template.prompt.format(question=row.question) for row in rows]
-        found = logit_collapse(model, batch, tokenizer=study.tokenizer, prompts=prompts)
+        found = logit_collapse(
+            model,
+            batch,
+            tokenizer=study.tokenizer,
+            prompts=prompts,
+            max_new_tokens=measuring.new_tokens,
+            batch_size=measuring.batch_size,
+        )
+        # The same texts serve ROUGE: generation is the dearest part of a report.
+        rouge_N = [rouge_l_recall(row.answer, text) for row, text in zip(rows, found.texts, strict=True)]
+        yield mean_row(name, "performance", "rouge", rouge_N, on, measuring)
         summary = {
             "entropy_share": found.entropy_share,
             "top1_share": found.top1_share,
