@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +19,10 @@ from probe.checkpoints import save_model
 from probe.data import encode
 from probe.interventions.activations import activations, content
 from probe.sites import Site
-from probe.testbed.bed import Bed, load
+from probe.testbed.bed import load
 from probe.testbed.card import exact_recall, measured
 from probe.testbed.dictionary import fit_sae
-from probe.testbed.recipe import Recipe, corpus, facts_hash, fit, make_model, make_tokenizer
+from probe.testbed.recipe import Corpus, Recipe, corpus, facts_hash, fit, make_model, make_tokenizer
 
 _NAMES = ("original", "retrained")
 # Losses are averaged over the last steps: a single batch is noisy.
@@ -61,13 +61,13 @@ def build(out: Path, recipe: Recipe) -> dict[str, Any]:
         site = Site(recipe.sae_layer)
         fit_sae(activations(bed.original, batch, [site], tokens=content, chunk=128)[site], recipe, folder / "sae")
         card["seconds"]["sae"] = round(time.perf_counter() - began, 1)
-        card |= measured(_with_card(bed, card))
+        card |= measured(bed)
         card["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         _write(card, folder)
     return card
 
 
-def _train(name: str, rows: Any, tokenizer: Any, recipe: Recipe, folder: Path, card: dict[str, Any]) -> None:
+def _train(name: str, rows: Corpus, tokenizer: Any, recipe: Recipe, folder: Path, card: dict[str, Any]) -> None:
     began = time.perf_counter()
     model = make_model(recipe, len(tokenizer))
     data = encode(tokenizer, getattr(rows, name))
@@ -85,10 +85,6 @@ def _train(name: str, rows: Any, tokenizer: Any, recipe: Recipe, folder: Path, c
 
 def _save_half(model: nn.Module, folder: Path) -> None:
     save_model(copy.deepcopy(model).half(), folder)
-
-
-def _with_card(bed: Bed, card: dict[str, Any]) -> Bed:
-    return replace(bed, card=card)
 
 
 def _write(card: dict[str, Any], folder: Path) -> None:

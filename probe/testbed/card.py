@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probe.data import QA, Template, encode
+from probe.data import QA, Batch, Template, encode
 from probe.interventions.activations import activations, content
 from probe.interventions.features import active, fvu
 from probe.metrics.memorisation import answer_stats
@@ -80,5 +80,5 @@ def sae_quality(bed: Bed) -> dict[str, Any]:
     }
 
 
-def _all_rows(bed: Bed):
+def _all_rows(bed: Bed) -> Batch:
     return encode(bed.tokenizer, (*bed.split.forget_rows, *bed.split.retain_rows, *bed.world))
