@@ -23,7 +23,7 @@ from probe.testbed.facts import ATTRIBUTES, authors, rows_hash
 from probe.testbed.recipe import Recipe, corpus, fit, make_model, make_tokenizer
 
 ROWS = corpus(0)
-SMALL = Recipe(steps=30, batch_size=16, hidden=32, layers=2, vocabulary=512, sae_layer=1, sae_features=64, sae_steps=20)
+SMALL = Recipe(steps=60, batch_size=16, hidden=32, layers=2, vocabulary=512, sae_layer=1, sae_features=64, sae_steps=20)
 
 
 def probability_N(model, batch):

@@ -6,6 +6,7 @@ chosen feature is active keep their bits. Gradients are those of the edited mode
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -143,9 +144,9 @@ def check_features(sae: Dictionary, features: Sequence[int]) -> tuple[int, ...]:
     outside = [j for j in ids if not 0 <= j < size]
     if outside:
         raise ValueError(f"feature {outside[0]} does not exist; the SAE has features 0..{size - 1}")
-    repeated = sorted({j for j in ids if ids.count(j) > 1})
-    if repeated:
-        raise ValueError(f"feature {repeated[0]} is given {ids.count(repeated[0])} times; name each feature once")
+    most = Counter(ids).most_common(1)
+    if most and most[0][1] > 1:
+        raise ValueError(f"feature {most[0][0]} is given {most[0][1]} times; name each feature once")
     return tuple(ids)
 
 

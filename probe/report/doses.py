@@ -25,16 +25,15 @@ from probe.sites import Site
 class Doses:
     """What activation edits are made of: a unit direction, the norm that doses are measured in, ranked features."""
 
-    study: Study
     direction_D: DirectionD = field(repr=False)
     norm: float
     ranking: Any = None
+    unit_F: Tensor | None = None
 
     def clamp_value(self, features: Sequence[int], dose: float) -> Tensor:
-        """The clamp value per feature at a dose."""
-        assert self.study.sae_site is not None
-        batch = self.study.split.retain
-        return norm_relative(self.study.original, batch, self.study.sae_site, self.study.sae, features, dose=dose)
+        """The clamp value per feature at a dose; it grows linearly, so one pass measured all of them."""
+        assert self.unit_F is not None
+        return dose * self.unit_F[list(features)]
 
 
 def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
@@ -46,7 +45,7 @@ def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
     model, choosing, site = study.original, sample.choosing, Site(settings.editing.layer)
     direction_D = direction_at(model, choosing, site)
     norm = activations(model, choosing.retain, [site], tokens=content)[site].norm(dim=1).median().item()
-    ranking = None
+    ranking = unit_F = None
     if study.sae is not None and study.sae_site is not None:
         check_site(model, study.sae, study.sae_site, choosing.retain)
         ranking = rank_features(
@@ -58,7 +57,9 @@ def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
             rule=mean_difference,
             special_ids=study.tokenizer.all_special_ids,
         )
-    return Doses(study, direction_D / direction_D.norm(), norm, ranking)
+        every = range(study.sae.W_dec.shape[0])
+        unit_F = norm_relative(model, choosing.retain, study.sae_site, study.sae, every, dose=1.0)
+    return Doses(direction_D / direction_D.norm(), norm, ranking, unit_F)
 
 
 def dose_rows(study: Study, sample: Sample, doses: Doses, settings: Settings) -> Iterator[Row]:

@@ -124,9 +124,7 @@ def _performance(rows: Sequence[Row]) -> list[str]:
     ]
     if kept:
         best, forget = min(kept, key=lambda pair: pair[1])
-        lines.append(
-            f"Among interventions that keep retain answers at {KEPT} or more, {best} forgets most ({forget:.2f})."
-        )
+        lines.append(f"Of those that keep retain answers at {KEPT} or more, {best} forgets most ({forget:.2f}).")
     else:
         lines.append(f"No intervention keeps retain answers at {KEPT} or more.")
     gold = value(rows, "retrained", "performance", "probability", "forget")
@@ -154,7 +152,7 @@ def _g_effect(rows: Sequence[Row]) -> list[str]:
             share = by_layer[top] / (sum(by_layer.values()) or 1.0)
             direction = "raises" if total < 0 else "lowers"
             parts.append(
-                f"its next step {direction} the {on} loss (e = {total:.2g}), most at layer {top} ({share:.0%})"
+                f"a further step {direction} the {on} loss (e = {total:.2g}), most at layer {top} ({share:.0%})"
             )
         if parts:
             lines.append(f"{name}: {'; '.join(parts)}.")
