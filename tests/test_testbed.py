@@ -125,7 +125,7 @@ def test_load_gives_two_frozen_twins_and_their_data(bed):
 
 
 def test_original_knows_everything_and_retrained_all_but_the_forget_facts(bed):
-    retain = bed.split.retain.select(range(0, 900, 5))
+    retain = bed.split.retain.select(range(0, 900, 12))
     for model in (bed.original, bed.retrained):
         assert probability_N(model, retain).mean() > 0.95
         assert probability_N(model, bed.world_batch).mean() > 0.95
@@ -157,7 +157,7 @@ def test_rounding_to_half_precision_changed_no_answer(bed):
 
 @pytest.mark.parametrize("name", ["original", "retrained"])
 def test_teacher_forced_recall_is_greedy_recall(bed, name):
-    model, rows = getattr(bed, name), bed.split.forget_rows
+    model, rows = getattr(bed, name), bed.split.forget_rows[::4]
     prompts = [Template().prompt.format(question=row.question) for row in rows]
     texts = generate(model, bed.tokenizer, prompts, max_new_tokens=24)
     generated = sum(text == f" {row.answer}" for text, row in zip(texts, rows, strict=True)) / len(rows)
