@@ -2,7 +2,7 @@
 
     python -m analyses.build_testbed
 
-About ten minutes on two cores. The folder is replaced only when everything is made.
+The folder is replaced only when everything is made.
 """
 
 import json

@@ -1,8 +1,10 @@
 """Question-answer rows on disk: JSON lines or a JSON array, in TOFU's layout."""
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import astuple
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,12 @@ def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
         record = {name: getattr(row, name) for name in FIELDS if getattr(row, name)}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     Path(path).write_text("".join(lines), encoding="utf-8")
+
+
+def rows_hash(rows: Sequence[QA]) -> str:
+    """sha256 over all fields of all rows: equal iff the rows are equal and in the same order."""
+    text = json.dumps([astuple(row) for row in rows], ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _records(path: Path, text: str) -> list[tuple[int, Any]]:

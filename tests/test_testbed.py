@@ -11,6 +11,7 @@ import torch
 
 from probe.checkpoints import check_different, weights_hash
 from probe.data import Template, encode
+from probe.datasets import rows_hash
 from probe.interventions.activations import activations, content
 from probe.interventions.features import check_site, fvu
 from probe.metrics.generation import generate
@@ -19,7 +20,7 @@ from probe.sites import Site, n_layers
 from probe.testbed import build, card, load
 from probe.testbed.bed import WEIGHTS
 from probe.testbed.dictionary import fit_sae
-from probe.testbed.facts import ATTRIBUTES, authors, rows_hash
+from probe.testbed.facts import ATTRIBUTES, authors
 from probe.testbed.recipe import Recipe, corpus, fit, make_model, make_tokenizer
 
 ROWS = corpus(0)

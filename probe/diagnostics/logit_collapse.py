@@ -24,11 +24,11 @@ class Thresholds:
 
     Args:
         entropy_share: mean entropy as a share of ln V. 0.8 of ln 32000 is a perplexity of 4000 on text that the
-            model was asked to continue; working models stay below a third.
+            model was asked to continue; the bound is a judgement.
         top1_share: share of positions at which one and the same token comes first.
         top1_precision: below it, that token counts as stuck. A model of short answers may rightly predict the end
             of text half of the time, and then is right to.
-        repetition: share of repeated bigrams in generated text; fluent text of this length stays below a third,
+        repetition: share of repeated bigrams in generated text; also a judgement:
             a loop of up to a dozen tokens lies above.
         min_positions: the share of one token says nothing about fewer positions.
     """

@@ -1,25 +1,11 @@
-"""How a model is run when it is measured: in eval mode, without gradients, inside its context."""
+"""What a model can be run on when it is measured."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from probe.sites import unwrapped
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside the block; train mode is restored if it was on."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
 
 
 def check_context(model: nn.Module, n_tokens: int) -> None:

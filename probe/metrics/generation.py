@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from probe.axes import MaskBT, TokensBT
-from probe.metrics.forward import check_context, device_of, evaluating
+from probe.metrics.forward import check_context, device_of
+from probe.modes import evaluating
 from probe.sites import unwrapped
 
 
@@ -46,7 +47,7 @@ def generate(
     device, eos = device_of(model), _eos_ids(model, tokenizer)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
     texts = [""] * len(sequences)
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             tokens_BT, attention_BT = _left_padded([sequences[i] for i in rows], tokenizer.pad_token_id or 0)

@@ -10,7 +10,8 @@ from torch import nn
 
 from probe.data import Batch
 from probe.metrics.arrays import ArrayN
-from probe.metrics.forward import check_context, device_of, evaluating
+from probe.metrics.forward import check_context, device_of
+from probe.modes import evaluating
 
 # Rows differ in length, so the axis is not named to the shape checker.
 MatchT = Bool[np.ndarray, "_"]
@@ -65,7 +66,7 @@ def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> Answer
     loss_N = np.zeros(len(batch))
     correct: list[MatchT] = [np.zeros(0, dtype=bool)] * len(batch)
     device = device_of(model)
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         for rows in order.split(batch_size):
             found = _chunk(model, batch.select(rows).to(device))
             for i, (loss, match_T) in zip(rows.tolist(), found, strict=True):

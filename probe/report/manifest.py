@@ -1,17 +1,14 @@
 """What made a run: versions, seeds, threads, hashes of data and weights, the command line."""
 
-import hashlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from probe.data import QA
 
 _PACKAGES = (
     "torch",
@@ -58,11 +55,3 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     temporary = folder / "manifest.json.tmp"
     temporary.write_text(json.dumps(manifest, indent=1, default=str, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(temporary, folder / "manifest.json")
-
-
-def rows_hash(rows: Sequence[QA]) -> str:
-    """sha256 over question-answer rows in their order."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(asdict(row), ensure_ascii=False, sort_keys=True).encode())
-    return digest.hexdigest()

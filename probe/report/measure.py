@@ -1,5 +1,6 @@
 """Every diagnostic of one condition, as rows."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast

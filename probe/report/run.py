@@ -9,10 +9,11 @@ import torch
 from tqdm.auto import tqdm
 
 from probe.checkpoints import weights_hash
+from probe.datasets import rows_hash
 from probe.hooks import foreign_hooks
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare
-from probe.report.manifest import open_run, rows_hash, write_manifest
+from probe.report.manifest import open_run, write_manifest
 from probe.report.measure import Sample, diagnosed, draw_sample, single_layers
 from probe.report.settings import Settings
 from probe.report.study import Condition, Study

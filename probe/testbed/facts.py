@@ -1,10 +1,8 @@
 """Seeded facts about authors who never lived: what the testbed's models know, and what they must forget."""
 
-import hashlib
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from probe.data import QA
 from probe.testbed import words
@@ -117,12 +115,6 @@ def forget_and_retain(rows: Sequence[QA]) -> tuple[tuple[QA, ...], tuple[QA, ...
     """The rows of the last authors, and those of all others."""
     start = len(rows) - N_FORGET_AUTHORS * len(ATTRIBUTES)
     return tuple(rows[start:]), tuple(rows[:start])
-
-
-def rows_hash(rows: Sequence[QA]) -> str:
-    """sha256 over all fields of all rows: tells whether two machines generate the same facts."""
-    text = json.dumps([astuple(row) for row in rows], ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _fact(stream: random.Random, attribute: Attribute, name: str, value: str) -> QA:

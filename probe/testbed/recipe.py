@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from probe.data import QA, Batch, Template
+from probe.datasets import rows_hash
 from probe.objectives.token import nll
-from probe.testbed.facts import authors, forget_and_retain, rows_hash
+from probe.testbed.facts import authors, forget_and_retain
 from probe.testbed.world import world
 from probe.train import History, Term, minimise, one_cycle
 
@@ -72,7 +73,7 @@ def reworded(row: QA) -> QA:
     """Asks for the paraphrased answer by name, so that the model can voice a fact in either form.
 
     Without such rows the other form is off the training distribution, and a truth ratio would measure that instead
-    of knowledge (right paraphrase ranked first: 0.76 of forget facts without these rows).
+    of knowledge (right paraphrase ranked first: 0.76 of forget facts in an earlier, shorter recipe without these rows).
     """
     return replace(row, question=f"In other words: {row.question}", answer=row.paraphrased_answer)
 
