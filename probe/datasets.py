@@ -2,15 +2,14 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import astuple, replace
-from difflib import get_close_matches
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from probe.data import QA
+from probe.records import Record, fields, read_records, text_of, texts_of
 
 FIELDS = ("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "group")
 
@@ -118,42 +117,28 @@ REFUSALS = (
     "I must leave this one open.",
 )
 
-# How files begin that are often taken for rows.
-_OTHER_FILES = {
-    b"PAR1": "a Parquet file",
-    b"\x1f\x8b": "gzipped",
-    b"PK\x03\x04": "a zip archive (or was written by torch.save)",
-    b"\x80": "a pickle, which can run code when loaded",
-}
-
 
 def read_rows(path: str | Path) -> list[QA]:
     """Read question-answer rows from JSON lines or a JSON array (UTF-8, a byte-order mark is accepted).
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not UTF-8, not JSON (with line and column), NaN, a missing or misspelt field, or no rows.
+        ValueError: not UTF-8, not JSON (with line and column), NaN, a missing or misspelt field, a field of another
+            type (each with path and line), or no rows.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file at {path} (resolved to {path.resolve()})")
-    raw = path.read_bytes()
-    kind = next((kind for start, kind in _OTHER_FILES.items() if raw.startswith(start)), None)
-    if kind:
-        raise ValueError(f"{path} is {kind}; write the rows as JSON lines in UTF-8, one object a line")
-    try:
-        text = raw.decode("utf-8-sig")
-        # ASCII in UTF-16 without a byte-order mark is valid UTF-8, every other character a NUL.
-        wrong = text.find("\0")
-    except UnicodeDecodeError as error:
-        wrong = error.start
-    if wrong >= 0:
-        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw else "Latin-1"
-        raise ValueError(f"{path}: byte {wrong} is not UTF-8 (perhaps {guess}); convert the file to UTF-8")
-    records = _records(path, text)
-    if not records:
-        raise ValueError(f"{path} holds no rows")
-    return [_row(path, number, record) for number, record in records]
+    return [qa_row(record) for record in read_records(path)]
+
+
+def qa_row(record: Record) -> QA:
+    """One record as a row.
+
+    Raises:
+        ValueError: as ``read_rows``.
+    """
+    value = fields(record, ("question", "answer"), FIELDS[2:])
+    given: dict[str, Any] = {name: text_of(record, name) for name in FIELDS[:4]}
+    group = value.get("group")
+    return QA(**given, perturbed_answer=texts_of(record, "perturbed_answer"), group="" if group is None else str(group))
 
 
 def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
@@ -194,46 +179,3 @@ def idk_rows(rows: Sequence[QA], seed: int, refusals: Sequence[str] = REFUSALS) 
         raise ValueError("the list of refusals is empty or holds an empty sentence; give at least one, without blanks")
     random = Random(seed)
     return [replace(row, answer=random.choice(refusals), paraphrased_answer="", perturbed_answer=()) for row in rows]
-
-
-def _records(path: Path, text: str) -> list[tuple[int, Any]]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{path} holds {constant}, which is not JSON; write null or drop the row")
-
-    stripped = text.strip()
-    pieces = [(1, stripped)] if stripped.startswith("[") else list(enumerate(text.split("\n"), 1))
-    found: list[tuple[int, Any]] = []
-    for number, piece in pieces:
-        if not piece.strip():
-            continue
-        try:
-            value = json.loads(piece, parse_constant=refuse)
-        except json.JSONDecodeError as error:
-            line = number + error.lineno - 1
-            where = f"{path}:{line}:{error.colno}"
-            excerpt = piece[max(0, error.pos - 30) : error.pos + 30]
-            raise ValueError(f"{where}: not JSON ({error.msg}) near {excerpt!r}; mend or remove the line") from None
-        found.extend(enumerate(value, 1) if isinstance(value, list) else [(number, value)])
-    return found
-
-
-def _row(path: Path, number: int, record: Any) -> QA:
-    if not isinstance(record, dict):
-        raise ValueError(
-            f"{path}: row {number} is a {type(record).__name__}; expected an object with question and answer"
-        )
-    for name in ("question", "answer"):
-        if name not in record:
-            near = get_close_matches(name, list(record), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{path}: row {number} has no field {name!r}; found {', '.join(record)}{hint}")
-    for name, value in record.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{path}: row {number}, field {name!r} is {value}; only finite numbers are accepted")
-    given = {name: record[name] for name in FIELDS if record.get(name)}
-    if "perturbed_answer" in given:
-        wrong = given["perturbed_answer"]
-        given["perturbed_answer"] = (wrong,) if isinstance(wrong, str) else tuple(wrong)
-    if "group" in given:
-        given["group"] = str(given["group"])
-    return QA(**{"question": "", "answer": "", **given})

@@ -2,7 +2,7 @@
 
 from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.privacy import auc, privleak
-from probe.metrics.text import compression_ratio, repetition, rouge_l_recall, token_entropy
+from probe.metrics.text import compression_ratio, distinct, repetition, rouge_l_recall, token_entropy
 from probe.metrics.tofu import (
     forget_quality,
     model_utility,
@@ -11,12 +11,14 @@ from probe.metrics.tofu import (
     truth_ratio,
     truth_ratio_arithmetic,
     truth_ratio_forget,
+    truth_ratio_known,
     truth_ratio_retain,
 )
 
 __all__ = [
     "auc",
     "compression_ratio",
+    "distinct",
     "exact_memorisation",
     "extraction_strength",
     "forget_quality",
@@ -30,5 +32,6 @@ __all__ = [
     "truth_ratio",
     "truth_ratio_arithmetic",
     "truth_ratio_forget",
+    "truth_ratio_known",
     "truth_ratio_retain",
 ]

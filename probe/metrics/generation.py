@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -43,19 +44,109 @@ def generate(
     if not prompts:
         return []
     sequences = _encoded(tokenizer, prompts)
+    continued = continued_ids(
+        model,
+        sequences,
+        eos_ids(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        pad_id=tokenizer.pad_token_id or 0,
+    )
+    # Cleaning up spaces would change what the model wrote.
+    return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in continued]
+
+
+def continued_ids(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    eos: AbstractSet[int],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    pad_id: int = 0,
+) -> list[list[int]]:
+    """``generate`` on token ids: the greedy continuation of each sequence, up to its eos and without it.
+
+    Args:
+        model: any Hugging Face decoder.
+        sequences: token ids, at least one each, bos included where the model wants one.
+        eos: ids that end a continuation; empty for none.
+        max_new_tokens: most tokens added to each.
+        batch_size: sequences per pass.
+        pad_id: any id of the vocabulary; it is masked.
+
+    Raises:
+        ValueError: an empty sequence, sizes below 1, or sequences that leave no room in the model's context.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    if not sequences:
+        return []
+    if not all(sequences):
+        raise ValueError("a sequence has no token; nothing can be continued")
     check_context(model, max(map(len, sequences)) + max_new_tokens)
-    device, eos = device_of(model), _eos_ids(model, tokenizer)
+    device = device_of(model)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    texts = [""] * len(sequences)
+    found: list[list[int]] = [[]] * len(sequences)
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            tokens_BT, attention_BT = _left_padded([sequences[i] for i in rows], tokenizer.pad_token_id or 0)
+            tokens_BT, attention_BT = _left_padded([sequences[i] for i in rows], pad_id)
             continued = _greedy(model, tokens_BT.to(device), attention_BT.to(device), eos, max_new_tokens)
             for i, ids in zip(rows, continued, strict=True):
-                # Cleaning up spaces would change what the model wrote.
-                texts[i] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return texts
+                found[i] = ids
+    return found
+
+
+def next_logprobs(
+    model: nn.Module,
+    sequences: Sequence[Sequence[int]],
+    candidates: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+    pad_id: int = 0,
+) -> list[list[float]]:
+    """ln p of each sequence's candidates as its next token, from one pass per sequence.
+
+    Args:
+        model: any Hugging Face decoder.
+        sequences: token ids, at least one each.
+        candidates: for each sequence, the ids to compare.
+        batch_size: sequences per pass; so many distributions are held at once.
+        pad_id: any id of the vocabulary; it is masked.
+
+    Raises:
+        ValueError: an empty sequence, or one longer than the model's context.
+    """
+    if not all(sequences):
+        raise ValueError("a sequence has no token; nothing can be continued")
+    check_context(model, max(map(len, sequences)))
+    device = device_of(model)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    found: list[list[float]] = [[]] * len(sequences)
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            tokens_BT, attention_BT = _left_padded([sequences[i] for i in rows], pad_id)
+            attention_BT = attention_BT.long().to(device)
+            position_BT = (attention_BT.cumsum(1) - 1).clamp(min=0)
+            logits_BTV = model(
+                input_ids=tokens_BT.to(device),
+                attention_mask=attention_BT,
+                position_ids=position_BT,
+                use_cache=False,
+                **_last_only(model),
+            ).logits
+            logits_BV = logits_BTV[:, -1]
+            logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+            for i, logp_V in zip(rows, torch.log_softmax(logits_BV, -1), strict=True):
+                found[i] = logp_V[list(candidates[i])].tolist()
+    return found
+
+
+def _last_only(model: nn.Module) -> dict[str, int]:
+    # The logits of a long prompt over a large vocabulary would be the largest tensor of all.
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def _encoded(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
@@ -69,14 +160,14 @@ def _encoded(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     return [[*bos, *ids] for ids in coded]
 
 
-def _eos_ids(model: nn.Module, tokenizer: Any) -> set[int]:
+def eos_ids(model: nn.Module, tokenizer: Any) -> set[int]:
     """Chat models list several ends in their generation_config; any of them ends the text."""
     listed = getattr(getattr(unwrapped(model), "generation_config", None), "eos_token_id", None)
     ids = {listed} if isinstance(listed, int) else set(listed or ())
     return ids | ({tokenizer.eos_token_id} - {None})
 
 
-def _left_padded(sequences: list[list[int]], pad_id: int) -> tuple[TokensBT, MaskBT]:
+def _left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[TokensBT, MaskBT]:
     longest = max(map(len, sequences))
     tokens_BT = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
     attention_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
@@ -87,11 +178,10 @@ def _left_padded(sequences: list[list[int]], pad_id: int) -> tuple[TokensBT, Mas
 
 
 def _greedy(
-    model: nn.Module, tokens_BT: TokensBT, attention_BT: MaskBT, eos: set[int], max_new_tokens: int
+    model: nn.Module, tokens_BT: TokensBT, attention_BT: MaskBT, eos: AbstractSet[int], max_new_tokens: int
 ) -> list[list[int]]:
     """New ids of each row, up to its eos and without it."""
-    # The logits of a long prompt over a large vocabulary would be the largest tensor of all.
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    keep = _last_only(model)
     attention_BT = attention_BT.long()
     position_BT = (attention_BT.cumsum(1) - 1).clamp(min=0)
     cache = None

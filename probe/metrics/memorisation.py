@@ -4,17 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import nn
 
 from probe.data import Batch
 from probe.metrics.arrays import ArrayN
-from probe.metrics.forward import check_context, device_of
-from probe.modes import evaluating
-
-# Rows differ in length, so the axis is not named to the shape checker.
-MatchT = Bool[np.ndarray, "_"]
+from probe.metrics.tokens import MatchT, TokenStats, token_stats
 
 
 @dataclass(frozen=True)
@@ -40,9 +35,15 @@ class AnswerStats:
         """``correct`` without the last target of each row, its eos: what memorisation is measured on."""
         return [match_T[:-1] for match_T in self.correct]
 
+    @staticmethod
+    def of(tokens: TokenStats) -> "AnswerStats":
+        """What the numbers of single tokens add up to."""
+        loss_N = tokens.loss_N
+        return AnswerStats(loss_N, np.exp(-loss_N), tokens.n_tokens_N, tokens.correct)
+
 
 def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> AnswerStats:
-    """Loss and argmax matches of each row's target tokens, from one forward pass.
+    """Loss and argmax matches of each row's target tokens, from one forward pass (``token_stats`` keeps every token).
 
     Args:
         model: any Hugging Face decoder; edits and blends that are in force act here too.
@@ -55,40 +56,7 @@ def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> Answer
     Raises:
         ValueError: rows without a target token, rows longer than the model's context, or a model that gives NaN.
     """
-    empty = (~batch.target_BT[:, 1:].any(1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(f"{len(empty)} of {len(batch)} rows have no target token (first: row {empty[0]}); drop them")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    length_B = batch.attention_BT.sum(1)
-    check_context(model, int(length_B.max()))
-    order = torch.argsort(length_B, stable=True)
-    loss_N = np.zeros(len(batch))
-    correct: list[MatchT] = [np.zeros(0, dtype=bool)] * len(batch)
-    device = device_of(model)
-    with evaluating(model), torch.no_grad():
-        for rows in order.split(batch_size):
-            found = _chunk(model, batch.select(rows).to(device))
-            for i, (loss, match_T) in zip(rows.tolist(), found, strict=True):
-                loss_N[i], correct[i] = loss, match_T
-    broken = int(np.isnan(loss_N).sum())
-    if broken:
-        raise ValueError(f"the model gives NaN for {broken} of {len(batch)} rows; its weights or an edit are broken")
-    n_tokens_N = np.array([len(match_T) for match_T in correct])
-    return AnswerStats(loss_N, np.exp(-loss_N), n_tokens_N, tuple(correct))
-
-
-def _chunk(model: nn.Module, batch: Batch) -> list[tuple[float, MatchT]]:
-    logits_BTV = model(**batch.inputs, use_cache=False).logits
-    predicted_BT = batch.target_BT[:, 1:]
-    chosen_NV = logits_BTV[:, :-1][predicted_BT]
-    target_N = batch.tokens_BT[:, 1:][predicted_BT]
-    chosen_NV = chosen_NV if chosen_NV.dtype == torch.float64 else chosen_NV.float()
-    loss_N = nn.functional.cross_entropy(chosen_NV, target_N, reduction="none").double().cpu().numpy()
-    match_N = (chosen_NV.argmax(-1) == target_N).cpu().numpy()
-    ends = predicted_BT.sum(1).cumsum(0)[:-1].cpu().numpy()
-    pieces = zip(np.split(loss_N, ends), np.split(match_N, ends), strict=True)
-    return [(float(loss_T.mean()), match_T) for loss_T, match_T in pieces]
+    return AnswerStats.of(token_stats(model, batch, batch_size=batch_size))
 
 
 def extraction_strength(match_T: MatchT, *, floor: Literal["1/L", "0"]) -> float:

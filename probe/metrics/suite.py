@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import nn
 
 from probe.data import QA, Template, encode
 from probe.metrics.arrays import ArrayN, ArrayNK
 from probe.metrics.generation import generate
-from probe.metrics.memorisation import answer_stats, exact_memorisation, extraction_strength
+from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import normalised_probability, truth_ratio, truth_ratio_forget, truth_ratio_retain
+from probe.metrics.tokens import TokenStats, token_stats
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,16 @@ class SuiteResult:
         loss_N: mean cross-entropy of the answer (nats per token, eos included).
         probability_N: exp(-loss_N).
         paraphrased_probability_N: the same answer given the paraphrased question; NaN where a row has none.
-        extraction_strength_N: teacher-forced, with floor "0", so that a wrong last token counts as nothing extracted.
+        extraction_strength_N: teacher-forced, with floor "0", so that a wrong last token counts as nothing extracted;
+            the other floor, and the perturbed form, are ``extraction``.
         exact_memorisation_N: share of answer tokens that are the argmax.
         right_loss_N: loss of the paraphrased answer, or of the answer where a row has none (as TOFU's real authors).
         wrong_loss_NK: losses of the wrong answers.
         rouge_N: ROUGE-L recall of the greedy generation against the answer.
         generations: the texts.
+        tokens: what the pass told about every token of the answer; ``attack_scores`` takes it.
+        paraphrased_tokens: the same for the answer given the paraphrased question; the very same where a row has none.
+        paraphrased_N: whether a row has a paraphrased question.
     """
 
     loss_N: ArrayN
@@ -41,6 +46,9 @@ class SuiteResult:
     wrong_loss_NK: ArrayNK | None
     rouge_N: ArrayN | None
     generations: tuple[str, ...] | None
+    tokens: TokenStats | None = None
+    paraphrased_tokens: TokenStats | None = None
+    paraphrased_N: Bool[np.ndarray, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.loss_N)
@@ -59,6 +67,22 @@ class SuiteResult:
         if self.wrong_loss_NK is None or self.right_loss_N is None:
             return None
         return (self.wrong_loss_NK <= self.right_loss_N[:, None]).sum(1)
+
+    def extraction(self, floor: Literal["1/L", "0"], *, perturbed: bool = False) -> ArrayN:
+        """Teacher-forced extraction strength of the answers, with either floor.
+
+        Args:
+            floor: as in ``extraction_strength``.
+            perturbed: whether the question is the paraphrased one (ES-perturb); NaN where a row has none.
+
+        Raises:
+            ValueError: an unknown floor, or a result made without tokens.
+        """
+        tokens = self.paraphrased_tokens if perturbed else self.tokens
+        if tokens is None or self.paraphrased_N is None:
+            raise ValueError("this result keeps no tokens; take one that answer_suite made")
+        found_N = np.array([extraction_strength(match_T, floor=floor) for match_T in tokens.without_eos().correct])
+        return np.where(self.paraphrased_N, found_N, np.nan) if perturbed else found_N
 
     def means(self) -> dict[str, float]:
         """Aggregates by name; what was not measured on every row is left out.
@@ -93,6 +117,8 @@ def answer_suite(
     max_length: int = 256,
     with_generation: bool = True,
     with_wrong_answers: bool = True,
+    with_moments: bool = False,
+    chunk: int = 512,
 ) -> SuiteResult:
     """Measure one model on rows: probability, memorisation, truth ratio, multiple choice, and ROUGE.
 
@@ -107,6 +133,8 @@ def answer_suite(
         batch_size: rows per pass.
         max_new_tokens, max_length: longest generation, and longest text, in tokens.
         with_generation, with_wrong_answers: whether to run these; most of the time goes to generation.
+        with_moments: whether ``tokens`` holds what Min-K%++ needs.
+        chunk: target tokens whose distributions over the vocabulary are held at once.
 
     Returns:
         arrays with one entry per row.
@@ -117,26 +145,36 @@ def answer_suite(
     _check(rows, with_wrong_answers)
     texts, plain, asked, right, wrong = _texts(rows, with_wrong_answers)
     batch = encode(tokenizer, texts, template=template, max_length=max_length)
-    stats = answer_stats(model, batch, batch_size)
-    matches = stats.matches()
+    stats = token_stats(model, batch, batch_size=batch_size, chunk=chunk, moments=with_moments)
+    loss_N = stats.loss_N
+    matches = stats.without_eos().correct
+    bare = [i for i, where in enumerate(plain) if len(matches[where]) == 0]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} of {len(rows)} rows have no answer token besides the last (first: row {bare[0]}); raise "
+            "max_length or drop them"
+        )
     generations = rouge_N = None
     if with_generation:
         prompts = [template.prompt.format(question=row.question) for row in rows]
         generations = tuple(generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
         rouge_N = np.array([rouge_l_recall(row.answer, text) for row, text in zip(rows, generations, strict=True)])
     given_N = np.array([bool(row.paraphrased_question) for row in rows])
-    right_loss_N = None if right is None else stats.loss_N[right]
-    wrong_loss_NK = None if wrong is None else stats.loss_N[wrong]
+    right_loss_N = None if right is None else loss_N[right]
+    wrong_loss_NK = None if wrong is None else loss_N[wrong]
     return SuiteResult(
-        stats.loss_N[plain],
-        stats.probability_N[plain],
-        np.where(given_N, stats.probability_N[asked], np.nan),
+        loss_N[plain],
+        np.exp(-loss_N[plain]),
+        np.where(given_N, np.exp(-loss_N[asked]), np.nan),
         np.array([extraction_strength(matches[i], floor="0") for i in plain]),
         np.array([exact_memorisation(matches[i]) for i in plain]),
         right_loss_N,
         wrong_loss_NK,
         rouge_N,
         generations,
+        stats.select(plain),
+        stats.select(asked),
+        given_N,
     )
 
 

@@ -104,3 +104,26 @@ def compression_ratio(text: str) -> float:
 def _refuse_string(tokens: Any) -> None:
     if isinstance(tokens, str | bytes):
         raise ValueError("tokens is one string, whose letters would be counted; pass words (text.split()) or token ids")
+
+
+def distinct(texts: Sequence[Sequence[Hashable]], n: int) -> float:
+    """distinct-n = (distinct n-grams of all texts) / (n-grams of all texts): small where outputs repeat each other.
+
+    Li et al., arXiv 1510.03055, published with n = 1 and 2. ``1 - repetition`` is the same for one text.
+
+    Args:
+        texts: words or token ids of each generation.
+        n: length of the n-grams; none crosses from one text to the next.
+
+    Returns:
+        a number in [0, 1]; 0 where no text has n tokens.
+
+    Raises:
+        ValueError: a string in place of its words, or n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    for tokens in (texts, *texts):
+        _refuse_string(tokens)
+    grams = [tuple(tokens[i : i + n]) for tokens in texts for i in range(len(tokens) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 0.0

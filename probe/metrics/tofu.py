@@ -26,6 +26,7 @@ class ForgetQuality:
         statistic: the largest distance D between the two distribution functions.
         n, m: number of truth ratios of the unlearned and of the retrained model.
         floor: the smallest p these sizes allow, 2 / C(n + m, n), reached at D = 1 whatever the gap.
+        identical: whether both sets hold the same numbers; then one model was most likely measured twice.
     """
 
     p: float
@@ -34,6 +35,12 @@ class ForgetQuality:
     n: int
     m: int
     floor: float
+    identical: bool = False
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether the two sets do not overlap: p says no more than that, and cannot get smaller."""
+        return self.statistic == 1
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,17 @@ def truth_ratio_retain(ratio_N: Any) -> float:
     return float(np.maximum(0, 1 - _ratios(ratio_N, "ratio_N")).mean())
 
 
+def truth_ratio_known(ratio_N: Any) -> float:
+    """mean_i p / (p + p_wrong) = mean_i 1 / (1 + R_i): how far the right answer is preferred (prob_mean).
+
+    The form of the truth ratio in OpenUnlearning's Mem: 1 knows, 0.5 does not tell right from wrong.
+
+    Raises:
+        ValueError: NaN or negative ratios.
+    """
+    return float((1 / (1 + _ratios(ratio_N, "ratio_N"))).mean())
+
+
 def forget_quality(ratio_unlearned: Any, ratio_retrained: Any) -> ForgetQuality:
     """p of the exact two-sample KS test between the truth ratios of the unlearned and the retrained model.
 
@@ -161,7 +179,8 @@ def forget_quality(ratio_unlearned: Any, ratio_retrained: Any) -> ForgetQuality:
         ln_p = _ln_p_equal_sizes(n, distance // n)
     else:
         ln_p = ln_floor if distance == n * m else _ln_p_unequal_sizes(first_N, second_M)
-    return ForgetQuality(math.exp(ln_p), ln_p, distance / (n * m), n, m, math.exp(ln_floor))
+    identical = n == m and bool((np.sort(first_N) == np.sort(second_M)).all())
+    return ForgetQuality(math.exp(ln_p), ln_p, distance / (n * m), n, m, math.exp(ln_floor), identical)
 
 
 def model_utility(parts: Mapping[str, float]) -> ModelUtility:

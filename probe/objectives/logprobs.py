@@ -4,12 +4,16 @@ Two masks are used. A mask of targets marks the token that is predicted, at t; a
 predicted from, at t-1.
 """
 
+import inspect
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.axes import LogpBT, MaskBT
 from probe.data import Batch
+from probe.objectives.given import LogprobsAlone
 
 LogpN = Float[Tensor, " N"]
 LogpNV = Float[Tensor, "N V"]
@@ -39,10 +43,26 @@ def scattered(value_N: LogpN, mask_BT: MaskBT) -> LogpBT:
 
 
 def logits_at(model: nn.Module, batch: Batch, positions_BT: MaskBT) -> LogpNV:
-    """Logits at the marked positions, in float32 at least."""
-    # Only the rows that are asked for go on; the vocabulary may be large.
-    logits_NV = model(**batch.inputs, use_cache=False).logits[positions_BT]
+    """Logits at the marked positions, in float32 at least.
+
+    The head runs only at positions that are marked in some row, where the model can be told so.
+    """
+    columns_K = positions_BT.any(0).nonzero()[:, 0]
+    inputs = {**batch.inputs, "use_cache": False}
+    # The last position never precedes a target: to leave out that one alone would save nothing.
+    if len(columns_K) < positions_BT.shape[1] - 1 and _heeds_positions(model):
+        logits_NV = model(**inputs, logits_to_keep=columns_K).logits[positions_BT[:, columns_K]]
+    else:
+        logits_NV = model(**inputs).logits[positions_BT]
     return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+
+
+def _heeds_positions(model: nn.Module) -> bool:
+    """Whether ``logits_to_keep`` reaches the head: Hugging Face models, bare or in peft's wrapper."""
+    inner: Any = model
+    if hasattr(model, "get_base_model"):
+        inner = inner.get_base_model()
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
 def logprobs_at(model: nn.Module, batch: Batch, positions_BT: MaskBT) -> LogpNV:
@@ -67,6 +87,8 @@ def target_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) ->
     Position t holds the log-probability of ``tokens_BT[:, t]``, predicted at t-1. Logits are divided by
     ``temperature`` first.
     """
+    if isinstance(model, LogprobsAlone):
+        return model.target_logprobs(batch, temperature)
     logits_NV = logits_at(model, batch, before_targets(batch))
     mask_BT = predicted_targets(batch)
     logp_NV = torch.log_softmax(logits_NV / temperature if temperature != 1 else logits_NV, -1)

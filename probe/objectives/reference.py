@@ -5,9 +5,10 @@ from dataclasses import InitVar, dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from probe.axes import LogpBT, MaskBT
+from probe.axes import HiddenBTD, LogpBT, MaskBT
 from probe.data import Batch
 from probe.modes import evaluating
+from probe.objectives.head import Head, entering_head, head_of
 from probe.objectives.logprobs import (
     LogpNV,
     before_targets,
@@ -32,24 +33,35 @@ class Reference:
         full: keep the whole distribution before each target too, as KL and UNDIAL need it. This takes targets *
             vocabulary * 4 bytes: 8 GB for 200 answers of 80 tokens at a vocabulary of 128,000, so it is for small
             ones.
+        states: know the whole distribution before each target, but keep only what enters the head there, targets *
+            width numbers, and one copy of the head; distributions are computed from them when asked for.
         chunk: rows per pass.
-        limit_gib: most memory that ``full`` may take.
+        limit_gib: most memory that ``full`` or ``states`` may take.
 
     Raises:
-        ValueError: ``full`` needs more than ``limit_gib``, or weights that are not loaded.
+        ValueError: ``full`` or ``states`` needs more than ``limit_gib``, both are asked for, weights that are not
+            loaded, or a model whose head cannot be run by itself (compared on the first rows).
     """
 
     original: InitVar[nn.Module]
     batch: InitVar[Batch]
     full: InitVar[bool] = False
+    states: InitVar[bool] = False
     chunk: InitVar[int] = 16
     limit_gib: InitVar[float] = 2.0
     logps: dict[bytes, Tensor] = field(init=False, repr=False)
+    # Which positions of a row are known, and there either log-probabilities or what the head makes them from.
     distributions: dict[bytes, tuple[Tensor, Tensor]] = field(init=False, repr=False)
+    head: Head | None = field(init=False, repr=False)
 
-    def __post_init__(self, original: nn.Module, batch: Batch, full: bool, chunk: int, limit_gib: float) -> None:
+    def __post_init__(
+        self, original: nn.Module, batch: Batch, full: bool, states: bool, chunk: int, limit_gib: float
+    ) -> None:
+        if full and states:
+            raise ValueError("full and states are two ways to keep the same distributions; ask for one")
         object.__setattr__(self, "logps", {})
         object.__setattr__(self, "distributions", {})
+        object.__setattr__(self, "head", None)
         sides = [batch] if batch.preferred is None else [batch, batch.preferred]
         n_targets = sum(int(side.target_BT[:, 1:].sum()) for side in sides)
         device = next(original.parameters()).device
@@ -57,25 +69,37 @@ class Reference:
             for piece in (piece for side in sides for piece in side.chunks(chunk)):
                 here, keys = piece.to(device), row_keys(piece)
                 whole = _all_tokens(here)
-                logp_BT, known_BT = target_logprobs(original, whole).cpu(), predicted_targets(whole).cpu()
-                for key, logp_T, known_T in zip(keys, logp_BT, known_BT, strict=True):
-                    self.logps[key] = logp_T[known_T]
+                if states and self.head is None:
+                    object.__setattr__(self, "head", head_of(original, here.select([0])))
+                if self.head is not None:
+                    hidden_BTD = entering_head(original, here)
+                    logp_BT = self._logprobs_from(self.head, hidden_BTD, whole)
+                    self._add(keys, here, hidden_BTD[before_targets(here)], n_targets, limit_gib)
+                else:
+                    logp_BT = target_logprobs(original, whole)
                 if full:
-                    self._add_distributions(original, here, keys, n_targets, limit_gib)
+                    self._add(keys, here, logprobs_at(original, here, before_targets(here)), n_targets, limit_gib)
+                known_BT = predicted_targets(whole).cpu()
+                for key, logp_T, known_T in zip(keys, logp_BT.cpu(), known_BT, strict=True):
+                    self.logps[key] = logp_T[known_T]
 
-    def _add_distributions(
-        self, original: nn.Module, piece: Batch, keys: list[bytes], n_targets: int, limit_gib: float
-    ) -> None:
-        positions_BT = before_targets(piece)
-        logp_NV = logprobs_at(original, piece, positions_BT)
-        gib = n_targets * logp_NV.shape[1] * logp_NV.element_size() / 2**30
+    def _logprobs_from(self, head: Head, hidden_BTD: HiddenBTD, whole: Batch) -> LogpBT:
+        logp_NV = torch.log_softmax(head.logits(hidden_BTD[before_targets(whole)]), -1)
+        mask_BT = predicted_targets(whole)
+        return scattered(logp_NV.gather(-1, whole.tokens_BT[mask_BT][:, None])[:, 0], mask_BT)
+
+    def _add(self, keys: list[bytes], piece: Batch, kept: LogpNV, n_targets: int, limit_gib: float) -> None:
+        """``kept``: log-probabilities, or what the head makes them from, before each target."""
+        what, instead = ("states", "") if self.head else ("whole distributions", "states=True, or ")
+        gib = n_targets * kept.shape[1] * kept.element_size() / 2**30
         if gib > limit_gib:
             raise ValueError(
-                f"whole distributions before {n_targets} targets over {logp_NV.shape[1]} tokens take {gib:.3g} GiB, "
-                f"more than limit_gib {limit_gib}; pass the model itself instead of a Reference, or raise the limit"
+                f"{what} before {n_targets} targets over {kept.shape[1]} "
+                f"{'tokens' if self.head is None else 'numbers'} take {gib:.3g} GiB, more than limit_gib {limit_gib}; "
+                f"use {instead}the model itself instead of a Reference, or raise the limit"
             )
-        positions_BT, attention_BT = positions_BT.cpu(), piece.attention_BT.cpu()
-        pieces = logp_NV.cpu().split(positions_BT.sum(1).tolist())
+        positions_BT, attention_BT = before_targets(piece).cpu(), piece.attention_BT.cpu()
+        pieces = kept.cpu().split(positions_BT.sum(1).tolist())
         for key, rows, positions_T, real_T in zip(keys, pieces, positions_BT, attention_BT, strict=True):
             # A copy: a slice would keep the whole chunk alive.
             self.distributions[key] = positions_T[real_T], rows.clone()
@@ -99,19 +123,22 @@ class Reference:
         """
         if not self.distributions:
             raise ValueError(
-                "this Reference holds the targets' log-probabilities only; make it with full=True, or pass the model"
+                "this Reference holds the targets' log-probabilities only; make it with full=True or states=True, or "
+                "pass the model"
             )
         found = []
         rows = zip(self._known(batch), positions_BT.cpu(), batch.attention_BT.cpu(), strict=True)
         for i, (key, wanted_T, real_T) in enumerate(rows):
-            kept_T, logp_NV = self.distributions[key]
+            kept_T, kept = self.distributions[key]
             if wanted_T[~real_T].any() or (wanted_T[real_T] & ~kept_T).any():
                 raise ValueError(
                     f"row {i} is asked for at positions that precede no target; a Reference knows only those that do. "
                     "Pass the model itself, or leave positions at before_targets"
                 )
-            found.append(logp_NV[wanted_T[real_T][kept_T]])
-        return torch.cat(found).to(batch.tokens_BT.device)
+            found.append(kept[wanted_T[real_T][kept_T]])
+        known = torch.cat(found)
+        logp_NV = known if self.head is None else torch.log_softmax(self.head.logits(known), -1)
+        return logp_NV.to(batch.tokens_BT.device)
 
     def _known(self, batch: Batch) -> list[bytes]:
         keys = row_keys(batch)

@@ -26,7 +26,8 @@ class ForwardKL:
     predict a target; the published code takes every position, padding included: ``positions=all_positions``.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True.
+        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True or
+            states=True.
         positions: where; ``probe.objectives.representation.all_positions`` is the published code's choice.
         normalise: how positions are averaged.
 
@@ -49,7 +50,8 @@ class ReverseKL:
     The direction that texts on unlearning often print where the code computes ``ForwardKL``.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True.
+        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True or
+            states=True.
         positions: where.
         normalise: how positions are averaged.
 

@@ -1,0 +1,98 @@
+"""What is asked for: plain values, importable without torch so that ``probe --help`` stays quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+TEMPLATES: dict[str, tuple[str, str]] = {
+    "plain": ("Question: {question}\nAnswer:", " {answer}"),
+    "llama2": ("[INST] {question} [/INST]", "{answer}"),
+    # TOFU counts the words "Answer: " among phi's targets.
+    "phi": ("Question: {question}\n", "Answer: {answer}"),
+    "llama3": (
+        "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 10 Apr 2025"
+        "\n\nYou are a helpful assistant.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "{answer}",
+    ),
+}
+"""Published prompts by name: TOFU's for Llama 2 and phi-1.5, OpenUnlearning's for Llama 3.2, with its date."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """What the model is asked, against whom it is compared, and where the result goes."""
+
+    tofu: str | None = None
+    """Folder with TOFU's files, or owner/name on the hub (locuslab/TOFU)."""
+    split: str = "forget10"
+    """Which of TOFU's splits was to be forgotten: forget01, forget05 or forget10."""
+    forget: Path | None = None
+    """Forget rows of other data (JSON lines or array; question, answer, optionally TOFU's other fields)."""
+    retain: Path | None = None
+    """Retain rows in the same layout."""
+    retrained: str | None = None
+    """Model trained without the forget rows: a folder, a hub name, or its OpenUnlearning log (.json)."""
+    holdout: Path | None = None
+    """Rows that no model was trained on, for membership attacks; TOFU's holdout01/05/10 is used where it is there."""
+    mcq: Path | None = None
+    """Multiple-choice questions in the layout of WMDP and MMLU (question, choices, answer)."""
+    mcq_form: Literal["letter", "text-sum", "text-mean"] = "letter"
+    """What is compared: the letters A, B, ... behind the listed choices, as lm-evaluation-harness does, or the choices'
+    own texts, summed or per token."""
+    tokenizer: str | None = None
+    """Where the tokenizer lies, if not beside the model."""
+    out: Path | None = None
+    """Folder of the results; it must not exist, or be empty. By default results/evaluation/MODEL-SPLIT."""
+    limit: int | None = None
+    """Only the first so many rows of each set: a trial run, and said to be one."""
+    template: Literal["plain", "llama2", "llama3", "phi", "chat"] = "plain"
+    """How question and answer become one text; chat takes the tokenizer's own chat template."""
+    prompt: str | None = None
+    """Text before the answer with {question} in it; takes precedence over --template."""
+    answer: str | None = None
+    """The answer's text with {answer} in it; takes precedence over --template."""
+    generate: bool = True
+    """Whether ROUGE is measured; most of the time goes to it, and there is no model utility without it."""
+    batch_size: int = 32
+    """Rows a forward pass."""
+    max_length: int = 512
+    """Longest question with answer, in tokens."""
+    max_new_tokens: int = 200
+    """Longest generation, in tokens (OpenUnlearning's 200)."""
+    device: str = "cpu"
+    """Where the model runs."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What weights are cast to."""
+
+    def check(self) -> None:
+        """Refuse half a description before anything is loaded.
+
+        Raises:
+            ValueError: no data or data of two kinds, half of a pair, or sizes below 1.
+        """
+        if self.tofu is not None and (self.forget is not None or self.retain is not None):
+            raise ValueError("--tofu and --forget/--retain are given; choose one: TOFU has its own retain rows")
+        if self.tofu is None and (self.forget is None) != (self.retain is None):
+            absent = "retain" if self.retain is None else "forget"
+            raise ValueError(f"--{absent} missing: rows of your own need --forget and --retain")
+        if self.tofu is None and self.forget is None and self.mcq is None:
+            raise ValueError("no data given: pass --tofu FOLDER --split forget10, or --forget and --retain, or --mcq")
+        if (self.retrained or self.holdout) and self.tofu is None and self.forget is None:
+            raise ValueError("--retrained and --holdout compare forget rows; pass --tofu, or --forget and --retain")
+        for name in ("limit", "batch_size", "max_length", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+
+    def folder(self, model: str) -> Path:
+        """Where results go.
+
+        Raises:
+            ValueError: the folder is in use.
+        """
+        data = self.split if self.tofu is not None else "rows" if self.forget is not None else "choices"
+        out = self.out or Path("results/evaluation") / f"{model.rstrip('/').split('/')[-1]}-{data}"
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ValueError(f"{out} exists and is not empty; choose another --out, or remove it first")
+        return out

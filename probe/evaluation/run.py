@@ -1,0 +1,176 @@
+"""Load, ask, compare, write: the folder of an evaluation appears complete or not at all."""
+
+import os
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from probe.checkpoints import check_model, check_tokenizer, file_hash, load_model, load_tokenizer, weights_hash
+from probe.evaluation.ask import Evaluation, evaluate, reference_log
+from probe.evaluation.data import Material, material, template_of
+from probe.evaluation.job import EvaluationJob
+from probe.evaluation.log import EvaluationLog, read_log, truth_ratios, write_log
+from probe.evaluation.measure import Asking
+from probe.evaluation.table import latex_table
+from probe.metrics.choices import Form
+from probe.report.manifest import open_run, write_manifest
+from probe.rows import append
+
+_FORMS: dict[str, Form] = {"letter": "letter", "text-sum": "text sum", "text-mean": "text mean"}
+
+
+def run_evaluation(model: str, job: EvaluationJob) -> Path:
+    """Evaluate a model; write rows.jsonl, evaluation.json, table.txt, table.tex and manifest.json.
+
+    Args:
+        model: folder of safetensors, or a hub name.
+        job: data, comparison, template, sizes, and where to.
+
+    Returns:
+        the folder.
+
+    Raises:
+        FileNotFoundError: data that is not there.
+        ValueError: data, a log or a model that cannot be used, or a retrained model that is the model itself.
+        OSError: the disk is full.
+    """
+    job.check()
+    out = job.folder(model)
+    # A mistake in a file should not cost the loading of a model.
+    asked = material(job)
+    theirs = _retrained_log(model, job, asked)
+    part = out.parent / f".{out.name}.{os.getpid()}.part"
+    try:
+        manifest = open_run(part, job)
+        started = time.monotonic()
+        result, weights = _evaluated(model, job, asked, theirs)
+        manifest |= {
+            "status": "complete",
+            "threads": torch.get_num_threads(),
+            "model": model,
+            "data": {"name": asked.name, **asked.described()},
+            "weights": weights,
+            "files": _files(job),
+            "notes": result.notes,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        append(part / "rows.jsonl", result.rows)
+        write_log(part / "evaluation.json", result.log)
+        (part / "table.txt").write_text(result.table, encoding="utf-8")
+        (part / "table.tex").write_text(latex_table(result.rows), encoding="utf-8")
+        write_manifest(part, manifest)
+        if out.exists():
+            out.rmdir()
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return out
+
+
+def _evaluated(
+    model: str, job: EvaluationJob, asked: Material, theirs: EvaluationLog | None
+) -> tuple[Evaluation, dict[str, str]]:
+    _check_device(job.device)
+    weights = {}
+    tokenizer = load_tokenizer(job.tokenizer or model)
+    asking = Asking(
+        template_of(job, tokenizer),
+        job.batch_size,
+        job.max_length,
+        job.max_new_tokens,
+        job.generate,
+        choices=_FORMS[job.mcq_form],
+    )
+    if job.retrained is not None and theirs is None:
+        other = load_model(job.retrained, dtype=getattr(torch, job.dtype), device=job.device)
+        if _has_tokenizer(job.retrained):
+            check_tokenizer(tokenizer, load_tokenizer(job.retrained))
+        check_model(other, tokenizer)
+        weights["retrained"] = weights_hash(other)
+        theirs = reference_log(other, tokenizer, asked, asking, progress=True)
+        # Two models at once may not fit.
+        del other
+    ours = load_model(model, dtype=getattr(torch, job.dtype), device=job.device)
+    check_model(ours, tokenizer)
+    weights["model"] = weights_hash(ours)
+    if weights.get("retrained") == weights["model"]:
+        raise ValueError(_same_model(model, str(job.retrained)))
+    name = model.rstrip("/").split("/")[-1]
+    result = evaluate(ours, tokenizer, asked, asking, name=name, retrained=theirs, progress=True)
+    return replace(result, notes=tuple(_notes(job, asked, result))), weights
+
+
+def _retrained_log(model: str, job: EvaluationJob, asked: Material) -> EvaluationLog | None:
+    """The retrained model's log where a log was named, cut to the rows that are asked about."""
+    if job.retrained is None:
+        return None
+    path = Path(job.retrained)
+    if path.resolve() == Path(model).resolve() and path.exists():
+        raise ValueError(_same_model(model, job.retrained))
+    if path.suffix != ".json":
+        return None
+    log = read_log(path)
+    n, whole = len(truth_ratios(log)), asked.whole["forget"]
+    if n != whole:
+        raise ValueError(
+            f"{path} holds {n} truth ratios and {asked.name} has {whole} forget rows; they belong to different splits, "
+            "and forget quality compares equal sizes only: take the log of the same split"
+        )
+    return log if job.limit is None else _cut(log, len(asked.sets["forget"]))
+
+
+def _cut(log: EvaluationLog, n: int) -> EvaluationLog:
+    """The log's first samples of the forget set; attacks are left out, for they compare sets of rows."""
+    results = {
+        name: {**result, "value_by_index": {k: v for k, v in result["value_by_index"].items() if int(k) < n}}
+        for name, result in log.results.items()
+        if name.startswith("forget") and result.get("value_by_index")
+    }
+    return EvaluationLog(results, log.where)
+
+
+def _notes(job: EvaluationJob, asked: Material, result: Evaluation) -> list[str]:
+    notes = []
+    if job.limit is not None:
+        notes.append(f"a trial run: only the first {job.limit} rows of each set (--limit); no result to report")
+    if job.prompt or job.answer:
+        notes.append("prompts were given by --prompt and --answer")
+    else:
+        notes.append(f"template {job.template}")
+    short = sum(
+        s["score"] is None for s in result.log.results.get("exact_memorization", {}).get("value_by_index", {}).values()
+    )
+    if short:
+        notes.append(f"{short} forget answers have no token besides eos; exact memorisation is over the others")
+    notes.append("probabilities and truth ratios as OpenUnlearning computes them, with 1e-10 in denominators")
+    if not job.generate:
+        notes.append("nothing was generated (--no-generate), so there is no ROUGE and no model utility")
+    return notes
+
+
+def _files(job: EvaluationJob) -> dict[str, str]:
+    named = {name: getattr(job, name) for name in ("forget", "retain", "holdout", "mcq", "retrained")}
+    return {name: file_hash(path) for name, path in named.items() if path is not None and Path(path).is_file()}
+
+
+def _has_tokenizer(folder: str) -> bool:
+    path = Path(folder)
+    return not path.is_dir() or any(path.glob("tokenizer*")) or any(path.glob("vocab*"))
+
+
+def _same_model(model: str, retrained: str) -> str:
+    return (
+        f"the model {model} and the retrained model {retrained} are identical; forget quality would be perfect by "
+        "itself. Check that the paths differ and that the model was saved after unlearning"
+    )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

@@ -1,0 +1,48 @@
+"""Several metrics of one teacher-forced pass under one name each, for sweeps that ask the same of many models."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from probe.metrics.attacks import min_k, min_k_plus_plus
+from probe.metrics.memorisation import AnswerStats, exact_memorisation, extraction_strength
+from probe.metrics.tokens import TokenStats
+
+Metric = Callable[[TokenStats], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Every metric that one teacher-forced pass gives; means over rows, needs ``moments=True``.
+
+    Loss (nats a token), probability, extraction strength (Carlini et al., arXiv 2012.07805), exact memorisation
+    (Tirumala et al., arXiv 2205.10770), Min-K% (Shi et al., arXiv 2310.16789) and Min-K%++ (Zhang et al., arXiv
+    2404.02936), the last two larger for rows that the model never saw.
+
+    Args:
+        floor: extraction strength of an answer whose last token is wrong; see ``extraction_strength``.
+        k: share of tokens that Min-K% counts.
+    """
+
+    floor: Literal["1/L", "0"]
+    k: float
+
+    def __call__(self, tokens: TokenStats) -> dict[str, float]:
+        stats = AnswerStats.of(tokens)
+        matches = stats.matches()
+        return {
+            "loss": float(stats.loss_N.mean()),
+            "probability": float(stats.probability_N.mean()),
+            "extraction_strength": float(np.mean([extraction_strength(m_T, floor=self.floor) for m_T in matches])),
+            "exact_memorisation": float(np.mean([exact_memorisation(m_T) for m_T in matches])),
+            "min_k": float(min_k(tokens, self.k).mean()),
+            "min_k_plus_plus": float(min_k_plus_plus(tokens, self.k).mean()),
+        }
+
+
+def loss_and_probability(tokens: TokenStats) -> dict[str, float]:
+    """Mean over rows of the loss (nats a token) and of its exponential, the length-normalised probability."""
+    loss_N = tokens.loss_N
+    return {"loss": float(loss_N.mean()), "probability": float(np.exp(-loss_N).mean())}

@@ -1,0 +1,175 @@
+"""JSON and text from disk: every record with the line it begins on, every fault with path and line."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+# How files begin that are often taken for rows.
+_OTHER_FILES = {
+    b"PAR1": "a Parquet file",
+    b"\x1f\x8b": "gzipped",
+    b"PK\x03\x04": "a zip archive (or was written by torch.save)",
+    b"\x80": "a pickle, which can run code when loaded",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON value of a file of many.
+
+    Args:
+        where: "path:line: row n", what an error message begins with.
+        value: what JSON made of it.
+    """
+
+    where: str
+    value: Any
+
+
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8; a byte-order mark is accepted.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: Parquet, gzip, zip or pickle, or not UTF-8 (the message names the byte and a guess).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path} (resolved to {path.resolve()})")
+    raw = path.read_bytes()
+    kind = next((kind for start, kind in _OTHER_FILES.items() if raw.startswith(start)), None)
+    if kind:
+        raise ValueError(f"{path} is {kind}; write the rows as JSON lines in UTF-8, one object a line")
+    try:
+        text = raw.decode("utf-8-sig")
+        # ASCII in UTF-16 without a byte-order mark is valid UTF-8, every other character a NUL.
+        wrong = text.find("\0")
+    except UnicodeDecodeError as error:
+        wrong = error.start
+    if wrong >= 0:
+        guess = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw else "Latin-1"
+        raise ValueError(f"{path}: byte {wrong} is not UTF-8 (perhaps {guess}); convert the file to UTF-8")
+    return text
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """Every value of a file of JSON lines or of one JSON array.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as ``read_text``, not JSON (with line and column), NaN, or no rows.
+    """
+    path = Path(path)
+    text = read_text(path)
+    found = _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+    if not found:
+        raise ValueError(f"{path} holds no rows")
+    return [Record(f"{path}:{line}: row {number}", value) for number, (line, value) in enumerate(found, 1)]
+
+
+def parsed(path: str | Path, text: str, line: int = 1) -> Any:
+    """What JSON makes of a text that begins on the given line of a file.
+
+    Raises:
+        ValueError: not JSON (with path, line and column), or NaN in it.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{path}:{line}: holds {constant}, which is not JSON; write null or drop the row")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as error:
+        where = f"{path}:{line + error.lineno - 1}:{error.colno}"
+        excerpt = text[max(0, error.pos - 30) : error.pos + 30]
+        raise ValueError(f"{where}: not JSON ({error.msg}) near {excerpt!r}; mend or remove the line") from None
+
+
+def fields(record: Record, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    """The record's object, with every required field in it and no optional one misspelt.
+
+    Fields of other names are left alone: files carry more than one reader wants.
+
+    Raises:
+        ValueError: not an object, a required field that is missing (with the fields found and the nearest name), a
+            field that is nearly an optional one, or an infinite number.
+    """
+    value = record.value
+    if not isinstance(value, dict):
+        expected = " and ".join(required) or "fields"
+        raise ValueError(f"{record.where} is a {type(value).__name__}; expected an object with {expected}")
+    for name in required:
+        if name not in value:
+            near = get_close_matches(name, list(value), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{record.where} has no field {name!r}; found {', '.join(value)}{hint}")
+    known = {*required, *optional}
+    for name, content in value.items():
+        meant = get_close_matches(name, optional, n=1, cutoff=0.87)
+        if name not in known and meant and meant[0] not in value:
+            raise ValueError(f"{record.where} has a field {name!r}; did you mean {meant[0]!r}?")
+        if isinstance(content, float) and not math.isfinite(content):
+            raise ValueError(f"{record.where}, field {name!r} is {content}; only finite numbers are accepted")
+    return value
+
+
+def text_of(record: Record, name: str) -> str:
+    """A field that must be a text; null and a missing field are "".
+
+    Raises:
+        ValueError: anything else.
+    """
+    value = record.value.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(f"{record.where}, field {name!r} is {_shown(value)}; expected a text")
+    return value
+
+
+def texts_of(record: Record, name: str) -> tuple[str, ...]:
+    """A field that must be a list of texts; one text is a list of one, null and a missing field an empty one.
+
+    Raises:
+        ValueError: anything else.
+    """
+    value = record.value.get(name)
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,) if value else ()
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{record.where}, field {name!r} is {_shown(value)}; expected a list of texts")
+    return tuple(value)
+
+
+def _shown(value: Any) -> str:
+    return f"{json.dumps(value, ensure_ascii=False)[:40]} (a {type(value).__name__})"
+
+
+def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
+    pieces = enumerate(text.split("\n"), 1)
+    return [(line, parsed(path, piece, line)) for line, piece in pieces if piece.strip()]
+
+
+def _array(path: Path, text: str) -> list[tuple[int, Any]]:
+    # The whole is read first, so that what follows walks over valid JSON.
+    parsed(path, text)
+    decoder = json.JSONDecoder()
+    found: list[tuple[int, Any]] = []
+    place, line = text.index("[") + 1, 1 + text[: text.index("[")].count("\n")
+    while True:
+        start = place
+        while text[place] in " \t\r\n,":
+            place += 1
+        line += text.count("\n", start, place)
+        if text[place] == "]":
+            return found
+        value, end = decoder.raw_decode(text, place)
+        found.append((line, value))
+        line += text.count("\n", place, end)
+        place = end

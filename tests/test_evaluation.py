@@ -1,0 +1,496 @@
+"""The table of one model, the log it is exchanged in, and what is said of models and logs that cannot be compared."""
+
+import copy
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import hmean, ks_2samp
+
+from probe.checkpoints import load_model, load_tokenizer
+from probe.cli import main
+from probe.data import QA, Template, encode
+from probe.datasets import write_rows
+from probe.evaluation.ask import evaluate, reference_log
+from probe.evaluation.data import Material, material, template_of
+from probe.evaluation.job import TEMPLATES, EvaluationJob
+from probe.evaluation.log import EvaluationLog, read_log, recomputed, truth_ratios, write_log
+from probe.evaluation.measure import Asking
+from probe.evaluation.numbers import quality_rows
+from probe.evaluation.run import run_evaluation
+from probe.evaluation.table import latex_table, text_table
+from probe.metrics.suite import answer_suite
+from probe.rows import Row, load
+
+# The log
+
+
+def single(value):
+    return np.float32(value).astype(np.float64).tolist()
+
+
+def indexed(**columns):
+    n = len(next(iter(columns.values())))
+    return {"value_by_index": {str(i): {key: column[i] for key, column in columns.items()} for i in range(n)}}
+
+
+def published(golden):
+    """The samples that were published, in the layout they were published in."""
+    results = {}
+    for on in ("forget", "retain", "ra", "wf"):
+        for ours, theirs in (("gt", "Q_A_Prob"), ("para", "Q_A_PARA_Prob"), ("pert", "Q_A_PERT_Prob")):
+            if ours in golden[on]:
+                results[f"{on}_{theirs}"] = indexed(avg_loss=[single(v) for v in golden[on][ours]])
+        if "rougeL_recall" in golden[on]:
+            results[f"{on}_Q_A_ROUGE"] = indexed(rougeL_recall=golden[on]["rougeL_recall"])
+    sides = {side: indexed(score=golden["mia_min_k"][side]) for side in ("forget", "holdout")}
+    return {**results, "mia_min_k": {**sides, "agg_value": golden["expect"]["mia_min_k_auc"]}}
+
+
+@pytest.fixture(params=["forget01", "forget10"])
+def golden(request, shared):
+    path = shared / "golden" / f"openunlearning_Llama-3.2-1B-Instruct_{request.param}.json"
+    return json.loads(path.read_text())
+
+
+def logs_of(golden, tmp_path):
+    paths = {name: tmp_path / f"{name}.json" for name in ("full", "retain")}
+    for name, path in paths.items():
+        path.write_text(json.dumps(published(golden[name])))
+    return tuple(read_log(path) for path in paths.values())
+
+
+def test_published_aggregates_come_out_of_published_samples(golden, tmp_path):
+    full, retain = logs_of(golden, tmp_path)
+    for name, log in (("full", full), ("retain", retain)):
+        found = recomputed(log)
+        for key, value in golden[name]["expect"].items():
+            # The logs took their probabilities' exponential in float32 on a GPU; half a unit there is 3e-8.
+            rel = 1.5e-8 if "_Prob" in key else 1e-9
+            assert found[key.removesuffix("_auc")] == pytest.approx(value, rel=rel), key
+    against = recomputed(full, retain)
+    assert against["forget_quality"] == pytest.approx(golden["expect"]["forget_quality"], rel=1e-9)
+    assert against["privleak"] == pytest.approx(golden["expect"]["privleak"], rel=1e-9)
+
+
+def test_a_log_that_holds_probabilities_is_averaged_as_published(golden, tmp_path):
+    """Published logs hold float32 probabilities; their mean, not that of exp(-loss), is what was published."""
+    results = published(golden["full"])
+    for name in ("retain_Q_A_Prob", "ra_Q_A_Prob", "ra_Q_A_PERT_Prob"):
+        for sample in results[name]["value_by_index"].values():
+            sample["prob"] = single(np.exp(-np.float32(sample["avg_loss"])))
+    found = recomputed(EvaluationLog(results))
+    probs = [sample["prob"] for sample in results["retain_Q_A_Prob"]["value_by_index"].values()]
+    assert found["retain_Q_A_Prob"] == np.mean(probs)
+    right = np.array([s["prob"] for s in results["ra_Q_A_Prob"]["value_by_index"].values()])
+    wrong = np.array([s["prob"] for s in results["ra_Q_A_PERT_Prob"]["value_by_index"].values()])
+    assert found["ra_Q_A_Prob_normalised"] == pytest.approx((right / (right + wrong.sum(1) + 1e-10)).mean(), rel=1e-14)
+
+
+def test_a_log_is_written_as_it_was_read(golden, tmp_path):
+    results = dict(sorted((published(golden["full"]) | {"forget_quality": {"agg_value": None}}).items()))
+    results["a_metric_of_theirs"] = {"agg_value": 0.1 + 0.2, "step": {"deep": ["é", None, 1e-300]}}
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    first.write_text(json.dumps(dict(sorted(results.items())), indent=4))
+    write_log(second, read_log(first))
+    assert second.read_bytes() == first.read_bytes()
+    assert read_log(second).results == results
+
+
+def test_samples_go_by_number_not_by_place(tmp_path):
+    shuffled = {"10": {"score": 3.0}, "2": {"score": 2.0}, "0": {"score": 1.0}}
+    log = EvaluationLog({"forget_truth_ratio": {"value_by_index": shuffled}})
+    assert log.samples("forget_truth_ratio", "score").tolist() == [1, 2, 3]
+    assert truth_ratios(log).tolist() == [1, 2, 3]
+    assert log.value("forget_truth_ratio") is None
+
+
+def test_scores_that_are_null_leave_the_published_mean(tmp_path):
+    log = EvaluationLog({"exact_memorization": indexed(score=[0.5, None, 1.0])})
+    assert recomputed(log) == {"exact_memorization": 0.75}
+    with pytest.raises(ValueError, match="1 of 3 samples of exact_memorization have no score; fields found: score"):
+        log.samples("exact_memorization", "score")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1], "is no evaluation log .a list.; expected metric -> "),
+        ({}, "is no evaluation log"),
+        ({"model_utility": 0.6, "forget_quality": None}, "is a summary without samples; take the EVAL file"),
+        ({"eval_log_forget.json": {"avg_gt_loss": {}}}, "log of TOFU's first code"),
+        ({"retain_Q_A_Prob": {"values": []}}, "retain_Q_A_Prob holds values; expected"),
+        ({"retain_Q_A_Prob": {"value_by_index": [1.0]}}, "value_by_index of retain_Q_A_Prob is a list"),
+        ({"mia_loss": {"forget": {"value_by_index": {"a": {}}}}}, "sample 'a' of mia_loss is"),
+    ],
+)
+def test_files_of_other_layouts_are_named(tmp_path, content, message):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        read_log(path)
+
+
+def test_broken_logs_say_where(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text('{"a":\n {"agg_value": NaN}}')
+    with pytest.raises(ValueError, match=r"log\.json:1: holds NaN, which is not JSON"):
+        read_log(path)
+    path.write_text('{"a":\n {"agg_value": }}')
+    with pytest.raises(ValueError, match=r"log\.json:2:16: not JSON"):
+        read_log(path)
+    with pytest.raises(ValueError, match=r"holds no truth ratios of forget .*it has exact_memorization"):
+        truth_ratios(EvaluationLog({"exact_memorization": {"agg_value": 1.0}}, "that log"))
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        write_log(path, EvaluationLog({"a": {"agg_value": math.nan}}))
+
+
+# The shell
+
+
+LIMIT, WHOLE = 5, 7
+
+
+@pytest.fixture(scope="module")
+def places(shared, tmp_path_factory):
+    """A model, one that differs from it, the first rows of TOFU, and rows that neither saw."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "tofu").mkdir()
+    sets = ("forget01", "forget01_perturbed", "forget10_perturbed", "retain_perturbed", "real_authors_perturbed")
+    for name in (*sets, "world_facts_perturbed"):
+        _first(shared / "data" / "tofu" / f"{name}.json", folder / "tofu", WHOLE)
+    model = shared / "models" / "stories260K"
+    other = load_model(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(torch.randn_like(weight) * weight.std())
+    other.save_pretrained(folder / "retrained")
+    load_tokenizer(model).save_pretrained(folder / "retrained")
+    write_rows(
+        folder / "holdout.jsonl", [QA(f"What is number {i}?", f"It is the {i}th one of them.") for i in range(9)]
+    )
+    rest = {name: folder / name for name in ("retrained", "holdout.jsonl", "tofu")}
+    return {"model": model, "folder": folder, "holdout": rest.pop("holdout.jsonl"), **rest}
+
+
+def _first(path, folder, n):
+    (folder / path.name).write_text("".join(path.read_text().splitlines(keepends=True)[:n]))
+
+
+def words(places, out, *more):
+    data = ["--tofu", str(places["tofu"]), "--split", "forget10", "--limit", str(LIMIT)]
+    sizes = ["--max-new-tokens", "6", "--batch-size", "16", "--out", str(out)]
+    return ["evaluate", str(places["model"]), *data, *sizes, *map(str, more)]
+
+
+@pytest.fixture(scope="module")
+def finished(places):
+    out = places["folder"] / "out"
+    main(words(places, out, "--retrained", places["retrained"], "--holdout", places["holdout"]))
+    return out
+
+
+def values_of(rows):
+    return {(row.on, row.quantity): row.value for row in rows}
+
+
+def test_the_shell_writes_everything_and_prints_the_table(finished, places, capsys):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "evaluation.json",
+        "manifest.json",
+        "rows.jsonl",
+        "table.tex",
+        "table.txt",
+    ]
+    assert not [path for path in finished.parent.iterdir() if path.name.endswith(".part")]
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["data"]["forget"] | {"sha256": ""} == {"rows": LIMIT, "of": WHOLE, "sha256": "", "repeated": 0}
+    assert set(manifest["weights"]) == {"model", "retrained"}
+    table = (finished / "table.txt").read_text()
+    assert "a trial run: only the first 5 rows of each set" in table
+    for said in ("real authors", "world facts", "model utility", "two-sample KS, exact", "min-k-plus-plus", "log10 p"):
+        assert said in table
+    assert r"\toprule" in (finished / "table.tex").read_text()
+
+
+def test_numbers_are_those_of_outside_judges(finished, places):
+    """Losses by transformers itself, KS by scipy, the harmonic mean by scipy, the rest from these."""
+    model, tokenizer = load_model(places["model"]), load_tokenizer(places["model"])
+    asked = material(EvaluationJob(tofu=str(places["tofu"]), split="forget10", limit=LIMIT))
+    log, found = read_log(finished / "evaluation.json"), values_of(load(finished / "rows.jsonl"))
+
+    def loss(question, answer):
+        batch = encode(tokenizer, [QA(question, answer)])
+        labels = batch.tokens_BT.masked_fill(~batch.target_BT, -100)
+        return model(input_ids=batch.tokens_BT, labels=labels).loss.item()
+
+    for on, name in (("forget", "forget"), ("ra", "real_authors")):
+        rows = asked.sets[on]
+        losses = [loss(row.question, row.answer) for row in rows]
+        assert log.samples(f"{on}_Q_A_Prob", "avg_loss") == pytest.approx(losses, rel=1e-5)
+        assert found[name, "probability"] == pytest.approx(np.exp(-np.array(losses)).mean(), rel=1e-5)
+        wrong = [[loss(row.question, answer) for answer in row.perturbed_answer] for row in rows]
+        assert log.samples(f"{on}_Q_A_PERT_Prob", "avg_loss") == pytest.approx(np.array(wrong), rel=1e-5)
+    para = [loss(row.question, row.paraphrased_answer) for row in asked.sets["forget"]]
+    assert found["forget", "paraphrased_answer_probability"] == pytest.approx(np.exp(-np.array(para)).mean(), rel=1e-5)
+    parts = [found[f"{on}", q] for on in ("retain", "real_authors", "world_facts") for q in ("rouge", "truth_ratio")]
+    parts += [found["retain", "probability"]]
+    parts += [found[on, "normalised_probability"] for on in ("real_authors", "world_facts")]
+    assert found["", "model_utility"] == pytest.approx(hmean(parts), rel=1e-12)
+
+
+def test_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
+    rows = load(finished / "rows.jsonl")
+    found, log = values_of(rows), read_log(finished / "evaluation.json")
+    out = places["folder"] / "theirs"
+    job = EvaluationJob(tofu=str(places["tofu"]), limit=LIMIT, out=out, generate=False, holdout=places["holdout"])
+    theirs = read_log(run_evaluation(str(places["retrained"]), job) / "evaluation.json")
+    judge = ks_2samp(truth_ratios(log), truth_ratios(theirs), method="exact")
+    assert found["forget", "forget_quality_p"] == pytest.approx(judge.pvalue, rel=1e-9)
+    assert found["forget", "forget_quality_statistic"] == pytest.approx(judge.statistic)
+    assert found["forget", "forget_quality_log10_p"] == pytest.approx(math.log10(judge.pvalue))
+    assert found["forget", "forget_quality_floor"] == pytest.approx(2 / math.comb(2 * LIMIT, LIMIT))
+    again = recomputed(log, theirs)
+    stated = {name: log.value(name) for name in log.results}
+    assert {name: value for name, value in stated.items() if value is not None} == pytest.approx(again, rel=1e-12)
+    assert again["privleak"] == pytest.approx(found["forget", "privleak_min_k"])
+    assert found["forget", "auc_retrained_loss"] == pytest.approx(recomputed(theirs)["mia_loss"])
+
+
+def test_a_log_stands_for_the_retrained_model(places, tmp_path):
+    """Cut to the rows that are asked about; a log of another split's size is refused."""
+    ratios = np.linspace(0.5, 2, WHOLE)
+    path = tmp_path / "retain99.json"
+    theirs = {"forget_truth_ratio": indexed(score=ratios.tolist()), "mia_loss": {"agg_value": 0.5}}
+    write_log(path, EvaluationLog(theirs))
+    out = tmp_path / "out"
+    job = EvaluationJob(
+        tofu=str(places["tofu"]), split="forget01", retrained=str(path), out=out, limit=4, generate=False
+    )
+    found = load(run_evaluation(str(places["model"]), job) / "rows.jsonl")
+    judge = ks_2samp(truth_ratios(read_log(out / "evaluation.json")), ratios[:4], method="exact")
+    assert values_of(found)["forget", "forget_quality_p"] == pytest.approx(judge.pvalue)
+    write_log(path, EvaluationLog({"forget_truth_ratio": indexed(score=[1.0] * 40)}))
+    with pytest.raises(ValueError, match=r"holds 40 truth ratios and TOFU forget01 has 7 forget rows"):
+        run_evaluation(str(places["model"]), replace(job, out=tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def failure(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_retrained_model_that_is_the_model_is_refused_48(places, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert "are identical" in failure(capsys, *words(places, out, "--retrained", places["model"]))
+    shutil.copytree(places["model"], tmp_path / "copy")
+    said = failure(capsys, *words(places, out, "--no-generate", "--retrained", tmp_path / "copy"))
+    assert "are identical; forget quality would be perfect by itself" in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "copy"]
+
+
+def test_a_log_of_the_model_itself_is_labelled(finished):
+    log = read_log(finished / "evaluation.json")
+    rows = list(quality_rows("m", log, log))
+    assert {row.status for row in rows} == {"identical"}
+    assert "identical: both models give the very same truth ratios" in text_table(rows)
+    assert "(identical)" in latex_table(rows)
+    assert recomputed(log, log)["forget_quality"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--tofu {tofu} --split forget1", "did you mean 'forget10'"),
+        ("--tofu {tofu} --split retain90", "no split 'retain90'"),
+        ("--tofu {tofu}/absent", "no folder at .*pass a folder with TOFU's files, or locuslab/TOFU"),
+        ("--tofu {tofu} --forget x.json --retain y.json", "choose one"),
+        ("--forget {tofu}/forget01.json", "--retain missing"),
+        ("", "no data given"),
+        ("--mcq {tofu}/forget01.json", "forget01.json:1: row 1 has no field 'choices'; found question, answer"),
+        ("--mcq {tofu}/forget01.json --retrained {tofu}", "--retrained and --holdout compare forget rows"),
+        ("--tofu {tofu} --limit 0", "--limit must be at least 1, got 0"),
+        (
+            "--forget {tofu}/forget01.json --retain {tofu}/forget01_perturbed.json",
+            "7 rows are both to be forgotten and retain",
+        ),
+        ("--tofu {tofu} --holdout {tofu}/forget10_perturbed.json", "7 rows are both to be forgotten and held out"),
+        ("--tofu {tofu} --template chat", "no chat template"),
+        ("--tofu {tofu} --prompt nothing", "needs {question}"),
+        ("--tofu {tofu} --retrained {golden}", "is no evaluation log: source holds a str"),
+        ("--tofu {tofu} --device cuda:77", "device 'cuda:77' cannot be used here"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(places, shared, tmp_path, capsys, arguments, message):
+    golden = shared / "golden" / "openunlearning_Llama-3.2-1B-Instruct_forget10.json"
+    given = arguments.replace("{tofu}", str(places["tofu"])).replace("{golden}", str(golden)).split()
+    said = failure(capsys, "evaluate", str(places["model"]), "--out", str(tmp_path / "out"), *given)
+    assert re.search(message, said), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_kept(finished, places, capsys):
+    before = (finished / "rows.jsonl").read_bytes()
+    assert "exists and is not empty" in failure(capsys, *words(places, finished))
+    assert (finished / "rows.jsonl").read_bytes() == before
+
+
+def test_choices_alone_are_a_job_too(places, tmp_path, capsys):
+    """Picks against a sum of log-probabilities by transformers itself."""
+    rows = [
+        {"question": "Lily went to the", "choices": ["park", "xylophone quarry"], "answer": 0},
+        {"question": "The dog was very", "choices": ["zzz qq", "happy", "sad"], "answer": 1},
+    ]
+    path = tmp_path / "mcq.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "out"
+    main(["evaluate", str(places["model"]), "--mcq", str(path), "--mcq-form", "text-sum", "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "multiple choice   accuracy" in printed
+    assert "blind guess 0.4167" in printed
+    assert "model utility" not in printed
+    samples = read_log(out / "evaluation.json").results["mcq_accuracy"]["value_by_index"]
+    model, tokenizer = load_model(places["model"]), load_tokenizer(places["model"])
+    for row, sample in zip(rows, samples.values(), strict=True):
+        for choice, logp in zip(row["choices"], sample["logp"], strict=True):
+            batch = encode(tokenizer, [QA(row["question"], choice)])
+            with torch.no_grad():
+                logits = model(input_ids=batch.tokens_BT).logits.log_softmax(-1)
+            places_T = batch.target_BT[0].nonzero().flatten()[:-1]
+            expected = sum(logits[0, t - 1, batch.tokens_BT[0, t]].item() for t in places_T.tolist())
+            assert logp == pytest.approx(expected, rel=1e-5)
+    found = {row.quantity: row for row in load(out / "rows.jsonl")}
+    right = [sample["picked"] == row["answer"] for row, sample in zip(rows, samples.values(), strict=True)]
+    assert found["mcq_accuracy"].value == pytest.approx(np.mean(right))
+    assert found["mcq_guess"].value == pytest.approx((1 / 2 + 1 / 3) / 2)
+
+
+def test_aggregates_are_harmonic_means_of_what_the_table_shows(finished):
+    found = values_of(load(finished / "rows.jsonl"))
+    names = ("extraction_strength_floored", "exact_memorisation", "paraphrased_answer_probability", "truth_ratio_known")
+    mem = hmean([1 - found["forget", name] for name in names])
+    assert found["", "mem"] == pytest.approx(mem)
+    pairs = [
+        (found["forget", f"auc_{name}"], found["forget", f"auc_retrained_{name}"])
+        for name in ("loss", "zlib", "min_k", "min_k_plus_plus")
+    ]
+    priv = hmean([min(pair) / max(pair) for pair in pairs])
+    assert found["", "priv_by_ratio"] == pytest.approx(priv)
+    utility = found["", "model_utility"]
+    assert found["", "agg_mem_priv_utility"] == pytest.approx(hmean([mem, priv, utility]))
+
+
+def test_a_part_that_is_zero_is_named():
+    """A collapsed model has a utility of 0; the table says which of the nine parts did that."""
+    parts = [("retain", "probability"), ("real_authors", "normalised_probability"), ("world_facts", "truth_ratio")]
+    rows = [Row("m", "performance", quantity, 0.3, on, n=4) for on, quantity in parts]
+    rows += [Row("m", "performance", "rouge", 0.0, "world_facts", n=4), Row("m", "evaluation", "model_utility", 0.0)]
+    assert "zero because of world_facts rouge" in text_table(rows)
+
+
+# Rows of one's own, on the testbed
+
+
+def asked_of(bed, n=6, **more):
+    sets = {"forget": bed.split.forget_rows[:n], "retain": bed.split.retain_rows[:n]}
+    whole = {name: len(rows) for name, rows in sets.items()} | {"holdout": 0, "choices": 0}
+    return Material(**{"sets": sets, "holdout": (), "choices": (), "whole": whole, "name": "testbed"} | more)
+
+
+def asking_of(bed, **changes):
+    return Asking(bed.split.template, batch_size=16, max_length=64, max_new_tokens=10, **changes)
+
+
+def test_the_testbed_gets_the_numbers_of_the_suite(bed):
+    asked, asking = asked_of(bed), asking_of(bed)
+    theirs = reference_log(bed.retrained, bed.tokenizer, asked, asking)
+    result = evaluate(bed.original, bed.tokenizer, asked, asking, name="original", retrained=theirs)
+    found = values_of(result.rows)
+    for on, rows in asked.sets.items():
+        suite = answer_suite(
+            bed.original, bed.tokenizer, rows, bed.split.template, batch_size=16, max_new_tokens=10, max_length=64
+        )
+        for quantity, value in suite.means().items():
+            quantity = {f"truth_ratio_{on}": "truth_ratio"}.get(quantity, quantity)
+            if (on, quantity) in found:
+                assert found[on, quantity] == pytest.approx(value, rel=1e-6), (on, quantity)
+        assert found[on, "rouge"] == pytest.approx(suite.rouge_N.mean())
+    assert found["forget", "probability"] > 0.5 > found["forget", "truth_ratio"]
+    assert "model_utility" not in {quantity for _, quantity in found}
+    assert "model utility: not measured" in result.table
+    floor = 2 / math.comb(12, 6)
+    assert found["forget", "forget_quality_floor"] == pytest.approx(floor)
+
+
+def test_complete_separation_is_marked_as_the_floor(bed):
+    log, other = ({"forget_truth_ratio": indexed(score=list(np.arange(1.0, 5) + shift))} for shift in (0, 9))
+    rows = list(quality_rows("m", EvaluationLog(log), EvaluationLog(other)))
+    assert {row.status for row in rows} == {"floor"}
+    assert "at the floor: the two sets of truth ratios do not overlap" in text_table(rows)
+    assert "(floor)" in latex_table(rows)
+
+
+def test_rows_without_wrong_answers_or_paraphrases_give_what_they_can(bed):
+    bare = {name: tuple(QA(row.question, row.answer) for row in rows[:3]) for name, rows in asked_of(bed).sets.items()}
+    result = evaluate(bed.original, bed.tokenizer, asked_of(bed, sets=bare), asking_of(bed, generate=False))
+    quantities = {row.quantity for row in result.rows}
+    assert {"probability", "extraction_strength", "exact_memorisation"} <= quantities
+    assert not {"truth_ratio", "rouge", "paraphrased_probability", "forget_quality_p"} & quantities
+    assert "forget quality: not measured" in result.table
+
+
+def test_edits_in_force_are_what_is_evaluated(bed):
+    asked, asking = asked_of(bed, n=3), asking_of(bed, generate=False)
+    plain = evaluate(bed.original, bed.tokenizer, asked, asking)
+    changed = copy.deepcopy(bed.original)
+    with torch.no_grad():
+        changed.get_output_embeddings().weight.mul_(0.5)
+    other = evaluate(changed, bed.tokenizer, asked, asking)
+    assert values_of(other.rows)["forget", "probability"] != values_of(plain.rows)["forget", "probability"]
+
+
+def test_an_answer_of_one_token_is_left_out_of_exact_memorisation_and_counted(bed):
+    rows = bed.split.forget_rows[:2]
+    word = next(row.answer.split()[0] for row in rows)
+    short = replace(rows[0], answer=word)
+    asked = asked_of(bed, sets={"forget": (short, rows[1]), "retain": bed.split.retain_rows[:2]})
+    result = evaluate(bed.original, bed.tokenizer, asked, asking_of(bed, generate=False))
+    template = Template(bed.split.template.prompt, bed.split.template.answer)
+    n_short = int(encode(bed.tokenizer, [short], template=template, max_length=64).target_BT.sum()) - 1
+    [row] = [row for row in result.rows if (row.on, row.quantity) == ("forget", "exact_memorisation")]
+    scores = [s["score"] for s in result.log.results["exact_memorization"]["value_by_index"].values()]
+    assert (n_short >= 1, row.n, None in scores) == (True, 2, False)
+
+
+# Templates
+
+
+def test_templates_are_the_published_ones(bed):
+    job = EvaluationJob(mcq=None)
+    assert template_of(job, bed.tokenizer) == Template(*TEMPLATES["plain"]) == Template()
+    assert template_of(replace(job, template="llama2"), bed.tokenizer).prompt == "[INST] {question} [/INST]"
+    assert template_of(replace(job, prompt="Q {question}"), bed.tokenizer) == Template("Q {question}", " {answer}")
+
+
+def test_the_chat_template_of_a_tokenizer_is_made_a_prompt(shared):
+    tokenizer = load_tokenizer(shared / "models" / "stories260K")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{ {{ m['content'] }} }{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    template = template_of(EvaluationJob(template="chat"), tokenizer)
+    shown = template.prompt.format(question="Who {is} it?")
+    expected = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Who {is} it?"}], tokenize=False, add_generation_prompt=True
+    )
+    assert tokenizer.bos_token + shown == expected
