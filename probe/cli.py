@@ -7,6 +7,7 @@ from typing import Annotated, Literal, NoReturn
 
 import tyro
 
+from probe.evaluation.job import EvaluationJob
 from probe.report.manifest import FULL
 from probe.report.settings import TESTBED, OwnModels, Settings
 from probe.unlearning.job import Job
@@ -55,12 +56,26 @@ class Unlearn:
     """Unlearn with one method; write model, tokenizer and a manifest of exactly what made them.
 
     Without --model, --forget and --retain the testbed that comes with the package is unlearned. Hyper-parameters
-    have no default: take published ones with --setting, or name them with --set.
+    have no default: take published ones with --setting, or name them with --set. A method that acts while a text is
+    read or written leaves no model: it writes answers.jsonl, each row's answer with and without it, and the manifest.
     """
 
     method: tyro.conf.Positional[str]
     """What `probe methods` lists."""
     job: Annotated[Job, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a model on TOFU or on rows of your own; print the table and save it with every sample.
+
+    Writes rows.jsonl, evaluation.json (OpenUnlearning's log format), table.txt, table.tex and manifest.json. Forget
+    quality and privleak need --retrained, the model that never saw the forget rows, or its log.
+    """
+
+    model: tyro.conf.Positional[str]
+    """Folder of safetensors, or a hub name."""
+    job: Annotated[EvaluationJob, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +89,14 @@ class Methods:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``probe`` and ``python -m probe``: exit code 2 for a user's mistake, 74 for a full disk."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"report": Report, "figures": Figures, "unlearn": Unlearn, "methods": Methods, "doctor": Doctor},
+        {
+            "report": Report,
+            "figures": Figures,
+            "unlearn": Unlearn,
+            "methods": Methods,
+            "evaluate": Evaluate,
+            "doctor": Doctor,
+        },
         prog="probe",
         description="Find out what unlearning really does inside a language model.",
         args=arguments,
@@ -95,18 +117,26 @@ def main(arguments: list[str] | None = None) -> None:
     print(done)
 
 
-def _done(command: Report | Figures | Unlearn | Methods) -> object:
+def _done(command: Report | Figures | Unlearn | Evaluate | Methods) -> object:
     if isinstance(command, Report):
         return _report(command)
     if isinstance(command, Figures):
         return _figures(command)
     if isinstance(command, Unlearn):
+        from probe.unlearning.answering import summary
         from probe.unlearning.run import run_job
 
-        return run_job(command.method, command.job)
-    from probe.methods.catalogue import table
+        folder = run_job(command.method, command.job)
+        return f"{summary(folder)}{folder}"
+    if isinstance(command, Evaluate):
+        from probe.evaluation.run import run_evaluation
 
-    return table(command.names)
+        evaluated = run_evaluation(command.model, command.job)
+        return f"{(evaluated / 'table.txt').read_text(encoding='utf-8')}\n{evaluated}"
+    from probe.methods.catalogue import table
+    from probe.unlearning.needs import shell_facts
+
+    return table(command.names, shell_facts)
 
 
 def _report(command: Report) -> Path:

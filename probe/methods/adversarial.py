@@ -1,10 +1,15 @@
 """Methods made to last against an adversary who perturbs activations (LAT) or fine-tunes weights (TAR)."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
-from probe.data import Split
+from probe.axes import Scalar
+from probe.data import Batch, Split
+from probe.hooks import captured
 from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
@@ -12,7 +17,7 @@ from probe.methods.rmu import RMUResult, rmu
 from probe.objectives.distribution import KLToUniform
 from probe.objectives.representation import DistanceFromFrozen, real_tokens
 from probe.objectives.token import nll
-from probe.sites import Site, n_layers
+from probe.sites import Site, n_layers, unwrapped
 from probe.train import LAT, TAR, FineTuning, History, Term, minimise
 
 _FORGET = ("forget",)
@@ -79,6 +84,28 @@ def rmu_lat(
     return rmu(model, split, original=original, stepping=attack, **rmu_arguments)
 
 
+@dataclass(frozen=True)
+class TowardsRandom:
+    """L = mean over sites and tokens of 1 - |cos(h, r_token)|: one random direction for each token of the vocabulary.
+
+    What the published run of Tamirisa et al. (arXiv 2408.00761) starts from, on forget rows.
+
+    Args:
+        directions_VD: a direction a token.
+        sites: where hidden states are read.
+    """
+
+    directions_VD: Tensor = field(repr=False)
+    sites: tuple[Site, ...]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
+        with captured(model, self.sites, stop=True) as states:
+            model(**batch.inputs, use_cache=False)
+        wanted_BTD = self.directions_VD.to(batch.tokens_BT.device)[batch.tokens_BT]
+        away = [1 - cosine_similarity(states[site], wanted_BTD.to(states[site].dtype), -1).abs() for site in self.sites]
+        return torch.stack([away_BT[batch.attention_BT].mean() for away_BT in away]).mean()
+
+
 def tar(
     model: nn.Module,
     split: Split,
@@ -92,13 +119,16 @@ def tar(
     forget_weight: float,
     retain_weight: float,
     distance_weight: float,
+    mapping_steps: int = 0,
+    mapping_lr: float | None = None,
     **training: Any,
 ) -> History:
     """Entropy of forget rows that stays high while an attacker fine-tunes on them (TAR; arXiv 2408.00761).
 
     Tamirisa et al.: forget_weight * sum over attack steps of growing weight * (-entropy) + retain_weight * NLL +
     distance_weight * mean |h - h0| over all blocks, at the weights before the attack. The published run starts from a
-    model whose forget activations were first mapped to random vectors, and its attackers also use other corpora.
+    model whose forget activations were first mapped to random vectors (``mapping_steps``; ``TowardsRandom`` + NLL of
+    retain rows), and its attackers also use other corpora.
 
     Args:
         model: trained in place.
@@ -108,11 +138,16 @@ def tar(
         attack_batch_size, attack_steps: rows a step and steps of an attack.
         every, growth: at which of its steps the gradient is taken, and how later ones weigh more.
         forget_weight, retain_weight, distance_weight: of the three terms.
+        mapping_steps, mapping_lr: steps of random mapping before, with the run's rows a step, seed and parameters.
         training: keyword arguments of ``minimise``.
     """
     check_apart(model, original)
+    if mapping_steps < 0 or (mapping_steps > 0 and mapping_lr is None):
+        raise ValueError(f"mapping_steps must be at least 0 and needs a mapping_lr, got {mapping_steps}, {mapping_lr}")
     attacks = [FineTuning(nll, split.forget, lr, attack_batch_size) for lr in attack_lrs]
     sites = tuple(Site(layer) for layer in range(n_layers(model)))
+    if mapping_steps and mapping_lr is not None:
+        _map_randomly(model, split, sites, mapping_steps, mapping_lr, training)
     terms = [
         # Of KL(model || uniform) only the entropy depends on the model.
         Term(forget_weight, KLToUniform(real_tokens), split.forget, "forget"),
@@ -120,6 +155,22 @@ def tar(
         Term(distance_weight, DistanceFromFrozen(original, sites), split.retain, "distance"),
     ]
     return minimise(model, terms, stepping=TAR(attacks, attack_steps, every, growth, _FORGET), **training)
+
+
+def _map_randomly(
+    model: nn.Module, split: Split, sites: tuple[Site, ...], steps: int, lr: float, training: dict[str, Any]
+) -> None:
+    config: Any = unwrapped(model).config
+    config = config.get_text_config()
+    generator = torch.Generator().manual_seed(training["seed"])
+    directions_VD = torch.randn(config.vocab_size, config.hidden_size, generator=generator)
+    terms = [
+        Term(1.0, TowardsRandom(directions_VD, sites), split.forget, "mapping"),
+        Term(1.0, nll, split.retain, "retain"),
+    ]
+    # Checkpoints, observers and averages belong to the run that follows.
+    shared = ("batch_size", "seed", "parameters", "clip", "weight_decay", "autocast", "accelerator")
+    minimise(model, terms, steps=steps, lr=lr, **{key: training[key] for key in shared if key in training})
 
 
 METHODS = (

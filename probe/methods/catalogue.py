@@ -3,7 +3,7 @@
 A recipe's entry lies beside it, in the METHODS of its module; a test notices a recipe without one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
 from probe.methods import (
@@ -73,7 +73,8 @@ _OTHERS = (
         "-k(t) NLL(forget) + tau NLL(retain), tau 0 where the loss rose along",
         "Zhu et al., arXiv 2406.08288",
         "all parameters",
-        tarf.tarf,
+        tarf.tarf_by_numbers,
+        training=tarf.tarf,
     ),
     Method(
         "cru",
@@ -81,7 +82,8 @@ _OTHERS = (
         "the k layers of best rank(forget quality) + rank(utility) from the unlearned model",
         "CRU: layer replacement by fragility",
         "replaces k blocks of the original",
-        cru.cru,
+        cru.cru_measured,
+        makes="mixture",
     ),
     Method(
         "sae_suppression",
@@ -89,7 +91,8 @@ _OTHERS = (
         "SAE features of the forget rows clamped where active",
         "Farrell, Lau and Conmy, arXiv 2410.19278",
         "nothing; acts while a text is read or written",
-        sae_suppression.suppress,
+        sae_suppression.suppress_ranked,
+        makes="edit",
     ),
 )
 
@@ -131,8 +134,12 @@ def method_named(name: str) -> Method:
     return found[name]
 
 
-def table(names: Sequence[str] = ()) -> str:
+def table(names: Sequence[str] = (), more: Callable[[Method], Mapping[str, str]] = lambda method: {}) -> str:
     """All methods, or the named ones, as text.
+
+    Args:
+        names: of methods; empty for all.
+        more: what else to say of each, by name.
 
     Raises:
         ValueError: an unknown name.
@@ -143,5 +150,5 @@ def table(names: Sequence[str] = ()) -> str:
         members = [method for method in chosen if method.family == family]
         lines += [family, "-" * len(family)] if members else []
         for method in members:
-            lines += described(method)
+            lines += described(method, more(method))
     return "\n".join(lines)

@@ -1,10 +1,36 @@
 """CRU: put the few unlearned layers that forget most and cost least into the original model."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 from torch import nn
 
 from probe.axes import PerLayerL
-from probe.weights import check_same_architecture, layers
+from probe.data import Batch, Split
+from probe.weights import blended, check_same_architecture, layers
+
+Rule = Literal["rank_sum", "pareto"]
+Scores = Mapping[str, float]
+
+
+LayerScores = Callable[[], tuple[PerLayerL, PerLayerL]]
+"""Forget quality and utility of the original with each single block of the unlearned model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """Which layers were chosen, and by what.
+
+    Args:
+        alpha_L: 1 where the layer comes from the unlearned model, for ``blended``.
+        forget_quality_L, utility_L: see ``rank_sum``.
+    """
+
+    alpha_L: PerLayerL
+    forget_quality_L: PerLayerL
+    utility_L: PerLayerL
 
 
 def rank_sum(forget_quality_L: PerLayerL, utility_L: PerLayerL) -> PerLayerL:
@@ -30,38 +56,169 @@ def rank_sum(forget_quality_L: PerLayerL, utility_L: PerLayerL) -> PerLayerL:
     return torch.as_tensor(ranks[0] + ranks[1], dtype=torch.float64)
 
 
-def best_layers(forget_quality_L: PerLayerL, utility_L: PerLayerL, k: int) -> tuple[int, ...]:
-    """The k layers of highest ``rank_sum``, best first; of equal ones the shallower.
+def pareto_fronts(forget_quality_L: PerLayerL, utility_L: PerLayerL) -> tuple[tuple[int, ...], ...]:
+    """Layers sorted into fronts: in the first those that no layer dominates, in the next those left then, and so on.
+
+    A layer dominates another if it is at least as good in both scores and better in one; layers of equal scores
+    share a front. Within a front the order is that of ``rank_sum``, of equal ones the shallower first.
 
     Raises:
-        ValueError: k is negative or larger than the number of layers.
+        ValueError: as ``rank_sum``.
+    """
+    score_L = rank_sum(forget_quality_L, utility_L)
+    both_L2 = torch.stack([forget_quality_L.detach().cpu().double(), utility_L.detach().cpu().double()], 1)
+    no_worse_LL = (both_L2[:, None] >= both_L2[None]).all(-1)
+    dominates_LL = no_worse_LL & ~no_worse_LL.T
+    left = torch.ones(len(score_L), dtype=torch.bool)
+    fronts = []
+    while left.any():
+        front = left & ~(dominates_LL & left[:, None]).any(0)
+        fronts.append(tuple(sorted(front.nonzero().flatten().tolist(), key=lambda i: (-float(score_L[i]), i))))
+        left &= ~front
+    return tuple(fronts)
+
+
+def best_layers(
+    forget_quality_L: PerLayerL, utility_L: PerLayerL, k: int, *, rule: Rule = "rank_sum"
+) -> tuple[int, ...]:
+    """The k best layers, best first.
+
+    Args:
+        forget_quality_L, utility_L: see ``rank_sum``.
+        k: how many.
+        rule: ``"rank_sum"``, as published, of equal ones the shallower; or ``"pareto"``: front by front
+            (``pareto_fronts``), which no change of either score's scale or spacing alters.
+
+    Raises:
+        ValueError: k is negative or larger than the number of layers, or an unknown rule.
     """
     score_L = rank_sum(forget_quality_L, utility_L)
     if not 0 <= k <= len(score_L):
         raise ValueError(f"k must lie in 0..{len(score_L)} (the number of layers), got {k}")
+    if rule not in get_args(Rule):
+        raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+    if rule == "pareto":
+        return tuple(layer for front in pareto_fronts(forget_quality_L, utility_L) for layer in front)[:k]
     order = torch.sort(score_L, descending=True, stable=True).indices
     return tuple(order[:k].tolist())
 
 
 def cru(
-    original: nn.Module, unlearned: nn.Module, forget_quality_L: PerLayerL, utility_L: PerLayerL, k: int
+    model: nn.Module,
+    unlearned: nn.Module,
+    forget_quality_L: PerLayerL,
+    utility_L: PerLayerL,
+    k: int,
+    *,
+    rule: Rule = "rank_sum",
 ) -> PerLayerL:
     """alpha_L that takes the k best layers from the unlearned model, the rest from the original.
 
-    Use it as ``blended(original, unlearned, cru(...))``. k = 0 is the original; k = all layers is the unlearned
+    Use it as ``blended(model, unlearned, cru(...))``. k = 0 is the original; k = all layers is the unlearned
     model only together with ``alpha_rest=1``, for embeddings, final norm and head are no layers.
 
     Args:
-        original: the model before unlearning.
+        model: the original, before unlearning.
         unlearned: the model after.
         forget_quality_L, utility_L: see ``rank_sum``; choose on other rows than you report on.
         k: how many layers.
+        rule: see ``best_layers``.
 
     Raises:
         ValueError: architectures differ, scores of another length than the model, or k out of range.
     """
-    check_same_architecture(original, unlearned)
-    depth = original.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    check_same_architecture(model, unlearned)
+    depth = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     if len(forget_quality_L) != depth:
         raise ValueError(f"forget_quality_L has {len(forget_quality_L)} entries; the model has {depth} layers")
-    return layers(best_layers(forget_quality_L, utility_L, k), depth)
+    return layers(best_layers(forget_quality_L, utility_L, k, rule=rule), depth)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Layers chosen on some rows, and what they are worth on others.
+
+    Args:
+        layers: the k layers, best first.
+        forget_quality_L, utility_L: what they were chosen by, on the validation rows.
+        original, unlearned, replaced: scores on the report rows of either model and of the original with ``layers``.
+    """
+
+    layers: tuple[int, ...]
+    forget_quality_L: PerLayerL
+    utility_L: PerLayerL
+    original: Scores
+    unlearned: Scores
+    replaced: Scores
+
+
+def held_out_cru(
+    model: nn.Module,
+    unlearned: nn.Module,
+    validation: Split,
+    report: Split,
+    *,
+    choose_by: Callable[[Split], tuple[PerLayerL, PerLayerL]],
+    score: Callable[[nn.Module, Split], Scores],
+    k: int,
+    rule: Rule = "rank_sum",
+) -> HeldOut:
+    """Choose layers on the validation rows, and score the mixture on the report rows, which no choice has seen.
+
+    Args:
+        model: the original; changed while it is scored, bit-identical afterwards.
+        unlearned: the model after unlearning.
+        validation: rows that ``choose_by`` is given, and nothing else is.
+        report: rows that ``score`` is given, and nothing else is.
+        choose_by: rows -> (forget quality, utility) with each layer alone replaced; from a layer map, say.
+        score: (model, rows) -> numbers by name.
+        k, rule: see ``best_layers``.
+
+    Raises:
+        ValueError: a row, forget or retain, that lies in both, and what ``cru`` refuses.
+    """
+    _check_apart(validation, report)
+    forget_quality_L, utility_L = choose_by(validation)
+    alpha_L = cru(model, unlearned, forget_quality_L, utility_L, k, rule=rule)
+    ends = score(model, report), score(unlearned, report)
+    with blended(model, unlearned, alpha_L):
+        replaced = score(model, report)
+    chosen = best_layers(forget_quality_L, utility_L, k, rule=rule)
+    return HeldOut(chosen, forget_quality_L, utility_L, *ends, replaced)
+
+
+def _check_apart(validation: Split, report: Split) -> None:
+    seen = _texts(validation.forget) | _texts(validation.retain)
+    for name, batch in (("forget", report.forget), ("retain", report.retain)):
+        shared = len(seen & _texts(batch))
+        if shared:
+            raise ValueError(
+                f"{shared} of the report's {name} rows are among the validation rows, too; layers chosen on them would "
+                "be reported on them. Divide the rows first and make a split of each half"
+            )
+
+
+def _texts(batch: Batch) -> set[tuple[int, ...]]:
+    """Each row's tokens without padding."""
+    rows = zip(batch.tokens_BT, batch.attention_BT, strict=True)
+    return {tuple(tokens_T[real_T].tolist()) for tokens_T, real_T in rows}
+
+
+def cru_measured(model: nn.Module, unlearned: nn.Module, layer_scores: LayerScores, *, k: int) -> Replacement:
+    """``cru`` on scores that are measured here, once it is known that k layers can be chosen.
+
+    Args:
+        model: the original, before unlearning.
+        unlearned: the model after.
+        layer_scores: measures all layers, which takes long.
+        k: how many layers, at least 1.
+
+    Raises:
+        ValueError: as ``cru``, or no layers.
+    """
+    if k == 0:
+        raise ValueError("k = 0 is the original itself; take at least one layer")
+    any_L = torch.zeros(model.config.get_text_config().num_hidden_layers)  # type: ignore[union-attr,operator]
+    cru(model, unlearned, any_L, any_L, k)
+    forget_quality_L, utility_L = layer_scores()
+    return Replacement(cru(model, unlearned, forget_quality_L, utility_L, k), forget_quality_L, utility_L)

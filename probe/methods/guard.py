@@ -1,14 +1,14 @@
 """Unlearning by a gate before the model: questions close to forbidden ones are answered with a refusal."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from probe.data import Template
+from probe.data import QA, Template
 from probe.methods.method import Method
 
 
@@ -88,9 +88,9 @@ class Refusing(nn.Module):
         """The model's own output, with other logits where the gate is closed."""
         tokens_BT = inputs["input_ids"]
         given = inputs.pop("past_key_values", None)
+        # What is said at one place depends on those before it, so all are computed.
+        keep = inputs.pop("logits_to_keep", 0)
         output = self.module(past_key_values=None if given is None else given.model, **inputs)
-        if output.logits.shape[1] != tokens_BT.shape[1]:
-            raise ValueError("a guarded model needs logits at every position; leave out logits_to_keep")
         real_BT = inputs.get("attention_mask", torch.ones_like(tokens_BT)).bool()
         logits_BTV = output.logits.clone()
         said = []
@@ -108,7 +108,7 @@ class Refusing(nn.Module):
             for k, t in enumerate(speaking.tolist()):
                 logits_BTV[b, t] = self._speak(logits_BTV[b, t], done + k)
             said.append(done + len(speaking) if refused else -1)
-        output.logits = logits_BTV
+        output.logits = logits_BTV[:, slice(-keep, None) if isinstance(keep, int) else keep]
         if getattr(output, "past_key_values", None) is not None:
             output.past_key_values = Guarded(output.past_key_values, tuple(said))
         return output
@@ -133,6 +133,32 @@ class Refusing(nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
+def refuse_near(
+    model: nn.Module,
+    tokenizer: Any,
+    template: Template,
+    forget_rows: Sequence[QA],
+    *,
+    threshold: float,
+    refusal: str,
+    leak: float,
+) -> Refusing:
+    """``Refusing`` behind a ``Gate`` that compares words with the questions of the forget rows.
+
+    Args:
+        model, tokenizer, template, refusal, leak: of ``Refusing``.
+        forget_rows: whose questions are forbidden.
+        threshold: of ``Gate``, a share of words in (0, 1].
+
+    Raises:
+        ValueError: a threshold outside (0, 1], at which all or no questions are refused, or what both raise.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is a share of words in (0, 1], got {threshold}")
+    gate = Gate(tuple(row.question for row in forget_rows), threshold)
+    return Refusing(model, tokenizer, gate, refusal, template=template, leak=leak)
+
+
 METHODS = (
     Method(
         "refusing",
@@ -140,6 +166,7 @@ METHODS = (
         "(1-leak) [refusal] + leak p where a question is close to a forbidden one",
         "Thaker et al., arXiv 2403.03329; Wang et al., arXiv 2410.15267",
         "nothing; acts while a text is read or written",
-        Refusing,
+        refuse_near,
+        makes="wrapper",
     ),
 )

@@ -1,13 +1,15 @@
 """Unlearning by prompt: the model stays as it is, and every question is asked after a text.
 
-Both functions return a ``Template``; hand it to whatever encodes or asks questions, ``answer_suite(model, tokenizer,
+All functions return a ``Template``; hand it to whatever encodes or asks questions, ``answer_suite(model, tokenizer,
 rows, template)`` for one. Longer prompts need a larger ``max_length``.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 from probe.data import QA, Template
+from probe.datasets import idk_rows
 from probe.methods.method import Method
 
 
@@ -37,6 +39,41 @@ def in_context(template: Template, forget: Sequence[QA], answers: Sequence[str],
     )
 
 
+def in_context_drawn(
+    template: Template,
+    forget_rows: Sequence[QA],
+    retain_rows: Sequence[QA],
+    refusal_texts: Sequence[str],
+    *,
+    forget_shown: int,
+    retain_shown: int,
+    seed: int,
+) -> Template:
+    """``in_context`` with rows drawn at random, the forget rows answered by refusals.
+
+    Args:
+        template: how one question and its answer are written.
+        forget_rows, retain_rows: to draw from.
+        refusal_texts: what forget questions are answered with, drawn anew for each.
+        forget_shown: how many forget rows are shown, at least 1.
+        retain_shown: how many retain rows; the paper shows 2 to 6.
+        seed: fixes the draws.
+
+    Raises:
+        ValueError: more rows than there are, or what ``in_context`` raises.
+    """
+    for name, shown, least, rows in (
+        ("forget", forget_shown, 1, forget_rows),
+        ("retain", retain_shown, 0, retain_rows),
+    ):
+        if not least <= shown <= len(rows):
+            raise ValueError(f"{name}_shown must lie in {least}..{len(rows)} (the {name} rows), got {shown}")
+    random = Random(seed)
+    forget, retain = random.sample(list(forget_rows), forget_shown), random.sample(list(retain_rows), retain_shown)
+    answers = [row.answer for row in idk_rows(forget, seed, refusal_texts)]
+    return in_context(template, forget, answers, retain)
+
+
 def instructed(template: Template, instruction: str) -> Template:
     """Prompt = the instruction, an empty line, the question (guardrails; Thaker et al., arXiv 2403.03329).
 
@@ -61,7 +98,8 @@ METHODS = (
         "prompt = (forget question, other answer) pairs, (retain question, answer) pairs, question",
         "Pawelczyk et al., arXiv 2310.07579",
         "nothing; acts while a text is read or written",
-        in_context,
+        in_context_drawn,
+        makes="prompt",
     ),
     Method(
         "instructed",
@@ -70,5 +108,6 @@ METHODS = (
         "Thaker et al., arXiv 2403.03329",
         "nothing; acts while a text is read or written",
         instructed,
+        makes="prompt",
     ),
 )

@@ -65,18 +65,18 @@ class Offset(nn.Module):
         return output
 
 
-def logit_offset(model: nn.Module, unlearned: nn.Module, original: nn.Module, *, alpha: float) -> Offset:
-    """logits + alpha * (logits_unlearned_assistant - logits_original_assistant).
+def logit_offset(model: nn.Module, assistant: nn.Module, assistant_before: nn.Module, *, alpha: float) -> Offset:
+    """logits + alpha * (logits_assistant - logits_assistant_before).
 
     Offset unlearning (Huang et al., arXiv 2404.11045): a small model shows the large one what unlearning changes.
 
     Args:
         model: the large model.
-        unlearned: the assistant after unlearning.
-        original: the assistant before.
+        assistant: the small model after unlearning.
+        assistant_before: the same before.
         alpha: 0 gives the model's own logits, bit for bit.
     """
-    return Offset(model, [(alpha, unlearned), (-alpha, original)])
+    return Offset(model, [(alpha, assistant), (-alpha, assistant_before)])
 
 
 def logit_difference(model: nn.Module, assistant: nn.Module, *, alpha: float) -> Offset:
@@ -104,6 +104,7 @@ METHODS = (
         "Huang et al., arXiv 2404.11045",
         "nothing; acts while a text is read or written",
         logit_offset,
+        makes="wrapper",
     ),
     Method(
         "logit_difference",
@@ -112,5 +113,6 @@ METHODS = (
         "Ji et al., arXiv 2406.08607",
         "nothing; acts while a text is read or written",
         logit_difference,
+        makes="wrapper",
     ),
 )

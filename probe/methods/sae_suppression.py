@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import MaskBT
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.interventions.activations import activations, check_width
-from probe.interventions.features import Clamp, Dictionary, PerFeatureK, active, check_features
+from probe.interventions.features import Clamp, Dictionary, PerFeatureK, active, check_features, check_site
 from probe.sites import Site
 
 PerFeatureF = Float[Tensor, " F"]
+
+# Rows on which an SAE is tried at its site.
+_SITE_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +171,43 @@ def suppress(sae: Dictionary, features: Sequence[int], value: float | PerFeature
     if bool((torch.as_tensor(value) > 0).any()):
         raise ValueError(f"a clamp suppresses at 0 or below, got {value}; use Clamp itself to amplify")
     return Clamp(sae, features, value)
+
+
+def suppress_ranked(
+    model: nn.Module,
+    sae: Dictionary,
+    site: Site,
+    split: Split,
+    special_ids: Sequence[int],
+    *,
+    rule: Literal["frequency", "activation-ratio", "mean-difference"],
+    features: int,
+    value: float,
+    threshold: float | None = None,
+) -> dict[Site, Clamp]:
+    """``suppress`` the features that ``rank_features`` puts first, for ``probe.hooks.edited``.
+
+    Args:
+        model: the model that will be edited.
+        sae, site: its SAE and where it belongs, which is measured.
+        split: rows to choose on.
+        special_ids: token ids left out.
+        rule: by its function's name.
+        features: how many.
+        value: what they are clamped to, 0 or below, in activation units.
+        threshold: ``retain_threshold`` of frequency, ``percentile`` of activation-ratio; mean-difference takes none.
+
+    Raises:
+        ValueError: a threshold too few or too many, an SAE of another width, model or site, fewer features than asked
+            for, or a positive value.
+    """
+    rules = {"frequency": frequency, "activation-ratio": activation_ratio}
+    if (rule in rules) != (threshold is not None):
+        raise ValueError(f"rule {rule} {'needs a' if rule in rules else 'takes no'} threshold, got {threshold}")
+    scored: Rule = rules[rule](threshold) if threshold is not None else mean_difference
+    check_site(model, sae, site, split.retain.select(range(min(_SITE_ROWS, len(split.retain)))))
+    ranking = rank_features(model, sae, site, split.forget, split.retain, rule=scored, special_ids=special_ids)
+    return {site: suppress(sae, ranking.top(features), value)}
 
 
 def _activity(

@@ -7,7 +7,7 @@ so a classifier whose answer is one token and a language model go through the sa
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -236,6 +236,39 @@ def tarf(
             if bool(dropped_N.all()):
                 raise ValueError(f"all {len(dropped_N)} remaining rows were selected as the concept's; select fewer")
     return TARFResult(rise_N, dropped_N, tuple(histories))
+
+
+def tarf_by_numbers(
+    model: nn.Module,
+    split: Split,
+    *,
+    k0: float,
+    t1: int,
+    t0: int,
+    share: float | None = None,
+    groups: int | None = None,
+    **training: Any,
+) -> TARFResult:
+    """``tarf`` with its schedule and selection as plain numbers.
+
+    Args:
+        model: trained in place.
+        split: listed rows and all that remain.
+        k0, t1, t0: of ``Annealing``.
+        share: of the remaining rows to be taken for part of the concept (``TopShare``).
+        groups: how many groups of the remaining rows are (``TopGroups``); a row without a group is one of its own.
+        training: keyword arguments of ``tarf``.
+
+    Raises:
+        ValueError: both or neither of share and groups, or what ``tarf`` raises.
+    """
+    if (share is None) == (groups is None):
+        raise ValueError(
+            f"give either share (of the remaining rows) or groups (how many), got {share} and {groups}; one of them "
+            "says how much of the remaining rows belongs to the concept"
+        )
+    select = TopShare(share) if share is not None else TopGroups(groups or 0)
+    return tarf(model, split, annealing=Annealing(k0, t1, t0), select=select, **training)
 
 
 def _terms(phase: Phase, split: Split, dropped_N: FlagN, retain: Objective) -> list[Term]:

@@ -43,7 +43,7 @@ def mixed(original: nn.Module, unlearned: nn.Module, alpha: float) -> AbstractCo
 
 
 def uwc(
-    original: nn.Module,
+    model: nn.Module,
     unlearned: nn.Module,
     score: Callable[[nn.Module], float],
     *,
@@ -56,7 +56,7 @@ def uwc(
     does. The a that is returned meets the bar in any case.
 
     Args:
-        original: the model before unlearning; mixed in place while scored, restored afterwards.
+        model: the original, before unlearning; mixed in place while scored, restored afterwards.
         unlearned: the model after.
         score: how much a model retains, higher is better, on other rows than are reported on.
         share: in (0, 1]; published runs use 0.95.
@@ -70,8 +70,8 @@ def uwc(
     tried: list[tuple[float, float]] = []
 
     def at(alpha: float) -> float:
-        with mixed(original, unlearned, alpha):
-            value = float(score(original))
+        with mixed(model, unlearned, alpha):
+            value = float(score(model))
         if not math.isfinite(value):
             raise ValueError(f"the retain score at alpha {alpha:g} is {value}; nothing can be compared with it")
         tried.append((alpha, value))
@@ -104,5 +104,6 @@ METHODS = (
         "mixes all parameters of two models",
         uwc,
         PUBLISHED,
+        makes="mixture",
     ),
 )

@@ -47,12 +47,17 @@ def user_study(own: OwnModels) -> Study:
         split,
         load_model(own.retrained, device=own.device) if own.retrained else None,
         models,
-        sae=_load_sae(own.sae) if own.sae else None,
+        sae=load_sae(own.sae) if own.sae else None,
         sae_site=None if own.sae_layer is None else Site(own.sae_layer),
     )
 
 
-def _load_sae(folder: Path) -> object:
+def load_sae(folder: Path) -> object:
+    """An SAE from a folder that sae-lens wrote, frozen.
+
+    Raises:
+        ValueError: no SAE in the folder, or a damaged one.
+    """
     from probe.checkpoints import check_safetensors
 
     weights = folder / "sae_weights.safetensors"

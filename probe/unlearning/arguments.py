@@ -11,8 +11,6 @@ from typing import Any, Literal, get_args, get_origin
 from probe.methods.method import Method
 from probe.unlearning.job import Job
 
-# What is made from files when a method asks for it; the original is a copy of the model.
-FROM_FILES = ("refusals", "retain_refusals", "alternatives")
 _FLAGS = ("steps", "lr", "batch_size", "seed", "parameters")
 
 
@@ -20,14 +18,8 @@ def resolved(method: Method, job: Job) -> dict[str, Any]:
     """Every keyword argument that is a number or a word: the setting, then --set, then flags; later ones win.
 
     Raises:
-        ValueError: a method that makes no model, an unknown setting or key, a value that cannot be read, or
-            hyper-parameters without a value.
+        ValueError: an unknown setting or key, a value that cannot be read, or hyper-parameters without a value.
     """
-    if method.unmet(("original", *FROM_FILES)):
-        raise ValueError(
-            f"{method.name} cannot be run from the shell ({_why(method)}); use "
-            f"{method.run.__module__}.{method.run.__qualname__} in Python"
-        )
     known = method.hyperparameters
     values: dict[str, Any] = {}
     if job.setting is not None:
@@ -53,23 +45,12 @@ def _flags(method: Method, job: Job, known: Mapping[str, Any]) -> dict[str, Any]
     given = {key: getattr(job, key) for key in _FLAGS if getattr(job, key) is not None}
     # The seed has a default, so it says nothing of what the user wants.
     odd = [key for key in given if key not in known and key != "seed"]
-    odd += [key for key in ("refusals", "alternatives") if getattr(job, key) and not _uses(method, key)]
+    if not method.trains_in_place:
+        # There it says how many rows are measured at once.
+        odd = [key for key in odd if key != "batch_size"]
     if odd:
         raise ValueError(f"{method.name} takes no --{odd[0].replace('_', '-')}; leave it out")
     return {key: value for key, value in given.items() if key in known}
-
-
-def _uses(method: Method, key: str) -> bool:
-    return any(key in need for need in method.needs)
-
-
-def _why(method: Method) -> str:
-    unmet = ", ".join(method.unmet(("original", *FROM_FILES)))
-    return (
-        "it does not train one model on a split"
-        if not method.trains_in_place
-        else f"it needs {unmet}, which no file can give"
-    )
 
 
 def _unknown(method: Method, key: str, known: Mapping[str, Any]) -> str:

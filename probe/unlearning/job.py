@@ -16,7 +16,7 @@ class Job:
     retain: Path | None = None
     """Retain rows in the same layout."""
     out: Path
-    """Folder for the unlearned model; it must not exist, or be empty."""
+    """Folder for the unlearned model, or for answers where there is none; it must not exist, or be empty."""
     setting: str | None = None
     """Start from published settings, by name (`probe methods` lists them)."""
     set: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Job:
     lr: float | None = None
     """Learning rate."""
     batch_size: int | None = None
-    """Rows of each term a step."""
+    """Rows of each term a step; where nothing is trained, rows a pass of what is measured (64 by default)."""
     seed: int = 0
     """Fixes the order of rows, random directions and which refusal each question gets."""
     parameters: str | None = None
@@ -35,12 +35,31 @@ class Job:
     """Refusals, one a line, for methods that answer with them; 100 come with the testbed."""
     alternatives: Path | None = None
     """Rows that answer the forget questions otherwise (AltPO); without it their perturbed answers are used."""
+    environment: Path | None = None
+    """Rows of an unrelated task that unlearning shall be invariant on (NPO+IRM); the testbed has its world facts."""
+    labels: Literal["answers", "vocabulary"] | None = None
+    """Tokens that random labels are drawn from: those of all answers, or the whole vocabulary."""
+    unlearned: str | None = None
+    """Folder of a model after unlearning, to be mixed with --model (UWC, CRU); `probe unlearn` writes one."""
+    retrained: str | None = None
+    """Folder of a model trained without the forget rows, which CRU's forget quality compares with; the testbed has one.
+    """
+    assistant: str | None = None
+    """Folder of the small model whose logits are added (after unlearning) or taken away (it knows the forget rows)."""
+    assistant_before: str | None = None
+    """Folder of the assistant before unlearning; on the testbed the testbed's model unless given."""
+    sae: Path | None = None
+    """Folder of a sae-lens SAE on a block's output (written by save_inference_model); the testbed has one."""
+    sae_layer: int | None = None
+    """The block that --sae was trained on."""
     prompt: str = "Question: {question}\nAnswer:"
     """Text before the answer."""
     answer: str = " {answer}"
     """The answer's text."""
     max_length: int = 256
     """Longest text in tokens."""
+    max_new_tokens: int = 40
+    """Longest answer generated in tokens, where answers are measured."""
     device: str = "cpu"
     """Where the model is trained."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -50,10 +69,13 @@ class Job:
         """Refuse half a description, and a folder that holds something.
 
         Raises:
-            ValueError: some but not all of model, forget and retain are given, or out is in use.
+            ValueError: some but not all of model, forget and retain are given, an SAE without its layer, or out is in
+                use.
         """
         missing = [f"--{name}" for name in ("model", "forget", "retain") if getattr(self, name) is None]
         if missing and len(missing) < 3:
             raise ValueError(f"{', '.join(missing)} missing: your own model needs --model, --forget and --retain")
+        if (self.sae is None) != (self.sae_layer is None):
+            raise ValueError("--sae and --sae-layer belong together: name the block that the SAE was trained on")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{self.out} exists and is not empty; choose another --out, or remove it first")

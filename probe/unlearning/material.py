@@ -1,0 +1,154 @@
+"""The model to be unlearned, its rows, and what is made of them and of the named files for one method."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from probe.checkpoints import check_different, check_model, check_tokenizer, load_model, load_tokenizer
+from probe.data import Batch, Split, Template, encode, make_split
+from probe.datasets import read_rows
+from probe.methods.answers import needed_answers
+from probe.methods.method import Method
+from probe.report.own import load_sae
+from probe.sites import Site
+from probe.testbed.bed import Bed, load
+from probe.unlearning.job import Job
+from probe.unlearning.needs import Files, shown
+from probe.unlearning.scores import layer_scores, retention
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """One model with its data.
+
+    Args:
+        model: the model before unlearning; training changes it.
+        tokenizer: of the model.
+        split: forget and retain rows.
+        bed: the testbed, if it is the testbed's model.
+    """
+
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    split: Split = field(repr=False)
+    bed: Bed | None = None
+
+
+def material(job: Job) -> Material:
+    """The user's model and rows, or the testbed's.
+
+    Raises:
+        ValueError: a model, rows or a device that cannot be used.
+        FileNotFoundError: no such file.
+    """
+    if job.model is None:
+        bed = load()
+        _check_device(job.device)
+        return Material(bed.original.to(job.device), bed.tokenizer, bed.split, bed)
+    assert job.forget is not None
+    assert job.retain is not None
+    # Rows are read first: a mistake in them should not cost the loading of a model.
+    forget, retain = read_rows(job.forget), read_rows(job.retain)
+    tokenizer = load_tokenizer(job.model)
+    split = make_split(tokenizer, forget, retain, template=Template(job.prompt, job.answer), max_length=job.max_length)
+    _check_device(job.device)
+    return Material(_loaded(job.model, job, tokenizer), tokenizer, split)
+
+
+def supplied(method: Method, job: Job, at: Material, files: Files) -> dict[str, Any]:
+    """The arguments that the recipe needs, by name.
+
+    Raises:
+        ValueError: a model, an SAE or rows that do not belong to the model or do not allow what is asked for.
+    """
+    split, tokenizer = at.split, at.tokenizer
+    other = cache(lambda name: _other(name, job, at, files))
+    dictionary = cache(lambda: _dictionary(job, at))
+    makers: dict[str, Callable[[], Any]] = {
+        "original": lambda: copy.deepcopy(at.model).requires_grad_(False),
+        "tokenizer": lambda: tokenizer,
+        "template": lambda: split.template,
+        "forget_rows": lambda: split.forget_rows,
+        "retain_rows": lambda: split.retain_rows,
+        "special_ids": lambda: tuple(tokenizer.all_special_ids),
+        "refusal_texts": lambda: files.refusals,
+        "environment": lambda: _environment(at, files),
+        "labels_K": lambda: label_tokens(tokenizer, split, of_answers=job.labels == "answers"),
+        "unlearned": lambda: other("unlearned"),
+        "assistant": lambda: other("assistant"),
+        "assistant_before": lambda: other("assistant_before"),
+        "score": lambda: retention(split.retain, job.batch_size or 64),
+        "layer_scores": lambda: partial(
+            layer_scores, at.model, other("unlearned"), other("retrained"), tokenizer, split, job
+        ),
+        "sae": lambda: dictionary()[0],
+        "site": lambda: dictionary()[1],
+    }
+    answers = needed_answers(method.needs, tokenizer, split, files.refusals, files.alternatives, seed=job.seed)
+    return {**answers, **{name: makers[name]() for name in method.needs if name not in answers}}
+
+
+def label_tokens(tokenizer: Any, split: Split, *, of_answers: bool) -> Int[Tensor, " K"]:
+    """The classes of a language model: all tokens of both sides' answers, or of the vocabulary, but special ones.
+
+    Raises:
+        ValueError: answers that hold special tokens only.
+    """
+    ids = set(tokenizer.get_vocab().values())
+    if of_answers:
+        ids = {int(token) for side in (split.forget, split.retain) for token in side.tokens_BT[side.target_BT].unique()}
+    ids -= set(tokenizer.all_special_ids)
+    if not ids:
+        raise ValueError("the answers hold special tokens only, so that no label can be drawn; check the rows")
+    return torch.tensor(sorted(ids))
+
+
+def _environment(at: Material, files: Files) -> Batch:
+    if files.environment is None and at.bed is not None:
+        return at.bed.world_batch
+    return encode(at.tokenizer, files.environment or (), template=at.split.template, max_length=at.split.max_length)
+
+
+def _other(name: str, job: Job, at: Material, files: Files) -> nn.Module:
+    """The second model of that name, which must understand the same tokens."""
+    folder = getattr(job, name)
+    if folder is None:
+        assert at.bed is not None
+        bed_model: nn.Module = at.bed.retrained.to(job.device) if name == "retrained" else at.model
+        return bed_model
+    try:
+        check_tokenizer(at.tokenizer, files.tokenizers[name])
+    except ValueError as error:
+        raise ValueError(f"{shown(name)} {folder} does not go with the model: {error}") from None
+    model: nn.Module = _loaded(folder, job, at.tokenizer).requires_grad_(False)
+    if name in ("unlearned", "retrained"):
+        check_different(at.model, model, ("original", name))
+    return model
+
+
+def _loaded(name: str, job: Job, tokenizer: Any) -> Any:
+    model = load_model(name, dtype=getattr(torch, job.dtype), device=job.device)
+    check_model(model, tokenizer)
+    return model
+
+
+def _dictionary(job: Job, at: Material) -> tuple[Any, Site]:
+    if job.sae is None or job.sae_layer is None:
+        assert at.bed is not None
+        return at.bed.sae.to(job.device), at.bed.sae_site
+    sae: Any = load_sae(job.sae)
+    return sae.to(job.device), Site(job.sae_layer)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

@@ -1,0 +1,37 @@
+"""Methods that mix the model with an unlearned one: the weights are set for a while, and saved."""
+
+from pathlib import Path
+from typing import Any
+
+from probe.methods.method import Method
+from probe.methods.uwc import Calibration
+from probe.sites import n_layers
+from probe.unlearning.job import Job
+from probe.unlearning.material import Material
+from probe.unlearning.saving import digests, saved
+from probe.weights import blended
+
+
+def mix(method: Method, job: Job, at: Material, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Find the mixture and save the mixed model; what was taken from the unlearned one, and by which numbers.
+
+    Raises:
+        ValueError: what the recipe raises, or nothing is taken from the unlearned model.
+    """
+    model, depth = at.model, n_layers(at.model)
+    found = method.run(model=model, **arguments)
+    if isinstance(found, Calibration):
+        alphas, rest = [found.alpha] * depth, found.alpha
+        curve: dict[str, Any] = {"bar": found.bar, "score": found.score, "tried": found.tried}
+    else:
+        alphas, rest = found.alpha_L.tolist(), 0.0
+        curve = {
+            "layers": found.alpha_L.nonzero().flatten().tolist(),
+            "forget_quality_L": found.forget_quality_L.tolist(),
+            "utility_L": found.utility_L.tolist(),
+        }
+    before = digests(model)
+    with blended(model, arguments["unlearned"], alphas, rest):
+        remedy = "nothing is taken from the unlearned model; ask for less to be kept, or for more layers"
+        facts = saved(model, at.tokenizer, folder, before, remedy)
+    return {**facts, "mixture": {"alpha_L": alphas, "alpha_rest": rest, **curve}}

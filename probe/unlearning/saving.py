@@ -1,0 +1,52 @@
+"""Which weights a method changed, and the folder of the model that has them."""
+
+import errno
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.checkpoints import check_model, save_model, weights_hash
+
+
+def digests(model: nn.Module) -> dict[str, str]:
+    """A hash of each parameter: a second set of weights may not fit."""
+    return {
+        name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, p in model.named_parameters()
+    }
+
+
+def saved(model: nn.Module, tokenizer: Any, folder: Path, before: dict[str, str], remedy: str) -> dict[str, Any]:
+    """Save an unlearned model; what the manifest says of it.
+
+    Args:
+        model: as it is to be saved.
+        tokenizer: saved beside it.
+        folder: of the run.
+        before: ``digests`` of the model before unlearning.
+        remedy: what to do if nothing changed.
+
+    Raises:
+        ValueError: no weight changed, or one is NaN or infinite.
+        OSError: the disk is full.
+    """
+    from safetensors import SafetensorError
+
+    changed = [name for name, digest in digests(model).items() if digest != before[name]]
+    if not changed:
+        raise ValueError(f"the method changed no weight; {remedy}")
+    check_model(model, tokenizer)
+    try:
+        save_model(model, folder, tokenizer=tokenizer)
+    except SafetensorError as error:
+        # The writer reports a full disk in words only.
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, f"no space left for the model in {folder.parent}") from None
+        raise
+    return {
+        "changed": {"tensors": len(changed), "of": len(before), "names": changed},
+        "weights": {"unlearned": weights_hash(model)},
+    }

@@ -1,0 +1,88 @@
+"""By what mixtures of two models are chosen: what is retained (UWC), and forget quality and utility a layer (CRU)."""
+
+from collections.abc import Callable, Sequence
+from statistics import harmonic_mean
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from probe.axes import PerLayerL
+from probe.data import QA, Batch, Split
+from probe.diagnostics.fragility import layer_map
+from probe.metrics.memorisation import answer_stats, extraction_strength
+from probe.metrics.suite import SuiteResult, answer_suite
+from probe.metrics.tofu import forget_quality, truth_ratio_retain
+from probe.unlearning.job import Job
+
+
+def retention(retain: Batch, batch_size: int) -> Callable[[nn.Module], float]:
+    """The mean extraction strength of rows, teacher-forced, floor "0": UWC's score (Wang et al., arXiv 2406.09179).
+
+    Args:
+        retain: the rows.
+        batch_size: rows a pass.
+    """
+
+    def score(model: nn.Module) -> float:
+        matches = answer_stats(model, retain, batch_size).matches()
+        return float(np.mean([extraction_strength(match_T, floor="0") for match_T in matches]))
+
+    return score
+
+
+def layer_scores(
+    model: nn.Module, unlearned: nn.Module, retrained: nn.Module, tokenizer: Any, split: Split, job: Job
+) -> tuple[PerLayerL, PerLayerL]:
+    """Forget quality and utility with each single block of the unlearned model in the original.
+
+    Forget quality is ln p of the KS test between the truth ratios of the forget rows and those of the retrained model.
+    Utility is the harmonic mean of probability, ROUGE-L recall and truth ratio of the retain rows: TOFU's model
+    utility without its two other sets (Maini et al., arXiv 2401.06121).
+
+    Args:
+        model: changed in place during the sweep, bit-identical afterwards.
+        unlearned: never changed.
+        retrained: trained without the forget rows.
+        tokenizer: of all three.
+        split: rows to choose layers on; with perturbed answers.
+        job: rows a pass and longest generation.
+
+    Raises:
+        ValueError: rows without perturbed answers, or models of different architecture.
+    """
+    for name, rows in (("forget", split.forget_rows), ("retain", split.retain_rows)):
+        lacking = [i for i, row in enumerate(rows) if not row.perturbed_answer]
+        if lacking:
+            raise ValueError(
+                f"{len(lacking)} {name} rows have no perturbed_answer (first: row {lacking[0]}); forget quality and "
+                "utility are made of truth ratios, which need wrong answers"
+            )
+
+    def suite(one: nn.Module, rows: Sequence[QA], *, generating: bool) -> SuiteResult:
+        return answer_suite(
+            one,
+            tokenizer,
+            rows,
+            split.template,
+            batch_size=job.batch_size or 64,
+            max_new_tokens=job.max_new_tokens,
+            max_length=split.max_length,
+            with_generation=generating,
+        )
+
+    goal_N = suite(retrained, split.forget_rows, generating=False).truth_ratio_N
+
+    def score(one: nn.Module) -> dict[str, float]:
+        forget = suite(one, split.forget_rows, generating=False)
+        retain = suite(one, split.retain_rows, generating=True)
+        assert retain.rouge_N is not None
+        parts = (retain.probability_N.mean(), retain.rouge_N.mean(), truth_ratio_retain(retain.truth_ratio_N))
+        return {
+            "forget_quality": forget_quality(forget.truth_ratio_N, goal_N).ln_p,
+            "utility": float(harmonic_mean([float(part) for part in parts])),
+        }
+
+    found = layer_map(model, unlearned, score, progress=True).score_L
+    assert isinstance(found, dict)
+    return found["forget_quality"], found["utility"]
