@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import importlib.util
 import json
 import math
 import os
@@ -504,8 +503,8 @@ def test_only_trained_parameters_have_optimiser_state(tmp_path):
 # --- adapters ---
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="peft is installed")
-def test_without_peft_the_extra_is_named():
+def test_without_peft_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
     model, before = tiny_llama(), bits(tiny_llama())
     with pytest.raises(ImportError, match=r"pip install 'unlearn-probe\[lora\]'"):
         lora(model, rank=2, alpha=4.0, targets=["q_proj"], seed=0)

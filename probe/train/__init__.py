@@ -5,6 +5,7 @@ from probe.train.adversary import LAT, TAR, FineTuning
 from probe.train.averaging import EMA, SWA
 from probe.train.loop import minimise
 from probe.train.saved import Checkpointing
+from probe.train.sharding import gathered, sharded
 from probe.train.step import Step, Stepping, plain
 from probe.train.stepping import SAM, CurvaturePenalty, GradientPenalty, Smoothing
 from probe.train.terms import (
@@ -37,11 +38,13 @@ __all__ = [
     "Stepping",
     "Term",
     "constant",
+    "gathered",
     "lora",
     "minimise",
     "one_cycle",
     "plain",
     "real_tokens",
     "rows",
+    "sharded",
     "target_tokens",
 ]

@@ -32,7 +32,8 @@ def lora(model: Any, *, rank: int, alpha: float, targets: str | Sequence[str], s
             "LoRA needs peft, which is not installed; install it with: pip install 'unlearn-probe[lora]'"
         ) from error
     chosen = targets if isinstance(targets, str) else list(targets)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, task_type="CAUSAL_LM")
+    scale: Any = alpha  # annotated as a whole number there, used as any
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=chosen, lora_dropout=0.0, task_type="CAUSAL_LM")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config).eval()

@@ -9,7 +9,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from probe.train.averaging import Averaging, averaged
-from probe.train.saved import Checkpointing, Saved, resume, save
+from probe.train.saved import Checkpointing, Saved, resume, save, tensors_of
 from probe.train.setup import (
     Run,
     Stop,
@@ -79,7 +79,8 @@ def minimise(
             if the run had not been cut off.
         stop: ``stop(step, losses)`` after each step; True ends the run, and the history says so.
         accelerator: an ``accelerate.Accelerator``; each process computes its part of every batch, with the same
-            gradient in all. The model must be on its device, with the same weights in every process.
+            gradient in all. The model must be on its device, with the same weights in every process; or it is split
+            over them (``probe.train.sharded``), for the plain step without averaging.
 
     Returns:
         the loss of each term at each step.
@@ -87,7 +88,7 @@ def minimise(
     Raises:
         ValueError: no terms, no steps, a pattern that matches nothing, a quantised weight or only one name of tied
             weights, weights that are not loaded, a term that no trained parameter acts on, pieces that do not divide a
-            batch, or a checkpoint folder of another configuration.
+            batch, a checkpoint folder of another configuration, or what split weights do not allow.
         FloatingPointError: a loss, gradient or weight became NaN or infinite; the message names step, term and layer.
         OSError: a checkpoint could not be written; the one before it is whole.
     """
@@ -200,7 +201,8 @@ def _check_weights(run: Run, step: int) -> None:
 
 def _save(run: Run, checkpoint: Checkpointing, saved: Saved, optimiser: Any, settings: Mapping[str, Any]) -> None:
     _check_weights(run, saved.step)
+    tensors = tensors_of(saved, run.trained, optimiser)
     if run.accelerator is None or run.accelerator.is_main_process:
-        save(checkpoint, saved, run.trained, optimiser, settings)
+        save(checkpoint, saved, tensors, settings)
     if run.accelerator is not None:
         run.accelerator.wait_for_everyone()

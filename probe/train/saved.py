@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from probe.checkpoints import file_hash
 from probe.train.configuration import configuration_hash, differences
+from probe.train.sharding import like, whole
 
 _PARTIAL = ".partial"
 _VERSIONS = {"torch": torch.__version__, "transformers": version("transformers")}
@@ -54,14 +55,31 @@ class Saved:
     average: dict[str, Tensor]
 
 
+def tensors_of(
+    saved: Saved, trained: Mapping[str, nn.Parameter], optimiser: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
+    """What goes into a checkpoint's files, whole; where weights are split, every process has to ask for it."""
+    states = {f"{n}/{key}": v for n, p in trained.items() for key, v in optimiser.state.get(p, {}).items()}
+    return {
+        "weights": {name: whole(p.detach()) for name, p in trained.items()},
+        "optimiser": {name: whole(value) for name, value in states.items()},
+        "average": saved.average,
+    }
+
+
 def save(
     checkpointing: Checkpointing,
     saved: Saved,
-    trained: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, Mapping[str, Tensor]],
     configuration: Mapping[str, Any],
 ) -> None:
     """Write one checkpoint under another name, have the disk take it, and rename it; then drop the oldest.
+
+    Args:
+        checkpointing: where to.
+        saved: how far the run is.
+        tensors: what ``tensors_of`` gave.
+        configuration: of the run.
 
     Raises:
         OSError: it could not be written (a full disk, say). The checkpoints before it are as they were.
@@ -69,11 +87,6 @@ def save(
     folder = Path(checkpointing.folder)
     final = folder / f"step-{saved.step:08d}"
     partial = final.with_suffix(_PARTIAL)
-    tensors: dict[str, dict[str, Tensor]] = {
-        "weights": dict(trained),
-        "optimiser": {f"{n}/{key}": v for n, p in trained.items() for key, v in optimiser.state.get(p, {}).items()},
-        "average": saved.average,
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -137,11 +150,11 @@ def resume(
     held = {name: _read(last / f"{name}.safetensors", digest) for name, digest in state["files"].items()}
     with torch.no_grad():
         for name, p in trained.items():
-            p.copy_(held["weights"][name])
+            p.copy_(like(held["weights"][name], p))
     for key, value in held.get("optimiser", {}).items():
         name, _, what = key.rpartition("/")
         # AdamW keeps its step count on the CPU.
-        optimiser.state[trained[name]][what] = value if what == "step" else value.to(trained[name].device)
+        optimiser.state[trained[name]][what] = value if what == "step" else like(value, trained[name])
     average = {name: value.to(trained[name].device) for name, value in held.get("average", {}).items()}
     return Saved(state["step"], tuple(map(tuple, state["losses"])), tuple(state["drawn"]), average)
 

@@ -13,8 +13,9 @@ from probe.checkpoints import weights_hash
 from probe.modes import check_loaded
 from probe.sites import matching_parameters
 from probe.train.averaging import Averaging
-from probe.train.configuration import described
-from probe.train.step import Stepping
+from probe.train.configuration import configuration_hash, described
+from probe.train.sharding import is_sharded, site_in, whole
+from probe.train.step import Stepping, plain
 from probe.train.terms import Count, Schedule, Term
 from probe.weights import check_present
 
@@ -113,10 +114,13 @@ def check_run(run: Run) -> None:
         raise ValueError(f"averaging starts after step {run.averaging.start}, the run has {run.steps} steps")
     if run.accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {run.accumulate}")
-    if run.accelerator is not None and str(run.accelerator.distributed_type).split(".")[-1] not in _REPLICATED:
+    if is_sharded(run.model.parameters()):
+        _check_sharded(run)
+    elif run.accelerator is not None and str(run.accelerator.distributed_type).split(".")[-1] not in _REPLICATED:
         raise ValueError(
-            f"{run.accelerator.distributed_type} splits weights over processes; this loop needs them whole in each "
-            "(accelerate launch without FSDP or DeepSpeed)"
+            f"{run.accelerator.distributed_type} splits weights over processes, but those of this model are no "
+            "distributed tensors; split it with probe.train.sharded(model, accelerator), or with FSDP version 2 "
+            "(FSDP version 1 and DeepSpeed are not supported)"
         )
     pieces = run.accumulate * run.processes
     for term, name, rows in zip(run.terms, run.names, run.rows, strict=True):
@@ -129,6 +133,24 @@ def check_run(run: Run) -> None:
             raise ValueError(
                 f"a batch of {name} is computed in {pieces} pieces, whose shares depend on what its objective is a "
                 f'mean over; pass mean_over={{"{name}": target_tokens}} (or rows, real_tokens; see probe.train)'
+            )
+
+
+def _check_sharded(run: Run) -> None:
+    """Refuse what needs weights whole in each process."""
+    if run.processes < 2:
+        raise ValueError("the model's weights are split over processes; pass the accelerator of the launch")
+    if run.stepping is not plain:
+        name = getattr(run.stepping, "__name__", type(run.stepping).__name__)
+        raise ValueError(f"{name} moves weights within a step, which split weights do not allow; use the plain step")
+    if run.averaging is not None:
+        raise ValueError(f"{type(run.averaging).__name__} keeps a copy of whole weights; leave averaging out, or FSDP")
+    for term, name in zip(run.terms, run.names, strict=True):
+        site = site_in(term.objective)
+        if site is not None:
+            raise ValueError(
+                f"{name} reads hidden states at {site} and ends the forward there; the weights of a split model come "
+                "back only at its end. Train it with whole weights in each process (without FSDP)"
             )
 
 
@@ -156,7 +178,7 @@ def training(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[
 def configuration_of(run: Run, parameters: str, weight_decay: float, stop: Stop | None) -> dict[str, Any]:
     """What the steps of this run depend on."""
     return {
-        "model before the run": weights_hash(run.model),
+        "model before the run": _model_hash(run.model),
         "parameters": parameters,
         "trained": list(run.trained),
         "terms": described(run.terms),
@@ -174,3 +196,9 @@ def configuration_of(run: Run, parameters: str, weight_decay: float, stop: Stop 
         "averaging": described(run.averaging),
         "stop": described(stop),
     }
+
+
+def _model_hash(model: nn.Module) -> str:
+    if not is_sharded(model.parameters()):
+        return weights_hash(model)
+    return configuration_hash({name: described(whole(p)) for name, p in model.named_parameters()})

@@ -1,7 +1,7 @@
 """One optimiser step before the update: losses, gradients and products with the Hessian, over all pieces of a batch."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from probe.data import Batch
 from probe.objectives import Objective
 from probe.sites import layer_of
+from probe.train.sharding import is_sharded, own_part, whole
 from probe.train.terms import Term
 
 # By parameter name; a parameter that no term acts on has no entry.
@@ -82,7 +83,8 @@ class Step:
         with torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext():
             loss = objective(self.model, batch)
         if not bool(torch.isfinite(loss)):
-            broken = first_nonfinite(self.model, dict(self.model.named_parameters()))
+            # One process may be alone here, so it looks at its own part of the weights.
+            broken = first_nonfinite(self.model, {n: own_part(p) for n, p in self.model.named_parameters()})
             why = "all weights are finite" if broken is None else f"the first weight that is not finite is in {broken}"
             raise FloatingPointError(
                 f"step {self.number}: {name} is {loss.item()} ({why}); lower the learning rate or its weight"
@@ -103,6 +105,8 @@ class Step:
             within: a context entered around forward and backward of each piece: activation edits, say.
         """
         losses: Losses = {}
+        # Where weights are split, the backward pass itself leaves the mean over processes; shares ask for the sum.
+        factor = self.accelerator.num_processes if is_sharded(self.trained.values()) else 1
         self._clear()
         for k in range(len(self.terms)) if terms is None else terms:
             term, losses[k] = self.terms[k], 0.0
@@ -111,7 +115,7 @@ class Step:
                 with within(batch) if within else nullcontext():
                     loss = self.loss(term.objective, batch, self.names[k])
                     # One backward per piece: its graph is freed before the next is built.
-                    (term.weight * piece.share * loss).backward()
+                    (term.weight * piece.share * factor * loss).backward()
                 losses[k] += piece.share * loss.item()
         taken = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
         self._clear()
@@ -176,7 +180,8 @@ class Step:
         return self.accelerator.reduce(total, reduction="sum").item()
 
     def _reduced(self, gradient: Gradient) -> Gradient:
-        if self.accelerator is None or self.accelerator.num_processes == 1:
+        alone = self.accelerator is None or self.accelerator.num_processes == 1
+        if alone or is_sharded(gradient.values()):
             return gradient
         return {name: self.accelerator.reduce(g, reduction="sum") for name, g in gradient.items()}
 
@@ -211,10 +216,10 @@ def drawn_seed(*numbers: int) -> int:
     return seed
 
 
-def first_nonfinite(model: nn.Module, values: Gradient | dict[str, nn.Parameter]) -> str | None:
+def first_nonfinite(model: nn.Module, values: Mapping[str, Tensor]) -> str | None:
     """Where the first tensor with a NaN or infinity belongs: "layer 3 (name)", or the name alone; None if none."""
     for name, value in values.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
+        if value.is_floating_point() and not bool(torch.isfinite(whole(value.detach())).all()):
             try:
                 layer = layer_of(model, name)
             except ValueError:  # not a decoder: its parameters belong to no block
@@ -230,7 +235,7 @@ def check_gradient(step: Step, gradient: Gradient) -> Tensor:
         FloatingPointError: it is not; the message names the term and the first layer with a bad entry.
     """
     total = torch.nn.utils.get_total_norm(list(gradient.values()))
-    if math.isfinite(total.item()):
+    if math.isfinite(whole(total).item()):
         return total
     place = first_nonfinite(step.model, gradient)
     if place is None:
