@@ -6,6 +6,54 @@ from typing import Any
 from probe.methods.sequential import compounded_loss
 from probe.rows import Row
 
+RAW, CALIBRATED = ("raw", "retain"), ("calibrated", "forget")
+# Method; what its source says of it, in our words; what that makes higher, what lower, and where.
+OF_METHODS = (
+    ("ga", "forgets, and loses the rest (TOFU)", "original", "ga", RAW),
+    ("grad_diff", "a retain term keeps what GA loses (TOFU)", "grad_diff", "ga", RAW),
+    ("ga_kl", "KL keeps more than NLL (arXiv 2502.19301)", "ga_kl", "grad_diff", RAW),
+    ("npo", "forgets more than GA at equal retention (2404.05868)", "ga", "npo", CALIBRATED),
+    ("simnpo", "forgets more than NPO (2410.07163)", "npo", "simnpo", CALIBRATED),
+    ("wga", "forgets more than GA's equal weights (2502.19301)", "grad_diff", "wga", CALIBRATED),
+    ("tnpo", "forgets more than NPO (2502.19301)", "npo", "tnpo", CALIBRATED),
+    ("wtnpo", "forgets more than TNPO (2502.19301)", "tnpo", "wtnpo", CALIBRATED),
+    ("sat_imp", "forgets more than WGA (2505.11953)", "wga", "sat_imp", CALIBRATED),
+    ("max_entropy", "forgets more than GA (2410.08109)", "ga", "max_entropy", CALIBRATED),
+    ("undial", "does not lose the rest as GA does (2402.10052)", "undial", "ga", RAW),
+    ("ce_u", "keeps the rest without a retain term (2503.01224)", "ce_u", "ga", RAW),
+    ("rmu", "keeps more than divergence does (2403.03218, 2510.07626)", "rmu", "grad_diff", RAW),
+    ("adaptive_rmu", "forgets more than RMU (2408.06223)", "rmu", "adaptive_rmu", CALIBRATED),
+    ("rr", "keeps more than divergence does (2406.04313)", "rr", "grad_diff", RAW),
+    ("idk", "keeps more than GA (TOFU)", "idk", "ga", RAW),
+    ("idk_ap", "keeps more than IDK alone (2410.08109)", "idk_ap", "idk", RAW),
+    ("idk_dpo", "forgets less than NPO (2404.05868)", "idk_dpo", "npo", CALIBRATED),
+    ("alt_po", "forgets more than refusals (2409.13474)", "idk", "alt_po", CALIBRATED),
+)
+Where = tuple[str, str]
+
+
+def compared(rows: list[Row], high: str, low: str, where: Where) -> tuple[str, str]:
+    """Whether ``high`` is the higher one, and both numbers; where intervals over seeds overlap, nobody knows."""
+    found = {(r.intervention, r.on, r.quantity): r for r in rows}
+    a, b = found.get((high, *where)), found.get((low, *where))
+    if a is None or b is None or None in (a.value, a.low, a.high, b.value, b.low, b.high):
+        return "not measured", ""
+    # One seed has no interval; the references are no draws and need none.
+    seeded = all((r.n or 0) > 1 or r.intervention in ("original", "retrained") for r in (a, b))
+    apart = seeded and (a.low > b.high or b.low > a.high)  # type: ignore[operator]
+    verdict = "cannot be told" if not apart else "holds here" if a.value > b.value else "does not hold here"  # type: ignore[operator]
+    sides = "; ".join(f"{r.intervention} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in (a, b))
+    return verdict, f"{sides}; {where[0]} {where[1]} probability"
+
+
+def of_methods(rows: list[Row]) -> str:
+    """One line a method: what its source says, and what came out; a Markdown table."""
+    lines = ["| method | its source says, in our words | here | numbers |", "|---|---|---|---|"]
+    for method, claim, high, low, where in OF_METHODS:
+        verdict, numbers = compared(rows, high, low, where)
+        lines.append(f"| {method} | {claim} | {verdict} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
 
 def judged(rows: list[Row], records: list[dict[str, Any]], n_requests: int) -> list[str]:
     """What the numbers say of the documents' claims.
@@ -18,36 +66,28 @@ def judged(rows: list[Row], records: list[dict[str, Any]], n_requests: int) -> l
         row = found.get((name, "calibrated", "forget"))
         return float("nan") if row is None or row.value is None else row.value
 
-    def compared(claim: str, high: str, low: str, label: str, quantity: str) -> str:
-        a, b = found.get((high, label, quantity)), found.get((low, label, quantity))
-        if a is None or b is None or None in (a.value, a.low, a.high, b.value, b.low, b.high):
-            return f"{claim}: not measured."
-        # One seed has no interval; the references are no draws and need none.
-        seeded = all((r.n or 0) > 1 or r.intervention in ("original", "retrained") for r in (a, b))
-        apart = seeded and (a.low > b.high or b.low > a.high)  # type: ignore[operator]
-        verdict = "cannot be told" if not apart else "holds here" if a.value > b.value else "does not hold here"  # type: ignore[operator]
-        sides = "; ".join(f"{r.intervention} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in (a, b))
-        return f"{claim}: {verdict} ({sides}; {label} {quantity} probability)."
+    def line(claim: str, high: str, low: str, where: Where) -> str:
+        verdict, numbers = compared(rows, high, low, where)
+        return f"{claim}: {verdict} ({numbers})." if numbers else f"{claim}: {verdict}."
 
     weighted = min(("wga", "tnpo", "wtnpo", "sat_imp"), key=forget)
     others = min(("idk", "idk_ap", "rmu", "adaptive_rmu"), key=forget)
-    raw, calibrated = ("raw", "retain"), ("calibrated", "forget")
     # Claim, what should be higher, what lower, where: less forget probability at equal retention is more forgetting.
     claims = [
-        ("G1 gradient ascent loses retention", "original", "ga", raw),
-        ("G4 NPO harms retention less than GA, both without a retain term", "npo alone", "ga", raw),
-        ("G7 with KL for NLL as retain term more is kept", "ga_kl", "grad_diff", raw),
-        ("G9 the best weighted GA forgets more than the best of PO and RMU", others, weighted, calibrated),
-        ("G10 weighting tokens forgets more than not weighting them", "grad_diff", weighted, calibrated),
-        ("C1 maximum entropy forgets more than GA", "ga", "max_entropy", calibrated),
-        ("C2 answer preservation keeps more than IDK alone", "idk_ap", "idk", raw),
-        ("M3 RMU keeps more utility than GradDiff", "rmu", "grad_diff", raw),
-        ("S3 acting on the likely half of tokens harms utility less", "ga, likely half", "ga", raw),
-        ("S3 acting on the unlikely half of tokens harms utility less", "ga, unlikely half", "ga", raw),
+        ("G1 gradient ascent loses retention", "original", "ga", RAW),
+        ("G4 NPO harms retention less than GA, both without a retain term", "npo alone", "ga", RAW),
+        ("G7 with KL for NLL as retain term more is kept", "ga_kl", "grad_diff", RAW),
+        ("G9 the best weighted GA forgets more than the best of PO and RMU", others, weighted, CALIBRATED),
+        ("G10 weighting tokens forgets more than not weighting them", "grad_diff", weighted, CALIBRATED),
+        ("C1 maximum entropy forgets more than GA", "ga", "max_entropy", CALIBRATED),
+        ("C2 answer preservation keeps more than IDK alone", "idk_ap", "idk", RAW),
+        ("M3 RMU keeps more utility than GradDiff", "rmu", "grad_diff", RAW),
+        ("S3 acting on the likely half of tokens harms utility less", "ga, likely half", "ga", RAW),
+        ("S3 acting on the unlikely half of tokens harms utility less", "ga, unlikely half", "ga", RAW),
     ]
     return [
-        *(compared(claim, high, low, *where) for claim, high, low, where in claims),
-        "G5, G6, G8: not judged here; they are about weights and G-effects, and about sizes of model and forget set.",
+        *(line(*claim) for claim in claims),
+        "G5, G6, G8 are about weights and sizes: see analyses.g_effects.",
         *_sequences(records, n_requests),
     ]
 

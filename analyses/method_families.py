@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import tyro
 
-from analyses.method_claims import judged
+from analyses.method_claims import judged, of_methods
 from probe import testbed
 from probe.checkpoints import weights_hash
 from probe.data import Batch, Split
@@ -231,6 +231,7 @@ def report(out: Path) -> None:
         )
     lines = [*judged(rows, records, REQUESTS), *(f"failed: {line}" for line in failed)]
     (out / "claims.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / "methods.md").write_text(of_methods(rows), encoding="utf-8")
     (out / "table.csv").write_text(_csv(rows, families), encoding="utf-8")
     print("\n".join(lines))
 

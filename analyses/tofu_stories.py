@@ -162,8 +162,8 @@ def unlearned(original: nn.Module, split: Split, settings: Unlearning) -> dict[s
     return {"NPO": by_npo, "RMU": by_rmu}
 
 
-def study(arguments: Arguments) -> Study:
-    """Load, check, fine-tune, unlearn.
+def study(arguments: Arguments, *, unlearn: bool = True) -> Study:
+    """Load, check, fine-tune, and unlearn unless told not to.
 
     Raises:
         ValueError: the pretrained model does not reproduce its reference text, so it was loaded wrongly.
@@ -177,7 +177,8 @@ def study(arguments: Arguments) -> Study:
     split = make_split(tokenizer, forget, retain, max_length=MAX_LENGTH)
     original = finetuned(arguments, (*retain, *forget), tokenizer, "original")
     retrained = finetuned(arguments, retain, tokenizer, "retrained")
-    return Study(original, tokenizer, split, retrained, unlearned(original, split, arguments.unlearning))
+    models = unlearned(original, split, arguments.unlearning) if unlearn else {}
+    return Study(original, tokenizer, split, retrained, models)
 
 
 def settings() -> Settings:
