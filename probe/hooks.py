@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.modes import check_loaded
+from probe.modes import check_loaded, check_runs_once
 from probe.outputs import first_given, hidden_in, with_hidden
 from probe.positions import At, Counter, Intervention, Positions, chosen
 from probe.sites import Place, Site, check_hookable, inside_blocks, place_of, trunk, unwrapped
@@ -148,6 +148,19 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
         yield
 
 
+@contextmanager
+def calls_of(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, tuple[Any, Any]]]:
+    """Collect what each module is called with, (args, kwargs), as it is before edits of its input; see ``captured``."""
+    _check(model)
+    given: dict[nn.Module, tuple[Any, Any]] = {}
+    with ExitStack() as stack:
+        _run_eagerly(stack)
+        for module in modules:
+            # A function for each module: the mark that a hook carries names its module.
+            _add(stack, module, lambda m, args, kwargs: given.update({m: (args, kwargs)}), "before")
+        yield given
+
+
 def _kind(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
@@ -219,8 +232,7 @@ def _register(
             return None
         return ((after, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": after})
 
-    hook = arriving if place.side == "in" else leaving
-    _add(stack, place.module, hook, place.side, edit=edit)
+    _add(stack, place.module, arriving if place.side == "in" else leaving, place.side, edit=edit)
 
 
 def _add(stack: ExitStack, module: nn.Module, hook: Callable[..., Any], side: str, *, edit: bool = False) -> None:
@@ -228,8 +240,8 @@ def _add(stack: ExitStack, module: nn.Module, hook: Callable[..., Any], side: st
     # Removal is promised before the hook is there, and twice: an interrupt in between, or during it, leaves none.
     for _ in range(2):
         stack.callback(_remove, module, hook)
-    if side == "in":
-        module.register_forward_pre_hook(hook, with_kwargs=True)
+    if side != "out":
+        module.register_forward_pre_hook(hook, with_kwargs=True, prepend=side == "before")
         return
     module.register_forward_hook(hook, with_kwargs=True)
     # transformers records hidden_states in hooks that it adds once and keeps; they must see what leaves an edit.
@@ -268,8 +280,7 @@ def _count(stack: ExitStack, model: nn.Module, counter: Counter) -> None:
 def _check(model: nn.Module) -> None:
     check_hookable(model)
     check_loaded(model)
-    foreign = foreign_hooks(model)
-    if foreign:
+    if foreign := foreign_hooks(model):
         warnings.warn(
             f"the model already carries hooks that are not ours, at {', '.join(foreign[:3])}; "
             "they stay in place and act on what is measured",
@@ -283,18 +294,7 @@ def _refuse_checkpointing(stack: ExitStack, model: nn.Module, sites: Iterable[Si
 
     def look(module: nn.Module, args: Any, kwargs: Any) -> None:
         for site, block in inner.items() if torch.is_grad_enabled() else ():
-            if not (block.training and getattr(block, "gradient_checkpointing", False)):
-                continue
-            if edit:
-                raise ValueError(
-                    f"gradient checkpointing replays the edit at {site} during backward, where it may be gone; "
-                    "edit block outputs instead or call model.gradient_checkpointing_disable()"
-                )
-            if getattr(block._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
-                raise ValueError(
-                    f"reentrant gradient checkpointing runs {site} without gradients; capture block outputs, or call "
-                    'model.gradient_checkpointing_enable({"use_reentrant": False})'
-                )
+            check_runs_once(block, str(site), edit=edit)
 
     if inner:
         _add(stack, trunk(model), look, "in")

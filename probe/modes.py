@@ -46,6 +46,31 @@ def check_loaded(model: nn.Module) -> None:
         )
 
 
+def check_runs_once(block: nn.Module, site: str, *, edit: bool) -> None:
+    """Refuse a reading or an edit inside a block that gradient checkpointing runs again during backward.
+
+    Args:
+        block: where ``site`` lies.
+        site: what error messages call the place.
+        edit: whether it is edited; a reading is safe unless checkpointing is reentrant.
+
+    Raises:
+        ValueError: the block is checkpointed, and the edit may be gone or the states carry no gradient.
+    """
+    if not (block.training and getattr(block, "gradient_checkpointing", False)):
+        return
+    if edit:
+        raise ValueError(
+            f"gradient checkpointing replays the edit at {site} during backward, where it may be gone; "
+            "edit block outputs instead or call model.gradient_checkpointing_disable()"
+        )
+    if getattr(block._gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
+        raise ValueError(
+            f"reentrant gradient checkpointing runs {site} without gradients; capture block outputs, or call "
+            'model.gradient_checkpointing_enable({"use_reentrant": False})'
+        )
+
+
 @contextmanager
 def threads(n: int) -> Iterator[None]:
     """Have torch use ``n`` threads inside the block, and as many as before after it.

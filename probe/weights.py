@@ -50,9 +50,7 @@ def blended(
             weights that are quantised, offloaded or not loaded.
     """
     model, other = unwrapped(model), unwrapped(other)
-    for one, name in ((model, "model"), (other, "other model")):
-        _check_mixable(one, name)
-    check_same_architecture(model, other)
+    check_exchangeable(model, other)
     alphas = [float(a) for a in alpha_L]
     if len(alphas) != n_layers(model):
         raise ValueError(f"alpha_L has {len(alphas)} entries; the model has {n_layers(model)} layers")
@@ -86,6 +84,23 @@ def _swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None]) -> I
             _restore(saved)
         finally:  # once more, should a Ctrl-C have come in between
             _restore(saved)
+
+
+@contextmanager
+def borrowed(module: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Run ``module`` with the weights of ``other`` by reference: nothing is copied, so do not train in here.
+
+    Args:
+        module: changed in place, restored bit for bit (the very same tensors) on leaving.
+        other: the same part of another model of the same architecture (``check_exchangeable``); never changed.
+    """
+    theirs = dict(other.named_parameters())
+
+    def found(name: str, weight: Tensor) -> Tensor:
+        return theirs[name].data.to(device=weight.device, dtype=weight.dtype)
+
+    with _swapped(module, found):
+        yield
 
 
 def _restore(saved: list[tuple[nn.Parameter, Tensor]]) -> None:
@@ -184,6 +199,17 @@ def quantised(model: nn.Module) -> dict[str, int]:
         size = rows * columns if isinstance(rows, int) and isinstance(columns, int) else integer[largest].numel()
         found[f"{prefix}.{largest}" if prefix else largest] = size
     return found
+
+
+def check_exchangeable(model: nn.Module, other: nn.Module) -> None:
+    """Refuse two models whose weights cannot take each other's place.
+
+    Raises:
+        ValueError: another architecture, or weights that are quantised, offloaded or not loaded.
+    """
+    for one, name in ((model, "model"), (other, "other model")):
+        _check_mixable(one, name)
+    check_same_architecture(model, other)
 
 
 def _check_mixable(model: nn.Module, name: str) -> None:

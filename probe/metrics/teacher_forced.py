@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from probe.metrics.attacks import min_k, min_k_plus_plus
+from probe.metrics.attacks import min_k, min_k_plus_plus, zlib_score
 from probe.metrics.memorisation import AnswerStats, exact_memorisation, extraction_strength
 from probe.metrics.tokens import TokenStats
 
@@ -24,15 +24,18 @@ class TeacherForced:
     Args:
         floor: extraction strength of an answer whose last token is wrong; see ``extraction_strength``.
         k: share of tokens that Min-K% counts.
+        texts: the answers as text, one a row, for the loss by compressed length (``zlib_score``); None leaves it out.
     """
 
     floor: Literal["1/L", "0"]
     k: float
+    texts: tuple[str, ...] | None = None
 
     def __call__(self, tokens: TokenStats) -> dict[str, float]:
         stats = AnswerStats.of(tokens)
         matches = stats.matches()
-        return {
+        zlib = {} if self.texts is None else {"zlib": float(zlib_score(stats.loss_N, self.texts).mean())}
+        return zlib | {
             "loss": float(stats.loss_N.mean()),
             "probability": float(stats.probability_N.mean()),
             "extraction_strength": float(np.mean([extraction_strength(m_T, floor=self.floor) for m_T in matches])),
