@@ -1,0 +1,231 @@
+"""Attacks that train: scores at chosen steps of fine-tuning, over seeds, beside a model that never knew."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import nn
+
+from probe.attacks.facts import Facts
+from probe.attacks.recovery import Interval, Outcome, Recovery, interval
+from probe.attacks.restoring import kept
+from probe.attacks.score import Measure, Score, averaged
+from probe.data import Batch
+from probe.objectives import Objective
+from probe.train import Term, minimise
+
+CurveKS = Float[np.ndarray, "K S"]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """How an attack trains.
+
+    Args:
+        steps: optimiser steps; 0 changes nothing.
+        lr: AdamW's learning rate, constant.
+        batch_size: rows a step.
+        at: steps at which rows are scored; step 0 always is, and the last one.
+        seeds: one run each. Every model sees the same rows in the same order under one seed.
+        parameters: regular expression over the names of what is trained.
+
+    Raises:
+        ValueError: a negative number, no seed, a repeated one, or a step beyond the last.
+    """
+
+    steps: int
+    lr: float
+    batch_size: int
+    at: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    parameters: str = "."
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or not self.lr > 0 or self.batch_size < 1:
+            raise ValueError(
+                "expected steps of at least 0, an lr above 0 and a batch of at least one row, got "
+                f"{self.steps}, {self.lr} and {self.batch_size}"
+            )
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} must be different numbers, at least one")
+        outside = [step for step in self.at if not 0 <= step <= self.steps]
+        if outside:
+            raise ValueError(f"step {outside[0]} is asked for, the attack has steps 0..{self.steps}")
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """The steps at which rows are scored."""
+        return tuple(sorted({0, *self.at, self.steps}))
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Scores of one model: for each seed, one score a step."""
+
+    held: tuple[tuple[Score, ...], ...] = field(repr=False)
+    shown: tuple[tuple[Score, ...], ...] = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """What fine-tuning brought back, step by step.
+
+    Args:
+        attack: its name.
+        training: how it trained.
+        steps: where rows were scored.
+        model, reference: the scores.
+        groups: the group of each held-out row.
+    """
+
+    attack: str
+    training: Training
+    steps: tuple[int, ...]
+    model: Run = field(repr=False)
+    reference: Run | None = field(repr=False)
+    groups: tuple[str, ...] = field(repr=False)
+
+    def curve(
+        self,
+        measure: Measure = "probability",
+        *,
+        on: Literal["held", "shown"] = "held",
+        of: Literal["model", "reference"] = "model",
+    ) -> CurveKS:
+        """Mean over rows, by seed and step."""
+        run = self.model if of == "model" else self._reference()
+        scores = run.held if on == "held" else run.shown
+        return np.array([[score.of(measure).mean() for score in seed] for seed in scores])
+
+    def area(self, measure: Measure = "probability", *, of: Literal["model", "reference"] = "model") -> Interval:
+        """Mean height of the held-out curve over the steps (trapezoids), with its interval over seeds."""
+        return interval(_heights(self.curve(measure, of=of), self.steps))
+
+    def excess(self, measure: Measure = "probability") -> Interval:
+        """Area of the model less that of the reference, seed by seed: above 0, knowledge was left to come back.
+
+        A model that starts far below the reference pays for its start in the area; ``excess_at`` does not.
+        """
+        ours, theirs = self.curve(measure), self.curve(measure, of="reference")
+        return interval(_heights(ours - theirs, self.steps))
+
+    def excess_at(self, step: int, measure: Measure = "probability") -> Interval:
+        """The model less the reference after ``step`` steps, with its interval over seeds.
+
+        Raises:
+            ValueError: there is no reference, or a step at which nothing was scored.
+        """
+        if step not in self.steps:
+            raise ValueError(f"step {step} was not scored; the steps are {self.steps}")
+        k = self.steps.index(step)
+        return interval(self.curve(measure)[:, k] - self.curve(measure, of="reference")[:, k])
+
+    @property
+    def recovery(self) -> Recovery:
+        """Step 0 against the last step, rows averaged over seeds: the shape that all attacks share."""
+        settings = {
+            "steps": self.training.steps,
+            "lr": self.training.lr,
+            "batch_size": self.training.batch_size,
+            "seeds": self.training.seeds,
+            "parameters": self.training.parameters,
+        }
+        theirs = None if self.reference is None else _outcome(self.reference)
+        return Recovery(self.attack, settings, _outcome(self.model), theirs, self.groups)
+
+    def _reference(self) -> Run:
+        if self.reference is None:
+            raise ValueError(f"{self.attack} was run without a reference; pass a model that never knew the facts")
+        return self.reference
+
+
+def trained(
+    attack: str,
+    model: nn.Module,
+    facts: Facts,
+    objective: Objective,
+    data: Batch,
+    training: Training,
+    *,
+    reference: nn.Module | None,
+    progress: bool,
+) -> Curves:
+    """Fine-tune for every seed, score on the way, and give every weight its bits back."""
+
+    def run(one: nn.Module, name: str) -> Run:
+        held, shown = [], []
+        for seed in training.seeds:
+            scores = _one_seed(
+                one, facts, objective, data, training, seed, f"{name}, seed {seed}" if progress else None
+            )
+            held.append(tuple(h for h, _ in scores))
+            shown.append(tuple(s for _, s in scores))
+        return Run(tuple(held), tuple(shown))
+
+    theirs = None if reference is None else run(reference, f"{attack} (reference)")
+    return Curves(attack, training, training.scored, run(model, attack), theirs, facts.held_groups)
+
+
+def _one_seed(
+    model: nn.Module,
+    facts: Facts,
+    objective: Objective,
+    data: Batch,
+    training: Training,
+    seed: int,
+    progress: str | None,
+) -> list[tuple[Score, Score]]:
+    scores: list[tuple[Score, Score]] = []
+
+    def look(step: int, _: nn.Module) -> None:
+        if step in training.scored:
+            # One pass over all rows; they are taken apart afterwards.
+            found = facts.score(model, (*facts.held, *facts.shown), facts.template)
+            scores.append((_rows(found, 0, len(facts.held)), _rows(found, len(facts.held), len(found))))
+
+    look(0, model)
+    if training.steps == 0:
+        return scores
+    with kept(model), torch.enable_grad():
+        minimise(
+            model,
+            [Term(1.0, objective, data, "attack")],
+            steps=training.steps,
+            lr=training.lr,
+            batch_size=training.batch_size,
+            seed=seed,
+            parameters=training.parameters,
+            progress=progress,
+            every=1,
+            observe=look,
+        )
+    return scores
+
+
+def _rows(score: Score, start: int, stop: int) -> Score:
+    choice_N, empty_N = score.choice_N, score.empty_N
+    return Score(
+        score.probability_N[start:stop],
+        score.match_N[start:stop],
+        None if choice_N is None else choice_N[start:stop],
+        score.n_choices,
+        None if empty_N is None else empty_N[start:stop],
+    )
+
+
+def _outcome(run: Run) -> Outcome:
+    before, after = averaged([seed[0] for seed in run.held]), averaged([seed[-1] for seed in run.held])
+    shown: Mapping[str, Any] = {
+        "shown_before": averaged([seed[0] for seed in run.shown]),
+        "shown_after": averaged([seed[-1] for seed in run.shown]),
+    }
+    return Outcome(before, after, shown)
+
+
+def _heights(curve_KS: CurveKS, steps: Sequence[int]) -> list[float]:
+    if len(steps) == 1:
+        return [float(seed[0]) for seed in curve_KS]
+    return [float(np.trapezoid(seed, steps) / (steps[-1] - steps[0])) for seed in curve_KS]

@@ -1,0 +1,55 @@
+"""Relearning: fine-tune on some forget rows and see whether the others come back."""
+
+from types import MappingProxyType
+
+from torch import nn
+
+from probe.attacks.curves import Curves, Training, trained
+from probe.attacks.facts import Facts
+from probe.objectives import Objective
+from probe.objectives.token import nll
+
+# Settings as printed, for 7 B models; a small model needs a larger learning rate.
+PUBLISHED = MappingProxyType(
+    {
+        # Rob_ReL of arXiv 2510.07626: all forget rows.
+        "rob-rel": Training(steps=100, lr=2e-5, batch_size=4),
+        # Unlearn-Smooth (arXiv 2502.05374), WMDP bio with more data; its weight decay is 0 as well.
+        "unlearn-smooth-wmdp": Training(steps=100, lr=1e-5, batch_size=4, seeds=(1,)),
+    }
+)
+
+
+def relearn(
+    model: nn.Module,
+    facts: Facts,
+    training: Training,
+    *,
+    reference: nn.Module | None = None,
+    objective: Objective = nll,
+    progress: bool = False,
+) -> Curves:
+    """Fine-tune on the shown rows; score the held-out and the shown ones at chosen steps.
+
+    A model that never knew learns the shown rows too, and with them the form of the answers. What is left of
+    knowledge shows in held-out rows alone, and only beyond that model's curve. Published protocols train on all
+    forget rows and score the same ones: give ``Facts`` both, with ``overlap=True``.
+
+    Args:
+        model: attacked in place and restored bit for bit, after an exception as well.
+        facts: what is shown and what is held out.
+        training: steps, learning rate, batch size, seeds; see ``PUBLISHED``.
+        reference: a model that never knew the facts; trained on the same rows in the same order.
+        objective: what the attacker minimises.
+        progress: show bars.
+
+    Returns:
+        the curves; ``excess`` is the area beyond the reference with its interval over seeds.
+
+    Raises:
+        ValueError: as ``minimise``.
+        FloatingPointError: the attack diverged; lower its learning rate.
+    """
+    return trained(
+        "relearning", model, facts, objective, facts.shown_batch, training, reference=reference, progress=progress
+    )

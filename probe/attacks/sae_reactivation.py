@@ -1,0 +1,132 @@
+"""SAE feature re-activation: features that the original had on the forget rows are set to what they were there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probe.attacks.facts import Facts
+from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.score import Measure, Score
+from probe.attacks.steering_recovery import TOKENS
+from probe.axes import HiddenBTD
+from probe.data import QA
+from probe.hooks import edited
+from probe.interventions.activations import activations, check_width
+from probe.interventions.features import Dictionary, check_features, check_site
+from probe.positions import At, not_first
+from probe.sites import Site
+
+MeanF = Float[Tensor, " F"]
+
+
+@dataclass(frozen=True, eq=False)
+class SetFeatures:
+    """h + decode(f') - decode(f), f'_j = value_j for the chosen j at every token, whether j was active or not.
+
+    ``Clamp`` leaves silent features silent; here they are what shall speak again.
+
+    Args:
+        sae: anything with ``encode``, ``decode`` and ``W_dec``.
+        features: ids of the chosen features; none changes no bit.
+        value_K: one activation a feature.
+    """
+
+    sae: Dictionary = field(repr=False)
+    features: Sequence[int]
+    value_K: Float[Tensor, " K"] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", check_features(self.sae, self.features))
+        if len(self.value_K) != len(self.features):
+            raise ValueError(f"{len(self.value_K)} values for {len(self.features)} features; give one each")
+
+    def __call__(self, hidden_BTD: HiddenBTD) -> HiddenBTD:
+        check_width(hidden_BTD, self.sae.W_dec.shape[1], "the SAE")
+        if not self.features:
+            return hidden_BTD
+        f_BTF = self.sae.encode(hidden_BTD.to(self.sae.W_dec))
+        index_K = torch.tensor(self.features, device=f_BTF.device)
+        changed_BTF = f_BTF.clone()
+        changed_BTF[..., index_K] = self.value_K.to(f_BTF)
+        # One call for both: SAEs that normalise their input keep its statistics for the next decode only.
+        after_BTD, before_BTD = self.sae.decode(torch.stack([changed_BTF, f_BTF])).unbind(0)
+        return hidden_BTD + (after_BTD - before_BTD).to(hidden_BTD)
+
+
+def mean_features(
+    model: nn.Module, facts: Facts, site: Site, sae: Dictionary, *, tokens: Literal["answers", "content"], chunk: int
+) -> MeanF:
+    """Mean activation of every feature over the shown rows' tokens."""
+    hidden_ND = activations(model, facts.shown_batch, [site], tokens=TOKENS[tokens], chunk=chunk)[site]
+    with torch.no_grad():
+        return sae.encode(hidden_ND.to(sae.W_dec)).mean(0)
+
+
+def reactivate(
+    model: nn.Module,
+    facts: Facts,
+    original: nn.Module,
+    sae: Dictionary,
+    site: Site,
+    *,
+    n_features: Sequence[int],
+    factors: Sequence[float] = (1.0,),
+    tokens: Literal["answers", "content"] = "content",
+    choose_by: Measure = "probability",
+    chunk: int = 32,
+    reference: nn.Module | None = None,
+) -> Recovery:
+    """Set the features that fell most from original to model back to factor * their mean in the original.
+
+    Args:
+        model: its weights are not changed.
+        facts: features, values and the choice come from the shown rows, scores from the held-out ones.
+        original: the model before unlearning, which the SAE was trained on.
+        sae: a sparse autoencoder.
+        site: where it reads; checked on the original.
+        n_features: how many features to set; several numbers are tried.
+        factors: how many times the original mean they are set to; several are tried.
+        tokens: means run over answer tokens, or over all but the first of each row; edits act on the latter.
+        choose_by: what the chosen edit raises most.
+        chunk: rows per forward pass.
+        reference: a model that never knew the facts; its own fallen features are set.
+
+    Returns:
+        ``found`` holds ``features``, ``n_features`` and ``factor``, and ``on_shown`` by the latter two.
+
+    Raises:
+        ValueError: nothing to try, more features than the SAE has, or an SAE that does not belong to ``site``.
+    """
+    size = sae.W_dec.shape[0]
+    if not n_features or not factors or min(n_features) < 0 or max(n_features) > size:
+        raise ValueError(f"n_features must lie in 0..{size} and factors must be given, got {n_features}, {factors}")
+    if tokens not in TOKENS:
+        raise ValueError(f"tokens must be 'answers' or 'content', got {tokens!r}")
+    check_site(original, sae, site, facts.shown_batch)
+    target_F = mean_features(original, facts, site, sae, tokens=tokens, chunk=chunk)
+
+    def under(one: nn.Module, rows: Sequence[QA], chosen: Sequence[int], factor: float) -> Score:
+        value_K = float(factor) * target_F[list(chosen)]
+        with torch.no_grad(), edited(one, {site: At(SetFeatures(sae, chosen, value_K), not_first)}):
+            return facts.score(one, rows, facts.template)
+
+    def act(one: nn.Module) -> Outcome:
+        before = facts.score(one, facts.held, facts.template)
+        fallen_F = target_F - mean_features(one, facts, site, sae, tokens=tokens, chunk=chunk)
+        order = fallen_F.argsort(descending=True, stable=True).tolist()
+        tried = {
+            (n, factor): float(under(one, facts.shown, order[:n], factor).of(choose_by).mean())
+            for n in n_features
+            for factor in factors
+        }
+        n, factor = max(tried, key=lambda key: tried[key])
+        after = under(one, facts.held, order[:n], factor)
+        found = {"features": tuple(order[:n]), "n_features": n, "factor": factor, "on_shown": tried}
+        return Outcome(before, after, found)
+
+    settings = {"site": site, "n_features": tuple(n_features), "factors": tuple(factors), "tokens": tokens}
+    return compared("SAE re-activation", settings, act, facts, model, reference)
