@@ -57,7 +57,7 @@ def lines(
         lost += int((~np.isfinite(value_L)).sum())
         ax.plot(layer[: value_L.size], np.where(np.isfinite(value_L), value_L, np.nan), **look(name).line())
     if symlog:
-        _symlog(ax, np.concatenate(list(values.values())))
+        symlog_axis(ax, np.concatenate(list(values.values())))
     _depth(ax, max(layer) + 1)
     ax.set_ylabel(plain(ylabel))
     note_dropped(ax, lost)
@@ -286,7 +286,8 @@ def _depth(ax: Axes, n_layers: int) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def _symlog(ax: Axes, value_N: np.ndarray) -> None:
+def symlog_axis(ax: Axes, value_N: np.ndarray) -> None:
+    """A logarithmic y axis that is linear around zero, with its border chosen by the values."""
     size_N = np.abs(value_N[np.isfinite(value_N) & (value_N != 0)])
     if size_N.size == 0:
         return
