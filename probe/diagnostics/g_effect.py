@@ -1,38 +1,80 @@
 """G-effect: does a step that lowers one loss raise or lower another, and which layers carry it?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from probe.axes import LogpBT, PerLayerL
+from probe.axes import PerLayerL
 from probe.data import Batch
+from probe.diagnostics.gradients import Gradient, Rows, gradients, refuse_without_gradient
+from probe.diagnostics.parameter_groups import Group, groups
+from probe.diagnostics.token_effects import token_g_effects
 from probe.modes import evaluating
 from probe.objectives import Objective
-from probe.objectives.token import nll, target_logprobs
-from probe.sites import n_layers, parameters_by_layer
-from probe.weights import quantised
+from probe.objectives.token import nll
+from probe.sites import n_layers
+
+__all__ = ["GEffect", "Group", "Product", "g_effect", "g_effects", "token_g_effects"]
+
+
+@dataclass(frozen=True)
+class Product:
+    """<grad L, grad R> within one group of parameters.
+
+    Args:
+        effect: the inner product, in nats times the unit of L per squared parameter unit.
+        gradient_norm: |grad L|.
+        risk_norm: |grad R|.
+    """
+
+    effect: float
+    gradient_norm: float
+    risk_norm: float
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two gradients; NaN where either is zero."""
+        norms = self.gradient_norm * self.risk_norm
+        return self.effect / norms if norms else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class GEffect:
-    """e = <grad L, grad R>, split over the blocks.
+    """e = <grad L, grad R>, split over groups of parameters.
 
     A gradient step of size eta on L changes R by about -eta e. R is a loss: e < 0 means that R rises, so the data
     behind R is forgotten; e > 0 means that it is learnt.
 
     Args:
-        layer_L: share of each decoder block, in nats times the unit of L per squared parameter unit.
-        rest: share of embeddings, final norm and head.
-        gradient_norm: |grad L|.
-        risk_norm: |grad R|.
+        group: inner product and norms of each group; they sum to the whole.
+        depth: number of decoder blocks.
     """
 
-    layer_L: PerLayerL
-    rest: float
-    gradient_norm: float
-    risk_norm: float
+    group: Mapping[Group, Product]
+    depth: int
+
+    @property
+    def layer_L(self) -> PerLayerL:
+        """Share of each decoder block."""
+        return self._by_layer(lambda group: True)
+
+    def part_L(self, part: str) -> PerLayerL:
+        """Share of one part of each decoder block.
+
+        Raises:
+            ValueError: no block has such a part.
+        """
+        known = sorted({group.part for group in self.group if group.layer is not None})
+        if part not in known:
+            raise ValueError(f"no block has a part {part!r}; this model's blocks have {', '.join(known)}")
+        return self._by_layer(lambda group: group.part == part)
+
+    @property
+    def rest(self) -> float:
+        """Share of embeddings, final norm and head."""
+        return sum(product.effect for group, product in self.group.items() if group.layer is None)
 
     @property
     def total(self) -> float:
@@ -40,21 +82,34 @@ class GEffect:
         return self.layer_L.sum().item() + self.rest
 
     @property
+    def gradient_norm(self) -> float:
+        """|grad L|."""
+        return sum(product.gradient_norm**2 for product in self.group.values()) ** 0.5
+
+    @property
+    def risk_norm(self) -> float:
+        """|grad R|."""
+        return sum(product.risk_norm**2 for product in self.group.values()) ** 0.5
+
+    @property
     def cosine(self) -> float:
         """Cosine of the angle between the two gradients; NaN where the risk has no gradient."""
-        norms = self.gradient_norm * self.risk_norm
-        return self.total / norms if norms else float("nan")
+        return Product(self.total, self.gradient_norm, self.risk_norm).cosine
+
+    def _by_layer(self, counts: Callable[[Group], bool]) -> PerLayerL:
+        layer_L = torch.zeros(self.depth, dtype=torch.float64)
+        for group, product in self.group.items():
+            if group.layer is not None and counts(group):
+                layer_L[group.layer] += product.effect
+        return layer_L
 
 
 def g_effect(
-    model: nn.Module, objective: Objective, on: Batch, *, over: Batch, risk: Objective = nll, batch_size: int = 32
+    model: nn.Module, objective: Objective, on: Rows, *, over: Rows, risk: Objective = nll, batch_size: int = 32
 ) -> GEffect:
-    """e = <grad L(on), grad R(over)> per decoder block (Wang et al., arXiv 2502.19301).
+    """e = <grad L(on), grad R(over)> per group of parameters (Wang et al., arXiv 2502.19301).
 
-    Both gradients are those of the whole batch, not running averages. Batches are passed in chunks whose gradients
-    are averaged with weights proportional to their target tokens: exact for losses that are means over target
-    tokens (``nll``, ``ga``, ``WGA``, ``TNPO``, ``ForwardKL``). For any other loss (``NPO``, RMU's) choose a
-    ``batch_size`` of at least the longer batch, which is exact for every loss.
+    As ``g_effects``, for one objective and one risk.
 
     Args:
         model: measured in eval mode; ``.grad``, modes and ``requires_grad`` stay as they are.
@@ -62,155 +117,98 @@ def g_effect(
         on: the rows L is computed on.
         over: the rows R is computed on: the forget set for the unlearning effect, the retain set for the other.
         risk: R.
-        batch_size: rows per backward pass.
+        batch_size: rows per pass; see ``g_effects`` for losses that it changes.
 
     Returns:
-        the effect per block, of the rest, and both gradients' norms. Costs one forward and backward pass per batch
-        and memory for two gradients.
+        the effect per group of parameters, and both gradients' norms. Costs one forward and backward pass per batch
+        (two forwards where a batch is passed in pieces) and memory for two gradients.
 
     Raises:
         ValueError: a parameter is frozen or quantised, or the objective has no gradient.
     """
-    _refuse_without_gradient(model)
-    with evaluating(model):
-        gradient = _gradient(model, objective, on, batch_size, "objective")
-        risk_gradient = _gradient(model, risk, over, batch_size, "risk")
-    if not any(bool(g.any()) for g in gradient.values()):
-        raise ValueError(
-            "the objective's gradient is exactly zero: the objective is at its minimum or saturated on these rows, "
-            "so there is no step whose effect could be measured"
-        )
-    layer_L, rest = torch.zeros(n_layers(model), dtype=torch.float64), 0.0
-    for layer, name, _ in parameters_by_layer(model):
-        if name not in gradient or name not in risk_gradient:
-            continue
-        product = (gradient[name].double() * risk_gradient[name].double()).sum().item()
-        if layer is None:
-            rest += product
-        else:
-            layer_L[layer] += product
-    return GEffect(layer_L, rest, _norm(gradient), _norm(risk_gradient))
+    return g_effects(model, {"L": objective}, on, {"R": (risk, over)}, batch_size=batch_size)["L"]["R"]
 
 
-def token_g_effects(model: nn.Module, on: Batch, *, over: Batch, risk: Objective = nll, batch_size: int = 32) -> LogpBT:
-    """pg_t = <grad log p_t, grad R(over)> of every target token (the point-wise effect of Wang et al., 2502.19301).
+def g_effects(
+    model: nn.Module,
+    objectives: Mapping[str, Objective],
+    on: Rows,
+    risks: Mapping[str, tuple[Objective, Rows]],
+    *,
+    batch_size: int = 32,
+) -> dict[str, dict[str, GEffect]]:
+    """e = <grad L(on), grad R> of every objective L with every risk R, from one set of passes (arXiv 2502.19301).
 
-    One forward-mode pass gives all tokens: pg_t is the derivative of log p_t along grad R. Any loss that depends on
-    the model through the target log-probabilities alone has e = sum_t (dL / dlog p_t) pg_t.
+    Gradients are those of all rows, not running averages, and are summed in float32 under bf16 weights. Objectives
+    that depend on the model through its targets' log-probabilities alone (every reweighting: GA, WGA, TNPO, SatImp,
+    NPO, SimNPO, DPO, ...) share one forward, also with a risk on the very same batch; M of them cost 1 + 2M forwards
+    beside the risks' 3 each. They are exact for any ``batch_size``, at one more forward where it is smaller than the
+    batch. Any other objective (KL, RMU's, maximal entropy) takes a forward of its own, and in pieces its gradients
+    are averaged with weights proportional to the pieces' target tokens: exact for means over target tokens; for
+    others choose a ``batch_size`` of at least the batch.
 
     Args:
-        model: measured in eval mode and left as it was; tied weights move together.
-        on: the rows whose tokens are asked about.
-        over, risk: the rows and the loss R, as in ``g_effect``.
+        model: measured in eval mode; ``.grad``, modes and ``requires_grad`` stay as they are.
+        objectives: L by name.
+        on: the rows every L is computed on: a batch, or several of any number, whose L is the mean of theirs weighted
+            by target tokens.
+        risks: by name R and the rows it is computed on.
         batch_size: rows per pass.
 
     Returns:
-        pg in the shape of ``on.tokens_BT``, 0 where there is no target. Costs about as much as ``g_effect`` for
-        any number of tokens, with memory that does not grow with depth.
+        objective -> risk -> effect. A risk without gradient gives effects of 0 and a cosine of NaN. Memory is for one
+        gradient a risk and one objective's, or all objectives' where ``on`` takes more than one pass.
 
     Raises:
-        ValueError: a parameter is frozen or quantised, or the risk has no gradient.
-        NotImplementedError, RuntimeError: a layer has no forward-mode rule; load the model with eager attention
-            and experts.
+        ValueError: no objective or no risk, a parameter is frozen or quantised, or an objective has no gradient.
     """
-    _refuse_without_gradient(model)
-    found_BT: Tensor | None = None
+    if not objectives or not risks:
+        raise ValueError(f"got {len(objectives)} objectives and {len(risks)} risks; give at least one of each")
+    refuse_without_gradient(model)
+    group, depth = groups(model), n_layers(model)
+    found: dict[str, dict[str, GEffect]] = {}
+    risk_square: dict[str, dict[str, float]] = {}
     with evaluating(model):
-        direction = _gradient(model, risk, over, batch_size, "risk")
-        primal = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
-        tangent = {
-            f"model.{name}": direction[name].to(p.dtype) if name in direction else torch.zeros_like(p)
-            for name, p in model.named_parameters()
-        }
-        rows_N = on.target_BT[:, 1:].any(1).nonzero()[:, 0]
-        for index_B in rows_N.split(batch_size):
-            pg_BT = _along(model, on.select(index_B).to(_device(model)), primal, tangent)
-            if found_BT is None:
-                found_BT = torch.zeros(on.tokens_BT.shape, dtype=pg_BT.dtype, device=pg_BT.device)
-            found_BT[index_B.to(pg_BT.device), : pg_BT.shape[1]] = pg_BT
-    if found_BT is None:
-        raise ValueError(f"none of the {len(on)} rows has a target after its first token; nothing predicts the first")
-    return found_BT
-
-
-class _TargetLogprobs(nn.Module):
-    """``functional_call`` wants a module whose forward is the function to differentiate."""
-
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
-        super().__init__()
-        self.model, self.batch = model, batch
-
-    def forward(self) -> Tensor:
-        return target_logprobs(self.model, self.batch)
-
-
-def _along(model: nn.Module, batch: Batch, primal: dict[str, Tensor], tangent: dict[str, Tensor]) -> Tensor:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    def logprobs(parameters: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(_TargetLogprobs(model, batch), parameters, ())
-
-    # The fused attention kernels have no forward-mode rule; the plain one has.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        return torch.func.jvp(logprobs, (primal,), (tangent,))[1].detach()
-
-
-def _gradient(model: nn.Module, loss: Objective, batch: Batch, size: int, what: str) -> dict[str, Tensor]:
-    """The gradient by parameter name; parameters that the loss does not reach are left out."""
-    parameters = dict(model.named_parameters())
-    total: dict[str, Tensor] = {}
-    for piece, weight in _pieces(batch, size):
-        with torch.enable_grad():
-            value = loss(model, piece.to(_device(model)))
-        if not value.requires_grad:
-            raise ValueError(
-                f"the {what} does not depend on any parameter (its value carries no graph); it must not detach the "
-                "model's output or run under torch.no_grad or torch.inference_mode"
-            )
-        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-        for name, g in zip(parameters, found, strict=True):
-            if g is None:
+        risk_gradient: dict[str, Gradient] = {}
+        # A risk on the objectives' own rows shares their forward, if those rows take one pass.
+        same = [name for name, (_, over) in risks.items() if over is on and isinstance(on, Batch)]
+        for name, (loss, over) in risks.items():
+            if name not in same:
+                risk_gradient |= gradients(model, {name: loss}, over, batch_size, "risk")
+        losses: dict[tuple[str, str], Objective] = {("risk", name): risks[name][0] for name in same}
+        losses |= {("objective", name): objective for name, objective in objectives.items()}
+        for (kind, name), gradient in gradients(model, losses, on, batch_size, "objective"):
+            if kind == "risk":
+                risk_gradient[name] = gradient
                 continue
-            # Half-precision sums over many chunks would lose the small ones.
-            g = g.to(torch.promote_types(g.dtype, torch.float32)) * weight
-            total[name] = total[name].add_(g) if name in total else g
-    if not total:
-        raise ValueError(f"the {what} does not depend on any parameter of this model; is it computed on another one?")
-    return total
+            for risk in risks.keys() - risk_square.keys():
+                risk_square[risk] = _squares(risk_gradient[risk])
+            if not any(bool(g.any()) for g in gradient.values()):
+                raise ValueError(
+                    f"the gradient of objective {name} is exactly zero: it is at its minimum or saturated on these "
+                    "rows, so there is no step whose effect could be measured"
+                )
+            square = _squares(gradient)
+            found[name] = {
+                risk: GEffect(_products(group, (gradient, risk_gradient[risk]), (square, risk_square[risk])), depth)
+                for risk in risks
+            }
+            del gradient  # before the next one is there
+    return found
 
 
-def _pieces(batch: Batch, size: int) -> Iterator[tuple[Batch, float]]:
-    """Chunks with the share of target tokens in each; one chunk is the batch itself."""
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {size}")
-    if size >= len(batch):
-        yield batch, 1.0
-        return
-    tokens_B = batch.target_BT[:, 1:].sum(1)
-    for index_B in tokens_B.nonzero()[:, 0].split(size):
-        yield batch.select(index_B), tokens_B[index_B].sum().item() / tokens_B.sum().item()
+def _products(
+    group: Mapping[str, Group], gradient: tuple[Gradient, Gradient], square: tuple[dict[str, float], dict[str, float]]
+) -> dict[Group, Product]:
+    ours, theirs = gradient
+    sums = {g: [0.0, 0.0, 0.0] for g in group.values()}
+    for name, g in group.items():
+        if name in ours and name in theirs:
+            sums[g][0] += (ours[name].double() * theirs[name].double()).sum().item()
+        for i in range(2):
+            sums[g][1 + i] += square[i].get(name, 0.0)
+    return {g: Product(effect, mine**0.5, other**0.5) for g, (effect, mine, other) in sums.items()}
 
 
-def _norm(gradient: dict[str, Tensor]) -> float:
-    return sum(g.double().square().sum().item() for g in gradient.values()) ** 0.5
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _refuse_without_gradient(model: nn.Module) -> None:
-    coded = quantised(model)
-    # Buffers may hold weights too, and a packed parameter has fewer entries than weights.
-    size = {name: p.numel() for name, p in model.named_parameters()} | coded
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad and name not in coded]
-    for names, what, way_out in (
-        (list(coded), "quantised and have no gradient", "load the model without a quantization_config"),
-        (frozen, "frozen", "call model.requires_grad_(True)"),
-    ):
-        if names:
-            share = sum(size[name] for name in names) / sum(size.values())
-            raise ValueError(
-                f"{len(names)} of {len(size)} parameters ({share:.0%} of the weights; the first is {names[0]}) are "
-                f"{what}, so their share of the G-effect would be missing; {way_out}"
-            )
+def _squares(gradient: Gradient) -> dict[str, float]:
+    return {name: g.double().square().sum().item() for name, g in gradient.items()}
