@@ -64,12 +64,12 @@ def blended(
         a = alpha_rest if layer is None else alphas[layer]
         return None if a == 0.0 else _mix(weight, theirs[name].data, a)
 
-    with _swapped(model, mixed):
+    with swapped(model, mixed):
         yield
 
 
 @contextmanager
-def _swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+def swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
     """Other tensors in the parameters for which ``new`` gives one, and the very same ones again on leaving."""
     saved: list[tuple[nn.Parameter, Tensor]] = []
     try:
@@ -99,7 +99,7 @@ def borrowed(module: nn.Module, other: nn.Module) -> Iterator[None]:
     def found(name: str, weight: Tensor) -> Tensor:
         return theirs[name].data.to(device=weight.device, dtype=weight.dtype)
 
-    with _swapped(module, found):
+    with swapped(module, found):
         yield
 
 
@@ -125,7 +125,7 @@ def negated(model: nn.Module, tuned: nn.Module, scale: float) -> Iterator[None]:
     """
     model = unwrapped(model)
     theirs = _vector_parts(model, tuned, scale)
-    with _swapped(model, lambda name, weight: _away(weight, theirs[name].data, scale) if scale else None):
+    with swapped(model, lambda name, weight: _away(weight, theirs[name].data, scale) if scale else None):
         yield
 
 

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from probe.checkpoints import file_hash
 from probe.train.configuration import configuration_hash, differences
 from probe.train.sharding import like, whole
+from probe.weights import swapped
 
 _PARTIAL = ".partial"
 _VERSIONS = {"torch": torch.__version__, "transformers": version("transformers")}
@@ -109,11 +111,11 @@ def save(
         _to_disk(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        left = _checkpoints(folder)
+        left = checkpoints(folder)
         safe = f"the last good one is {left[-1]}" if left else "there is none before it"
         number = error.errno if isinstance(error, OSError) else None
         raise OSError(number, f"the checkpoint of step {saved.step} was not written ({error}); {safe}") from error
-    for old in _checkpoints(folder)[: -checkpointing.keep]:
+    for old in checkpoints(folder)[: -checkpointing.keep]:
         shutil.rmtree(old)
 
 
@@ -129,7 +131,7 @@ def resume(
         ValueError: the folder belongs to another configuration (the differences are listed), or a file is damaged.
     """
     folder = Path(checkpointing.folder)
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     if not found:
         return None
     last = found[-1]
@@ -159,8 +161,43 @@ def resume(
     return Saved(state["step"], tuple(map(tuple, state["losses"])), tuple(state["drawn"]), average)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: str | Path) -> list[Path]:
+    """Checkpoints of a run, oldest first; half-written ones are left out."""
+    folder = Path(folder)
     return sorted(path for path in folder.glob("step-*") if path.suffix != _PARTIAL and (path / "state.json").is_file())
+
+
+@contextmanager
+def at_checkpoint(model: nn.Module, checkpoint: str | Path) -> Iterator[int]:
+    """Run ``model`` with the weights of one checkpoint, so that any diagnostic can be asked of a run after it.
+
+    ``for path in checkpoints(folder): with at_checkpoint(model, path) as step: ...``; keep more than one checkpoint
+    with ``Checkpointing(keep=...)``.
+
+    Args:
+        model: the one the run was made on, with weights that the run did not train as they were; restored on leaving.
+        checkpoint: what ``checkpoints`` lists.
+
+    Yields:
+        how many steps the run had taken.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        ValueError: a damaged file, or weights that this model does not have.
+    """
+    path = Path(checkpoint)
+    if not (path / "state.json").is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; checkpoints() lists those of a run's folder")
+    state = json.loads((path / "state.json").read_text())
+    held = _read(path / "weights.safetensors", state["files"]["weights"])
+    own = dict(model.named_parameters())
+    strange = [name for name, value in held.items() if name not in own or own[name].shape != value.shape]
+    if strange:
+        raise ValueError(
+            f"{path} holds weights that this model does not have, {strange[0]} for one; load its own model"
+        )
+    with swapped(model, lambda name, value: held[name].to(value) if name in held else None):
+        yield state["step"]
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
