@@ -79,7 +79,7 @@ def separability(
     """
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
     generator = np.random.default_rng(seed)
-    forget_N, retain_N = _groups(split)
+    forget_N, retain_N = side_groups(split)
     _check_groups(forget_N, retain_N)
     most = min(len(np.unique(forget_N)), len(np.unique(retain_N)))
     most = most if max_groups is None else min(most, max_groups)
@@ -94,9 +94,9 @@ def separability(
     auc_LK, control_L = [], []
     for layer in chosen:
         hidden_ND = torch.cat([side[layer] for side in sides]).numpy()
-        auc_LK.append(_aucs(hidden_ND, label_N, group_N, seed))
-        control_L.append(_aucs(hidden_ND, control_N, group_N, seed).mean())
-    mean_L, half_L = _interval(np.stack(auc_LK))
+        auc_LK.append(logistic_aucs(hidden_ND, label_N, group_N, seed))
+        control_L.append(logistic_aucs(hidden_ND, control_N, group_N, seed).mean())
+    mean_L, half_L = over_folds(np.stack(auc_LK))
     return Separability(
         chosen,
         torch.from_numpy(mean_L),
@@ -109,7 +109,7 @@ def separability(
     )
 
 
-def _groups(split: Split) -> tuple[IdsN, IdsN]:
+def side_groups(split: Split) -> tuple[IdsN, IdsN]:
     """Group ids of both sides; ids of the two batches mean different things, names of the rows do not."""
     forget_N, retain_N = split.forget.group_B.cpu().numpy(), split.retain.group_B.cpu().numpy()
     retain_N = retain_N + forget_N.max() - retain_N.min() + 1
@@ -151,7 +151,20 @@ def _permuted(label_N: IdsN, group_N: IdsN, generator: np.random.Generator) -> I
     return generator.permutation(units[1])[unit_N.reshape(-1)]
 
 
-def _aucs(hidden_ND: Float[np.ndarray, "N D"], label_N: IdsN, group_N: IdsN, seed: int) -> Float[np.ndarray, " K"]:
+def logistic_aucs(
+    hidden_ND: Float[np.ndarray, "N D"], label_N: IdsN, group_N: IdsN, seed: int
+) -> Float[np.ndarray, " K"]:
+    """AUROC of each held-out fold: standardised logistic regression, the reference for reported numbers.
+
+    Args:
+        hidden_ND: activations.
+        label_N: 0 or 1.
+        group_N: rows of one group stay on one side of a fold.
+        seed: draws the folds.
+
+    Raises:
+        ValueError: too few groups for two folds, or a fold of one class.
+    """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -175,7 +188,8 @@ def _aucs(hidden_ND: Float[np.ndarray, "N D"], label_N: IdsN, group_N: IdsN, see
     return auc_K
 
 
-def _interval(auc_LK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def over_folds(auc_LK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean over folds, and half the width of the 95 % t-interval of that mean."""
     from scipy.stats import t
 
     folds = auc_LK.shape[1]

@@ -1,0 +1,94 @@
+"""Which part of an answer carries the fact: the words that tell it from the wrong answers."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from probe.data import QA, Batch, Split, Template, encode
+
+_PUNCTUATION = ".,;:!?\"'"
+
+
+def values(row: QA) -> tuple[str, ...]:
+    """The right value and the wrong ones: what is left of answers of one form once shared words at both ends go.
+
+    Wrong answers have the form of the paraphrased answer where a row has one (as in TOFU), else that of the answer.
+
+    Returns:
+        the right value first; the whole answer where nothing is shared, or where there is no wrong answer.
+    """
+    texts = (row.paraphrased_answer or row.answer, *row.perturbed_answer)
+    if len(texts) == 1:
+        return (row.answer,)
+    split = [text.split() for text in texts]
+    shortest = min(map(len, split))
+    start = next((i for i in range(shortest) if len({words[i] for words in split}) > 1), shortest)
+    end = next((i for i in range(shortest - start) if len({words[-1 - i] for words in split}) > 1), shortest - start)
+    kept = [" ".join(words[start : len(words) - end]).strip(_PUNCTUATION) for words in split]
+    return tuple(kept) if all(kept) else texts
+
+
+def value_batch(tokenizer: Any, rows: Sequence[QA], *, template: Template = Template(), max_length: int = 256) -> Batch:
+    """Rows whose targets are the tokens of the value alone, the words before it given.
+
+    The text is the row's answer if the value stands in it literally, else the answer in the wrong answers' form.
+    ``last_prompt_token`` of such a batch is the state from which the value's first token is predicted.
+
+    Args:
+        tokenizer: fast, not altered.
+        rows: questions with answers, and wrong answers to tell the value by.
+        template: how question and answer become one text.
+        max_length: longest text in tokens.
+
+    Raises:
+        ValueError: no rows, or a value beyond ``max_length``.
+    """
+    shown, found = [], []
+    for row in rows:
+        value = values(row)[0]
+        texts = (row.answer, row.paraphrased_answer or row.answer)
+        hits = [(text, match) for text in texts if (match := _word(value, text))]
+        text, match = hits[0] if hits else (row.answer, None)
+        shown.append(replace(row, answer=text))
+        found.append((match.start(), match.end()) if match else (0, len(text)))
+    batch = encode(tokenizer, shown, template=template, max_length=max_length)
+    target_BT = torch.zeros_like(batch.target_BT)
+    bos = 0 if tokenizer.bos_token_id is None else 1
+    for i, (row, (start, end)) in enumerate(zip(shown, found, strict=True)):
+        prompt = template.prompt.format(question=row.question)
+        before = len(prompt) + template.answer.index("{answer}")
+        whole = prompt + template.answer.format(answer=row.answer)
+        offsets = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        for t, (a, b) in enumerate(offsets):
+            # Offsets may or may not count a leading space: what overlaps the value belongs to it.
+            if t + bos < target_BT.shape[1] and max(a, before + start) < min(b, before + end):
+                target_BT[i, t + bos] = True
+    lost = (~target_BT.any(1)).nonzero().flatten().tolist()
+    if lost:
+        raise ValueError(f"{len(lost)} rows have their value beyond max_length {max_length} (first: row {lost[0]})")
+    return replace(batch, target_BT=target_BT, warn=False)
+
+
+def value_split(tokenizer: Any, split: Split) -> Split:
+    """The same rows with the values alone as targets (``value_batch``), for diagnostics that take a split.
+
+    Raises:
+        ValueError: a split without texts, or a value beyond ``max_length``.
+    """
+    for batch, rows, side in ((split.forget, split.forget_rows, "forget"), (split.retain, split.retain_rows, "retain")):
+        if len(rows) != len(batch):
+            raise ValueError(
+                f"the split has {len(batch)} {side} rows and the texts of {len(rows)}; make it with make_split"
+            )
+    forget, retain = (
+        value_batch(tokenizer, rows, template=split.template, max_length=split.max_length)
+        for rows in (split.forget_rows, split.retain_rows)
+    )
+    return replace(split, forget=forget, retain=retain)
+
+
+def _word(value: str, text: str) -> re.Match[str] | None:
+    return re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text)

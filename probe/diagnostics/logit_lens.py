@@ -1,0 +1,165 @@
+"""At which depth does the stream already say the answer, read through the final norm and head?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from probe.axes import PerLayerL
+from probe.data import Batch
+from probe.diagnostics.tuned_lens import TunedLens
+from probe.hooks import captured
+from probe.modes import evaluating
+from probe.objectives.logprobs import before_targets, next_tokens
+from probe.sites import Site, module_at, n_layers, unwrapped
+
+PerRowLB = Float[Tensor, "L B"]
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """What each layer would say where targets are predicted.
+
+    Args:
+        layers: block indices, in the order of the arrays.
+        logprob_LB: mean log-probability of a row's target tokens (nats).
+        first_logprob_LB: of its first target token alone.
+        rank_LB: how many tokens are at least as probable as the first target; 0 is best, ties count against it.
+        model_logprob_B: mean log-probability by the model's own output.
+        entropy_L: mean entropy of the distribution read (nats).
+        tuned: whether a translator was applied.
+    """
+
+    layers: tuple[int, ...]
+    logprob_LB: PerRowLB = field(repr=False)
+    first_logprob_LB: PerRowLB = field(repr=False)
+    rank_LB: Int[Tensor, "L B"] = field(repr=False)
+    model_logprob_B: Float[Tensor, " B"] = field(repr=False)
+    entropy_L: PerLayerL
+    tuned: bool
+
+    @property
+    def probability_L(self) -> PerLayerL:
+        """Length-normalised probability exp(mean log-probability), mean over rows."""
+        return self.logprob_LB.exp().mean(1)
+
+    @property
+    def first_share_L(self) -> PerLayerL:
+        """Share of rows whose first target comes first."""
+        return (self.rank_LB == 0).double().mean(1)
+
+    @property
+    def hidden_from_output(self) -> float:
+        """Largest mean probability of an earlier layer less that of the last: above 0, later layers take it back."""
+        return float(self.probability_L.max() - self.probability_L[-1])
+
+
+def logit_lens(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    layers: Sequence[int] | None = None,
+    lens: TunedLens | None = None,
+    batch_size: int = 32,
+) -> LogitLens:
+    """softmax(head(norm(h_l))) at the positions that predict targets (logit lens; nostalgebraist, 2020).
+
+    With ``lens`` the translated state h_l + A_l h_l + b_l is read instead (tuned lens, arXiv 2303.08112). Logit
+    scales and soft caps that configs name are applied, and the last block is compared with the model's own output.
+
+    Args:
+        model: measured in eval mode and left as it was; edits and blends that are in force act here too.
+        batch: targets are the whole answer, or the value alone (``answer_values.value_batch``).
+        layers: blocks to read; None reads all.
+        lens: translators of all blocks read, fitted by ``fit_tuned_lens``.
+        batch_size: rows per forward pass.
+
+    Raises:
+        ValueError: rows without a target, a lens without a layer asked for, a layer outside the model, NaN, or a model
+            whose output is not head(norm(last block)).
+    """
+    chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
+    if lens is not None and not set(chosen) <= set(lens.layers):
+        raise ValueError(f"the lens was fitted for layers {lens.layers}, not for all of {chosen}")
+    empty = (~batch.target_BT[:, 1:].any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"{len(empty)} of {len(batch)} rows have no target token (first: row {empty[0]}); drop them")
+    sites = [Site(layer) for layer in dict.fromkeys((*chosen, n_layers(model) - 1))]
+    device = next(model.parameters()).device
+    pieces: list[tuple[Tensor, ...]] = []
+    with evaluating(model), torch.no_grad():
+        for chunk in batch.chunks(batch_size):
+            piece = chunk.to(device)
+            with captured(model, sites) as states:
+                logits_BTV = model(**piece.inputs, use_cache=False).logits
+            pieces.append(_read(model, piece, states, logits_BTV, chosen, lens))
+    logprob, first, rank, own, entropy = (torch.cat(column, -1).cpu() for column in zip(*pieces, strict=True))
+    if not bool(torch.isfinite(logprob).all()):
+        raise ValueError("the lens gives NaN or infinity; check the model and the lens")
+    return LogitLens(chosen, logprob, first, rank, own, entropy.mean(1), lens is not None)
+
+
+def _read(
+    model: nn.Module,
+    batch: Batch,
+    states: dict[Site, Tensor],
+    logits_BTV: Tensor,
+    layers: tuple[int, ...],
+    lens: TunedLens | None,
+) -> tuple[Tensor, ...]:
+    where_BT = before_targets(batch)
+    token_N = next_tokens(batch, where_BT)
+    row_N = where_BT.nonzero()[:, 0]
+    count_B = where_BT.sum(1)
+    first_B = count_B.cumsum(0) - count_B
+    own_NV = _wide(logits_BTV[where_BT]).log_softmax(-1)
+    last = Site(n_layers(model) - 1)
+    _check_output(_through_head(model, states[last][where_BT]).log_softmax(-1), own_NV)
+
+    def mean(value_N: Tensor) -> Tensor:
+        return (
+            torch.zeros(len(batch), dtype=value_N.dtype, device=value_N.device).index_add(0, row_N, value_N) / count_B
+        )
+
+    logprobs, firsts, ranks, entropies = [], [], [], []
+    for layer in layers:
+        hidden_ND = states[Site(layer)][where_BT]
+        if lens is not None:
+            hidden_ND = lens.translate(hidden_ND, layer)
+        logp_NV = _through_head(model, hidden_ND).log_softmax(-1)
+        right_N = logp_NV.gather(1, token_N[:, None])[:, 0]
+        logprobs.append(mean(right_N))
+        firsts.append(right_N[first_B])
+        ranks.append((logp_NV[first_B] >= right_N[first_B, None]).sum(1) - 1)
+        entropies.append(torch.special.entr(logp_NV.exp()).sum(1))
+    own_B = mean(own_NV.gather(1, token_N[:, None])[:, 0])
+    return torch.stack(logprobs), torch.stack(firsts), torch.stack(ranks), own_B, torch.stack(entropies)
+
+
+def _through_head(model: nn.Module, hidden_ND: Tensor) -> Tensor:
+    inner: Any = unwrapped(model)
+    logits_NV = inner.get_output_embeddings()(module_at(model, Site(0, "norm"))(hidden_ND))
+    config = inner.config.get_text_config()
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    logits_NV = logits_NV * scale if scale else logits_NV
+    logits_NV = logits_NV / divisor if divisor else logits_NV
+    return _wide(torch.tanh(logits_NV / cap) * cap if cap else logits_NV)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _check_output(ours_NV: Tensor, own_NV: Tensor) -> None:
+    # Half precision rounds logits to a few hundredths; a wrong path is off by whole units.
+    apart = (ours_NV.exp() - own_NV.exp()).abs().max().item()
+    if not apart < 0.05:
+        raise ValueError(
+            f"reading the last block through norm and head gives probabilities that differ by up to {apart:.2g} from "
+            "the model's own output; this family computes logits in another way (or an edit acts on its norm or head), "
+            "so the lens would not read what the model says"
+        )

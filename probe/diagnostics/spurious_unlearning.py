@@ -1,0 +1,191 @@
+"""Is a model that no longer gives the answer rephrasing it, refusing, wrong, or gibbering?"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any, Literal
+
+from torch import nn
+
+from probe.data import QA, Template, encode
+from probe.datasets import REFUSALS
+from probe.diagnostics.answer_values import values
+from probe.metrics.generation import generate
+from probe.metrics.memorisation import answer_stats
+from probe.metrics.text import compression_ratio, repetition
+
+Kind = Literal["right", "rephrased", "wrong", "refusal", "gibberish", "empty"]
+KINDS: tuple[Kind, ...] = ("right", "rephrased", "wrong", "refusal", "gibberish", "empty")
+# Whether the generation entails the answer: (question, answer, generation) -> bool.
+Judge = Callable[[QA, str], bool]
+
+_REFUSING = re.compile(
+    r"\b(i (do not|don't|dont) know|i('m| am) (not sure|unable|not able|sorry)|i can(not|'t)|no (idea|information)|"
+    r"not (aware|familiar|certain)|unable to (answer|say|provide))\b"
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What counts as what. Conventions of this package, not of a paper.
+
+    Args:
+        repetition: share of repeated word bigrams above which text is gibberish.
+        loops: share of repeated letter trigrams above which text of 20 letters or more is gibberish.
+        compression: bytes after zlib over bytes before, below which text of 60 bytes or more is gibberish.
+        letters: least share of characters that are letters, digits, spaces or common punctuation.
+        refusal: similarity (difflib) to a known refusal above which text is one.
+    """
+
+    repetition: float = 0.6
+    loops: float = 0.6
+    compression: float = 0.4
+    letters: float = 0.85
+    refusal: float = 0.8
+
+
+@dataclass(frozen=True)
+class SpuriousUnlearning:
+    """What the generated answers are.
+
+    Args:
+        kinds: one a row.
+        shares: share of rows of each kind.
+        texts: what was generated.
+    """
+
+    kinds: tuple[Kind, ...] = field(repr=False)
+    shares: dict[Kind, float]
+    texts: tuple[str, ...] = field(repr=False)
+
+    @property
+    def still_told(self) -> float:
+        """Share of rows whose answer is given, in the same words or in others."""
+        return self.shares["right"] + self.shares["rephrased"]
+
+
+def says_value(row: QA, text: str) -> bool:
+    """A rule for short facts: the right value stands in the text, and no wrong one does.
+
+    It sees neither negation nor synonyms; for longer answers pass a judge that does (an entailment model, say).
+    """
+    right, *wrong = (_plain(value) for value in values(row))
+    found = f" {_plain(text)} "
+    return f" {right} " in found and not any(f" {other} " in found for other in wrong if other != right)
+
+
+def spurious_unlearning(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[QA],
+    *,
+    judge: Judge = says_value,
+    fluent: Judge | None = None,
+    rules: Rules = Rules(),
+    refusals: Sequence[str] = REFUSALS,
+    template: Template = Template(),
+    max_new_tokens: int = 40,
+    batch_size: int = 32,
+) -> SpuriousUnlearning:
+    """Greedy answers, each put into one class.
+
+    Arxiv 2510.19422 names two kinds of spurious unlearning, syntactic collapse and rephrasing, and says that
+    probability, ROUGE and truth ratio miss both.
+
+    Args:
+        model: measured in eval mode and left as it was; edits and blends that are in force act here too.
+        tokenizer: of the model.
+        rows: questions with answers.
+        judge: ``(row, generation) -> bool``: whether the generation entails the answer.
+        fluent: ``(row, generation) -> bool``: whether it is language at all, ``fluent_under`` say; rules see loops and
+            odd characters, not words in no order.
+        rules: thresholds.
+        refusals: texts that count as refusals, beside common phrases.
+        template: how a question becomes a prompt.
+        max_new_tokens: longest answer.
+        batch_size: prompts per pass.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("no rows to ask about (0 given)")
+    prompts = [template.prompt.format(question=row.question) for row in rows]
+    texts = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    kinds = tuple(
+        classify(row, text, judge=judge, fluent=fluent, rules=rules, refusals=refusals)
+        for row, text in zip(rows, texts, strict=True)
+    )
+    counts = Counter(kinds)
+    return SpuriousUnlearning(kinds, {kind: counts[kind] / len(kinds) for kind in KINDS}, tuple(texts))
+
+
+def fluent_under(reference: nn.Module, tokenizer: Any, *, floor: float, template: Template = Template()) -> Judge:
+    """A judge of fluency: mean log-probability per token of the generation under ``reference`` is at least ``floor``.
+
+    Args:
+        reference: a model that speaks, the original say. It must not be the one that is judged.
+        tokenizer: of the reference.
+        floor: nats per token, below 0; choose it on answers known to be language.
+        template: how question and answer become one text.
+
+    Raises:
+        ValueError: a floor that is not negative.
+    """
+    if not floor < 0:
+        raise ValueError(f"floor is a log-probability per token and must be below 0, got {floor}")
+
+    def fluent(row: QA, text: str) -> bool:
+        if not text.strip():
+            return False
+        batch = encode(tokenizer, [QA(row.question, text.strip())], template=template)
+        return bool(-answer_stats(reference, batch).loss_N[0] >= floor)
+
+    return fluent
+
+
+def classify(
+    row: QA,
+    text: str,
+    *,
+    judge: Judge = says_value,
+    fluent: Judge | None = None,
+    rules: Rules = Rules(),
+    refusals: Sequence[str] = REFUSALS,
+) -> Kind:
+    """The first of these that holds: empty, right (the answer's own words), refusal, gibberish, rephrased, wrong.
+
+    A looping text is gibberish even if the answer stands in it.
+    """
+    plain = _plain(text)
+    if not text.strip():
+        return "empty"
+    if plain and plain == _plain(row.answer):
+        return "right"
+    if _refuses(plain, rules, refusals):
+        return "refusal"
+    if not plain or _gibberish(text, rules) or (fluent is not None and not fluent(row, text)):
+        return "gibberish"
+    return "rephrased" if judge(row, text) else "wrong"
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.sub(r"[^\w\s']", " ", text.lower()).split())
+
+
+def _refuses(plain: str, rules: Rules, refusals: Sequence[str]) -> bool:
+    if _REFUSING.search(plain):
+        return True
+    return any(
+        (known := _plain(one)) == plain or SequenceMatcher(None, known, plain, autojunk=False).ratio() >= rules.refusal
+        for one in refusals
+    )
+
+
+def _gibberish(text: str, rules: Rules) -> bool:
+    loops = len(text) >= 20 and repetition(list(text), 3) > rules.loops
+    usual = sum(c.isalnum() or c.isspace() or c in ".,;:!?'\"()-%$&/" for c in text) / len(text)
+    packed = len(text.encode("utf-8", errors="surrogatepass")) >= 60 and compression_ratio(text) < rules.compression
+    return repetition(text.split(), 2) > rules.repetition or loops or packed or usual < rules.letters

@@ -1,0 +1,165 @@
+"""Where does the probability go that unlearning takes from the target?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from probe.data import QA, Batch, Template, encode
+from probe.metrics.memorisation import answer_stats
+from probe.modes import evaluating
+from probe.sites import unwrapped
+
+# Bands need not have as many rows as the target: the axis is not bound.
+ValuesN = Float[Tensor, "_"]
+
+BANDS = ("high", "mid", "low")
+
+
+@dataclass(frozen=True, eq=False)
+class Squeezing:
+    """Log-probability of the target and of other responses at one checkpoint.
+
+    Args:
+        names: "target" and the bands, in the order of ``loglikelihood``.
+        loglikelihood: log p(response | question), summed over tokens (nats), mean over rows.
+        per_token: the same divided by the number of tokens, row by row.
+        logprob: by name, per row.
+    """
+
+    names: tuple[str, ...]
+    loglikelihood: tuple[float, ...]
+    per_token: tuple[float, ...]
+    logprob: Mapping[str, ValuesN] = field(repr=False)
+
+    def gain(self, before: "Squeezing") -> dict[str, float]:
+        """Change of the mean log-likelihood since ``before``, by name.
+
+        Squeezing (arXiv 2510.19422) shows as a target that falls while likely responses of its meaning rise.
+
+        Raises:
+            ValueError: other responses.
+        """
+        if self.names != before.names:
+            raise ValueError(f"responses {self.names} and {before.names} cannot be compared; measure the same batches")
+        pairs = zip(self.names, self.loglikelihood, before.loglikelihood, strict=True)
+        return {name: now - then for name, now, then in pairs}
+
+
+def squeezing(model: nn.Module, responses: Mapping[str, Batch], *, batch_size: int = 64) -> Squeezing:
+    """log p of each set of responses at this moment; call it at checkpoints (``minimise(every=, observe=)``).
+
+    Args:
+        model: measured in eval mode and left as it was; edits and blends that are in force act here too.
+        responses: batches by name: "target", and bands made by ``sampled_bands`` or rows of one's own.
+        batch_size: rows per pass.
+
+    Raises:
+        ValueError: no responses, rows without a target token, or a model that gives NaN.
+    """
+    if not responses:
+        raise ValueError("no responses are given; pass at least the target's batch")
+    found, per_token = {}, []
+    for name, batch in responses.items():
+        stats = answer_stats(model, batch, batch_size)
+        found[name] = torch.from_numpy(-stats.loss_N * stats.n_tokens_N)
+        per_token.append(float(-stats.loss_N.mean()))
+    return Squeezing(
+        tuple(found), tuple(float(logp_N.mean()) for logp_N in found.values()), tuple(per_token), logprob=found
+    )
+
+
+def sampled_bands(
+    original: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[QA],
+    *,
+    samples: int,
+    temperatures: Sequence[float],
+    seed: int,
+    max_new_tokens: int = 40,
+    template: Template = Template(),
+    max_length: int = 256,
+) -> dict[str, Batch]:
+    """Responses of the original other than the target, cut into thirds by its own log-likelihood, beside the target.
+
+    A model that is certain gives nothing else at temperature 1: draw at several, hotter ones too. What counts as
+    likely is always told at temperature 1. Rows with fewer than three different responses are left out of the bands.
+
+    Args:
+        original: what is sampled from; it is left as it was, and so is the global random state.
+        tokenizer: of the model.
+        rows: the questions.
+        samples: draws per row and temperature.
+        temperatures: what logits are divided by.
+        seed: of the draws.
+        max_new_tokens: longest response.
+        template, max_length: how rows become tokens.
+
+    Returns:
+        "target", "high", "mid" and "low" batches.
+
+    Raises:
+        ValueError: no temperatures or samples, or no row with three different responses.
+    """
+    if samples < 1 or not temperatures or min(temperatures) <= 0:
+        raise ValueError(f"give at least one sample and positive temperatures, got {samples} and {list(temperatures)}")
+    bands: dict[str, list[QA]] = {name: [] for name in BANDS}
+    for i, row in enumerate(rows):
+        texts = _sampled(original, tokenizer, template, row, samples, temperatures, seed + i, max_new_tokens)
+        others = [t for t in dict.fromkeys(texts) if t and t != row.answer]
+        if len(others) < len(BANDS):
+            continue
+        ranked = [QA(row.question, text, group=row.group) for text in others]
+        batch = encode(tokenizer, ranked, template=template, max_length=max_length)
+        stats = answer_stats(original, batch)
+        order = (stats.loss_N * stats.n_tokens_N).argsort(kind="stable")
+        cuts = [round(k * len(order) / len(BANDS)) for k in range(len(BANDS) + 1)]
+        for name, (a, b) in zip(BANDS, pairwise(cuts), strict=True):
+            bands[name] += [ranked[k] for k in order[a:b]]
+    if not bands["high"]:
+        raise ValueError(
+            f"none of the {len(rows)} rows has three different responses in {samples} samples at {list(temperatures)}; "
+            "draw more, or at higher temperatures, or pass rows of your own"
+        )
+    named = {"target": list(rows), **bands}
+    return {name: encode(tokenizer, kept, template=template, max_length=max_length) for name, kept in named.items()}
+
+
+def _sampled(
+    model: nn.Module,
+    tokenizer: Any,
+    template: Template,
+    row: QA,
+    samples: int,
+    temperatures: Sequence[float],
+    seed: int,
+    max_new_tokens: int,
+) -> list[str]:
+    device = next(model.parameters()).device
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    ids = bos + tokenizer(template.prompt.format(question=row.question), add_special_tokens=False)["input_ids"]
+    prompt_BT = torch.tensor([ids] * samples, device=device)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    texts = []
+    with evaluating(model), torch.no_grad():
+        for temperature in temperatures:
+            tokens_BT, ended_B = prompt_BT, torch.zeros(samples, dtype=torch.bool, device=device)
+            inputs_BT, cache = prompt_BT, None
+            for _ in range(max_new_tokens):
+                output = unwrapped(model)(input_ids=inputs_BT, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                chance_BV = (output.logits[:, -1].float() / temperature).softmax(-1)
+                inputs_BT = torch.multinomial(chance_BV, 1, generator=generator)
+                inputs_BT = inputs_BT.masked_fill(ended_B[:, None], tokenizer.eos_token_id)
+                tokens_BT = torch.cat([tokens_BT, inputs_BT], 1)
+                ended_B |= inputs_BT[:, 0] == tokenizer.eos_token_id
+                if bool(ended_B.all()):
+                    break
+            new = tokens_BT[ended_B][:, len(ids) :]
+            texts += [tokenizer.decode(one, skip_special_tokens=True).strip() for one in new]
+    return texts
