@@ -35,7 +35,7 @@ def over_steps(rows: Sequence[Row], figure: Figure, panels: Sequence[Sequence[st
         ValueError: no such rows.
     """
     found = picked(rows, "g_effect", ["effect over steps"])
-    axes = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
+    axes = figure.subplots(2, len(panels), sharex="col", sharey="row", squeeze=False)
     data: dict[str, Any] = {"forget": {}, "retain": {}}
     for place, (on, (title, low_word, high_word, unwanted)) in enumerate(_SIDES.items()):
         shown = [number(row.value) for row in found if row.on == on and any(row.intervention in p for p in panels)]
@@ -69,13 +69,13 @@ def over_steps(rows: Sequence[Row], figure: Figure, panels: Sequence[Sequence[st
 
 def _band(ax: Axes, line: Sequence[Row], name: str, **style: Any) -> tuple[float, float]:
     """One line with its interval; its last point."""
-    x = [row.item for row in line]
+    x = [float(row.item or 0) for row in line]
     value, low, high = ([number(getattr(row, key)) for row in line] for key in ("value", "low", "high"))
     drawn = {**look(name).line(), **style}
     ax.fill_between(x, low, high, color=drawn["color"], alpha=0.15, linewidth=0, zorder=1)
     ax.plot(x, value, **drawn)
     note_dropped(ax, sum(v != v for v in value))
-    return float(x[-1] or 0), value[-1]
+    return x[-1], value[-1]
 
 
 def weights_by_quarter(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
@@ -133,6 +133,7 @@ def weights_by_quarter(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
     right.set_xlabel("quarter of answers, by NPO's weight")
     right.set_ylabel("rise of the loss per step\nif the answer is unlearned")
     symlog_axis(right, np.array([number(r.value) for r in found]))
+    right.margins(y=0.08)
     right.legend(fontsize=small())
     end_labels(left, ends)
     return data
@@ -171,9 +172,8 @@ def weightings(
         for family in dict.fromkeys(row.on for row in found)
     }
     ax.axvline(0, color=GREY, linewidth=0.6, zorder=1)
-    for points, dash, width in ((bound, (0, (3, 2)), 0.8), (curve, "-", 1.3)):
-        if points:
-            ax.plot(*zip(*points, strict=True), color=INK, linewidth=width, linestyle=dash, zorder=3)
+    for best, dash, width in ((bound, (0, (3, 2)), 0.8), (curve, "-", 1.3)):
+        ax.plot([p[0] for p in best], [p[1] for p in best], color=INK, linewidth=width, linestyle=dash, zorder=3)
     labels = {}
     for family, points in lines.items():
         style = look(family).line()
@@ -181,7 +181,9 @@ def weightings(
         ax.plot(x, y, **{**style, "markersize": 3.0 if len(points) > 1 else 6.0}, zorder=4)
         labels[family] = (x[-1], y[-1])
     if curve:
-        labels["best weights"] = (curve[len(curve) // 2][0], curve[len(curve) // 2][1])
+        ax.annotate(
+            "best weights", curve[len(curve) // 2], (4, -9), textcoords="offset points", fontsize=small(), color=INK
+        )
     ax.set_xlabel("rise of the retain loss per step and weight (harm →)")
     ax.set_ylabel("rise of the forget loss (forgetting →)")
     point_labels(ax, labels)
