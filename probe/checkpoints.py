@@ -232,3 +232,16 @@ def _no_pickle(path: Path) -> str:
         f"{path} is a pickle, which can run code when loaded; convert it where it was made with "
         "model.save_pretrained(folder, safe_serialization=True)"
     )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not here, before anything is loaded.
+
+    Raises:
+        ValueError: torch cannot put a tensor there; its reason is given.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

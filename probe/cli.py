@@ -8,9 +8,11 @@ from typing import Annotated, Literal, NoReturn
 import tyro
 
 from probe.evaluation.job import EvaluationJob
+from probe.lenses.job import Data, GEffectJob, LayersJob
 from probe.report.manifest import FULL
 from probe.report.settings import TESTBED, OwnModels, Settings
 from probe.unlearning.job import Job
+from probe.verdict.job import VerdictJob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,43 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Layers:
+    """Put layers of an unlearned model into the original, or the other way round; say what each brings about.
+
+    Without models and rows the testbed is unlearned by a few steps of GradDiff and looked at. Writes rows.jsonl,
+    table.txt, figures and manifest.json.
+    """
+
+    job: Annotated[LayersJob, tyro.conf.arg(name="")] = field(default_factory=LayersJob)
+    data: Annotated[Data, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GEffects:
+    """What a gradient step on an objective does to the loss of forget and of retain rows, by layer or by token.
+
+    Without --model, --forget and --retain the testbed's original is looked at. Writes rows.jsonl, table.txt, figures
+    and manifest.json; with --tokens also tokens.jsonl and tokens.html.
+    """
+
+    job: Annotated[GEffectJob, tyro.conf.arg(name="")]
+    data: Annotated[Data, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Say whether a model forgot, hides the facts, is broken, or was left alone, and how often that is wrong.
+
+    Prints the verdict with calibrated probabilities, its error rate on kinds of models that were left out when it was
+    fitted, the evidence by diagnostic and layer, and what lies outside of that experience.
+    """
+
+    model: tyro.conf.Positional[str]
+    """Folder of safetensors, or a hub name."""
+    job: Annotated[VerdictJob, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Methods:
     """List every method: formula, source, what it trains, and its published settings."""
 
@@ -95,6 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
             "unlearn": Unlearn,
             "methods": Methods,
             "evaluate": Evaluate,
+            "verdict": Verdict,
+            "layers": Layers,
+            "g-effect": GEffects,
             "doctor": Doctor,
         },
         prog="probe",
@@ -117,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(done)
 
 
-def _done(command: Report | Figures | Unlearn | Evaluate | Methods) -> object:
+def _done(command: Report | Figures | Unlearn | Evaluate | Layers | GEffects | Verdict | Methods) -> object:
     if isinstance(command, Report):
         return _report(command)
     if isinstance(command, Figures):
@@ -131,12 +173,27 @@ def _done(command: Report | Figures | Unlearn | Evaluate | Methods) -> object:
     if isinstance(command, Evaluate):
         from probe.evaluation.run import run_evaluation
 
-        evaluated = run_evaluation(command.model, command.job)
-        return f"{(evaluated / 'table.txt').read_text(encoding='utf-8')}\n{evaluated}"
+        return _with_table(run_evaluation(command.model, command.job))
+    if isinstance(command, Layers):
+        from probe.lenses.layers import run_layers
+
+        return _with_table(run_layers(command.job, command.data))
+    if isinstance(command, GEffects):
+        from probe.lenses.effects import run_g_effect
+
+        return _with_table(run_g_effect(command.job, command.data))
+    if isinstance(command, Verdict):
+        from probe.verdict.run import run_verdict
+
+        return run_verdict(command.model, command.job)
     from probe.methods.catalogue import table
     from probe.unlearning.needs import shell_facts
 
     return table(command.names, shell_facts)
+
+
+def _with_table(folder: Path) -> str:
+    return f"{(folder / 'table.txt').read_text(encoding='utf-8')}\n{folder}"
 
 
 def _report(command: Report) -> Path:
@@ -157,14 +214,10 @@ def _figures(command: Figures) -> Path:
 def _doctor(command: Doctor) -> NoReturn:
     import torch
 
-    from probe.checkpoints import load_model, load_tokenizer
+    from probe.checkpoints import check_device, load_model, load_tokenizer
     from probe.testing import check_model
 
-    try:
-        torch.zeros(1, device=command.device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {command.device!r} cannot be used here ({reason}); pass cpu or a GPU") from None
+    check_device(command.device)
     model = load_model(command.model, dtype=getattr(torch, command.dtype), device=command.device)
     folder = Path(command.model)
     # A folder of weights alone is a model too; a tokenizer that is there must load.

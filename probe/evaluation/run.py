@@ -1,14 +1,19 @@
 """Load, ask, compare, write: the folder of an evaluation appears complete or not at all."""
 
-import os
-import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from probe.checkpoints import check_model, check_tokenizer, file_hash, load_model, load_tokenizer, weights_hash
+from probe.checkpoints import (
+    check_device,
+    check_model,
+    check_tokenizer,
+    file_hash,
+    load_model,
+    load_tokenizer,
+    weights_hash,
+)
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
 from probe.evaluation.data import Material, material, template_of
 from probe.evaluation.job import EvaluationJob
@@ -16,7 +21,7 @@ from probe.evaluation.log import EvaluationLog, read_log, truth_ratios, write_lo
 from probe.evaluation.measure import Asking
 from probe.evaluation.table import latex_table
 from probe.metrics.choices import Form
-from probe.report.manifest import open_run, write_manifest
+from probe.report.manifest import whole_folder
 from probe.rows import append
 
 _FORMS: dict[str, Form] = {"letter": "letter", "text-sum": "text sum", "text-mean": "text mean"}
@@ -42,38 +47,26 @@ def run_evaluation(model: str, job: EvaluationJob) -> Path:
     # A mistake in a file should not cost the loading of a model.
     asked = material(job)
     theirs = _retrained_log(model, job, asked)
-    part = out.parent / f".{out.name}.{os.getpid()}.part"
-    try:
-        manifest = open_run(part, job)
-        started = time.monotonic()
+    with whole_folder(out, job) as (part, manifest):
         result, weights = _evaluated(model, job, asked, theirs)
         manifest |= {
-            "status": "complete",
-            "threads": torch.get_num_threads(),
             "model": model,
             "data": {"name": asked.name, **asked.described()},
             "weights": weights,
             "files": _files(job),
             "notes": result.notes,
-            "seconds": round(time.monotonic() - started, 1),
         }
         append(part / "rows.jsonl", result.rows)
         write_log(part / "evaluation.json", result.log)
         (part / "table.txt").write_text(result.table, encoding="utf-8")
         (part / "table.tex").write_text(latex_table(result.rows), encoding="utf-8")
-        write_manifest(part, manifest)
-        if out.exists():
-            out.rmdir()
-        os.replace(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return out
 
 
 def _evaluated(
     model: str, job: EvaluationJob, asked: Material, theirs: EvaluationLog | None
 ) -> tuple[Evaluation, dict[str, str]]:
-    _check_device(job.device)
+    check_device(job.device)
     weights = {}
     tokenizer = load_tokenizer(job.tokenizer or model)
     asking = Asking(
@@ -166,11 +159,3 @@ def _same_model(model: str, retrained: str) -> str:
         f"the model {model} and the retrained model {retrained} are identical; forget quality would be perfect by "
         "itself. Check that the paths differ and that the model was saved after unlearning"
     )
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

@@ -4,8 +4,11 @@ import errno
 import json
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +59,38 @@ def open_run(folder: Path, settings: Any) -> dict[str, Any]:
             raise
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --out") from None
     return manifest
+
+
+@contextmanager
+def whole_folder(out: Path, settings: Any) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A folder to write to and a manifest to fill: both are at ``out`` when the block ends, or nothing is.
+
+    Args:
+        out: must not exist, or be empty.
+        settings: a dataclass, written into the manifest.
+
+    Yields:
+        the folder meanwhile, and the manifest.
+
+    Raises:
+        ValueError: the folder cannot be written.
+        OSError: the disk is full.
+    """
+    import torch
+
+    part = out.parent / f".{out.name}.{os.getpid()}.part"
+    try:
+        manifest = open_run(part, settings)
+        started = time.monotonic()
+        yield part, manifest
+        seconds = round(time.monotonic() - started, 1)
+        manifest |= {"status": "complete", "threads": torch.get_num_threads(), "seconds": seconds}
+        write_manifest(part, manifest)
+        if out.exists():
+            out.rmdir()
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from probe.checkpoints import check_different, check_model, check_tokenizer, load_model, load_tokenizer
+from probe.checkpoints import check_device, check_different, check_model, check_tokenizer, load_model, load_tokenizer
 from probe.data import Batch, Split, Template, encode, make_split
 from probe.datasets import read_rows
 from probe.methods.answers import needed_answers
@@ -49,7 +49,7 @@ def material(job: Job) -> Material:
     """
     if job.model is None:
         bed = load()
-        _check_device(job.device)
+        check_device(job.device)
         return Material(bed.original.to(job.device), bed.tokenizer, bed.split, bed)
     assert job.forget is not None
     assert job.retain is not None
@@ -57,7 +57,7 @@ def material(job: Job) -> Material:
     forget, retain = read_rows(job.forget), read_rows(job.retain)
     tokenizer = load_tokenizer(job.model)
     split = make_split(tokenizer, forget, retain, template=Template(job.prompt, job.answer), max_length=job.max_length)
-    _check_device(job.device)
+    check_device(job.device)
     return Material(_loaded(job.model, job, tokenizer), tokenizer, split)
 
 
@@ -144,11 +144,3 @@ def _dictionary(job: Job, at: Material) -> tuple[Any, Site]:
         return at.bed.sae.to(job.device), at.bed.sae_site
     sae: Any = load_sae(job.sae)
     return sae.to(job.device), Site(job.sae_layer)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

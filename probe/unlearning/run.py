@@ -1,12 +1,8 @@
 """Load, unlearn, save: the folder of an unlearned model, or of answers, appears complete or not at all."""
 
-import os
-import shutil
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from probe.checkpoints import file_hash, weights_hash
@@ -14,7 +10,7 @@ from probe.data import Split
 from probe.datasets import rows_hash
 from probe.methods.catalogue import method_named
 from probe.methods.method import Method
-from probe.report.manifest import open_run, write_manifest
+from probe.report.manifest import whole_folder
 from probe.unlearning.answering import answer
 from probe.unlearning.arguments import resolved
 from probe.unlearning.job import Job
@@ -46,25 +42,14 @@ def run_job(name: str, job: Job) -> Path:
     method = method_named(name)
     arguments = resolved(method, job)
     files = read_files(method, job)
-    part = job.out.parent / f".{job.out.name}.{os.getpid()}.part"
-    try:
-        manifest = open_run(part, job)
+    with whole_folder(job.out, job) as (part, manifest):
         at = material(job)
-        started = time.monotonic()
         given = supplied(method, job, at, files)
         manifest |= _described(method, arguments, job, at.split)
         weights: dict[str, Any] = {"original": weights_hash(at.model)}
         others = {key: weights_hash(value) for key, value in given.items() if _second_model(key, value)}
         manifest |= _WAYS[method.makes](method, job, at, {**arguments, **given}, part)
-        manifest["seconds"] = round(time.monotonic() - started, 1)
         manifest["weights"] = {**weights, **manifest["weights"], **({"given": others} if others else {})}
-        manifest["status"] = "complete"
-        write_manifest(part, manifest)
-        if job.out.exists():
-            job.out.rmdir()
-        os.replace(part, job.out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return job.out
 
 
@@ -76,7 +61,6 @@ def _second_model(name: str, value: Any) -> bool:
 def _described(method: Method, arguments: dict[str, Any], job: Job, split: Split) -> dict[str, Any]:
     named = {name: getattr(job, name) for name in ("forget", "retain", *FLAGS)}
     return {
-        "threads": torch.get_num_threads(),
         "method": {
             "name": method.name,
             "family": method.family,

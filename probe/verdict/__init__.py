@@ -1,0 +1,1 @@
+"""Is it gone, hidden, broken or untouched: many diagnostics, one verdict, and how often such verdicts are wrong."""

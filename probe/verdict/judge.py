@@ -1,0 +1,197 @@
+"""The verdict on one model: probabilities, the evidence for it, and how often such verdicts were wrong."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from probe.verdict.features import BY_NAME, chosen, features
+from probe.verdict.logistic import Fit
+from probe.verdict.material import Protocol
+from probe.verdict.measure import Measured
+
+FITTED = Path(__file__).with_name("fitted.json")
+# Which fit applies: (retain rows given, a never-trained model given).
+KINDS = {
+    (True, False): "alone",
+    (True, True): "with a retrained model",
+    (False, False): "no retain rows",
+    (False, True): "with a retrained model, no retain rows",
+}
+_SHOWN = 6
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What was learned from the zoo.
+
+    Args:
+        protocol: how its models were examined; other models must be examined alike.
+        zoo: what the models were.
+        fits: by kind, see ``KINDS``.
+        errors: share of wrong verdicts on families that were left out, by kind: over all, and by verdict given.
+    """
+
+    protocol: Protocol
+    zoo: Mapping[str, Any] = field(repr=False)
+    fits: Mapping[str, Fit] = field(repr=False)
+    errors: Mapping[str, Mapping[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "protocol": vars(self.protocol),
+            "zoo": dict(self.zoo),
+            "errors": {kind: dict(one) for kind, one in self.errors.items()},
+            "fits": {kind: one.to_json() for kind, one in self.fits.items()},
+        }
+
+
+def load_judge(path: Path = FITTED) -> Judge:
+    """The fit that ships with the package, or another that ``Judge.to_json`` gave.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is no judge.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no fitted verdict at {path}; make it with `python -m analyses.build_zoo`")
+    try:
+        given = json.loads(path.read_text(encoding="utf-8"))
+        fits = {kind: Fit.from_json(one) for kind, one in given["fits"].items()}
+        return Judge(Protocol(**given["protocol"]), given["zoo"], fits, given["errors"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no fitted verdict ({type(error).__name__}: {error})") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One diagnostic of the judged model.
+
+    Args:
+        name, says: as in ``Feature``.
+        value: the feature.
+        weight: what it adds to the logit of the verdict, less the mean over classes; negative speaks against it.
+        layers: values by layer of the model and of the original, where there are any.
+        outside: whether the value lies outside what the zoo covered.
+    """
+
+    name: str
+    says: str
+    value: float
+    weight: float
+    layers: tuple[tuple[float, ...], tuple[float, ...]] | None
+    outside: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What became of the facts.
+
+    Args:
+        verdict: the most probable class.
+        probabilities: by class, calibrated on families that were left out.
+        error: share of wrong ones among verdicts of this class on families that were left out.
+        overall_error: the same over all verdicts.
+        kind: which fit was used.
+        evidence: strongest first.
+        silent: diagnostics by which the original itself shows no knowledge; they are left out.
+        zoo: what the fit is from.
+    """
+
+    verdict: str
+    probabilities: dict[str, float]
+    error: float
+    overall_error: float
+    kind: str
+    evidence: tuple[Evidence, ...] = field(repr=False)
+    silent: tuple[str, ...]
+    zoo: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Diagnostics whose values the zoo did not cover."""
+        return tuple(one.name for one in self.evidence if one.outside)
+
+    def text(self) -> str:
+        """What the shell prints."""
+        chances = ", ".join(f"{name} {p:.2f}" for name, p in self.probabilities.items())
+        lines = [
+            f"verdict: {self.verdict}",
+            f"probabilities: {chances}",
+            f"wrong so often on families left out of the fit: {self.error:.0%} of verdicts {self.verdict!r}, "
+            f"{self.overall_error:.0%} of all ({self.zoo['models']} models of {self.zoo['families']} families; "
+            f"fit: {self.kind})",
+            "evidence, strongest first (value; push towards the verdict, in logits):",
+        ]
+        for one in self.evidence[:_SHOWN]:
+            lines.append(f"  {one.name}: {one.value:.2f}; {one.weight:+.2f}  ({one.says})")
+        lines.append("by layer (original in brackets):")
+        for one in self.evidence:
+            if one.layers is not None:
+                ours, theirs = (" ".join(f"{x:.2f}" for x in values) for values in one.layers)
+                lines.append(f"  {one.name}, {BY_NAME[one.name].layer_quantity}: {ours} [{theirs}]")
+        if self.silent:
+            lines.append(f"left out, the original itself shows nothing by them: {', '.join(self.silent)}")
+        if self.outside:
+            lines.append(
+                f"outside what the zoo covered: {', '.join(self.outside)}; error rate and probabilities may not hold"
+            )
+        return "\n".join(lines)
+
+
+def judged(
+    judge: Judge, model: Measured, original: Measured, never: Measured | None = None, *, retain: bool = True
+) -> Verdict:
+    """Apply the fit that suits what was given.
+
+    Args:
+        judge: from ``load_judge``.
+        model, original: measured under the judge's protocol.
+        never: a model that never saw the forget rows.
+        retain: whether retain rows were given.
+
+    Raises:
+        ValueError: as ``features``.
+    """
+    kind = KINDS[retain, never is not None]
+    fit = judge.fits[kind]
+    which = tuple(BY_NAME[name] for name in fit.features)
+    assert set(which) <= set(chosen(retain=retain))
+    row = features(which, model.numbers, original.numbers, None if never is None else never.numbers)
+    # What says nothing pushes nowhere: the mean of the zoo adds 0 to every logit.
+    silent = tuple(name for name, value in row.items() if math.isnan(value))
+    row |= {name: fit.mean[fit.features.index(name)] for name in silent}
+    probability_C = fit.probabilities(np.array([[row[name] for name in fit.features]]))[0]
+    verdict = fit.classes[int(probability_C.argmax())]
+    part, odd = fit.contributions(row)[verdict], fit.outside(row)
+    evidence = sorted(
+        (
+            Evidence(
+                f.name,
+                f.says,
+                row[f.name],
+                part[f.name],
+                (model.by_layer[f.layers], original.by_layer[f.layers]) if f.layers else None,
+                f.name in odd,
+            )
+            for f in which
+            if f.name not in silent
+        ),
+        key=lambda one: -abs(one.weight),
+    )
+    errors = judge.errors[kind]
+    return Verdict(
+        verdict,
+        dict(zip(fit.classes, map(float, probability_C), strict=True)),
+        errors[verdict],
+        errors["all"],
+        kind,
+        tuple(evidence),
+        silent,
+        judge.zoo,
+    )
