@@ -201,7 +201,7 @@ def test_choices_are_four_and_the_right_one_moves():
     assert choices_of(suite([1.0] * 8, [[1.0, 1.0, 1.0]] * 8)).accuracy == 0.25
 
 
-def test_noise_is_the_same_for_every_answer_and_absent_at_rate_0(shared):
+def test_noise_is_the_same_for_every_answer_and_absent_at_no_rate(shared):
     from probe.checkpoints import load_tokenizer
 
     tokenizer, template = load_tokenizer(shared / "models" / "stories260K"), Template()
