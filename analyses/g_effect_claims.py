@@ -65,7 +65,8 @@ def _sign(found: tuple[float, float, float], claimed: int) -> str:
 
 
 def _last(record: Record, key: str) -> float:
-    return record[f"{steps_of(record)[-1]}/{key}"]
+    """At the last step where it was measured: tokens are asked about at two steps only."""
+    return record[next(name for step in reversed(steps_of(record)) if (name := f"{step}/{key}") in record)]
 
 
 def _mean(record: Record, key: str) -> float:
@@ -270,7 +271,7 @@ def _g9(runs: Sequence[Record]) -> list[str]:
 
     kinds = ("WGA", "TNPO", "WTNPO", "SatImp")
     more = _over(own, lambda r: best(r, kinds) - best(r, ("GA",)))
-    without = [r for r in own if f"{steps_of(r)[-1]}/ideal without harm/harm" in r]
+    without = [r for r in own if any(key.endswith("/ideal without harm/harm") for key in r)]
     ideal = interval(_last(r, "ideal without harm/forgetting") / last_map(r)["GA/0.0"][0] for r in without)
     held = interval(_last(r, "ideal without harm/harm") / last_map(r)["GA/0.0"][1] for r in without)
     return [
