@@ -77,7 +77,8 @@ def draw(records: Sequence[Record], out: Path, subject: str) -> None:
         data = calibration_arrows(few, figure.subplots())
         caption = (
             "Extraction strength on forget and retain data, as trained (hollow) and mixed with the original so that "
-            f"the stated share of the retain score is kept (full; in brackets: alpha). Means over {n} seeds."
+            f"the stated share of the retain score is kept (full; in brackets: alpha). Means over {n} seeds; "
+            "whiskers: 95 % t-intervals."
         )
         save(figure, folder, "calibration", data, metadata=about, caption=caption)
         figure = new_figure(venue.page, 0.8 + 1.05 * -(-(len(plain) - 2) // 5))

@@ -16,8 +16,8 @@ def rows():
     found += [Row("retrained", "raw", "extraction_strength", v, on) for v, on in ((0.3, "forget"), (1.0, "retain"))]
     for k, name in enumerate(METHODS):
         for state, forget, retain in (("raw", 0.0, 0.2 * k), ("calibrated", 0.9 - 0.2 * k, 0.95)):
-            found.append(Row(name, state, "extraction_strength", forget, "forget"))
-            found.append(Row(name, state, "extraction_strength", retain, "retain"))
+            for value, on in ((forget, "forget"), (retain, "retain")):
+                found.append(Row(name, state, "extraction_strength", value, on, low=value - 0.1, high=value + 0.1))
         found.append(Row(name, "calibrated", "alpha", 0.1 * k + 0.05))
         for alpha in (1.0, 0.5, 0.0):
             found.append(Row(name, "path", "extraction_strength", 1 - alpha, "forget", dose=alpha))
@@ -38,11 +38,16 @@ def drawn(draw, width=5.5, height=3.4):
 def test_arrows_lead_from_raw_to_calibrated_and_nothing_finite_is_left_out():
     figure, data = drawn(lambda f: calibration_arrows(rows(), f.subplots()))
     assert set(data["arrows"]) == set(METHODS)
-    assert data["arrows"]["rmu"] == {"raw": [0.0, pytest.approx(0.6)], "calibrated": [pytest.approx(0.3), 0.95],
-                                     "alpha": pytest.approx(0.35)}  # fmt: skip
+    rmu = data["arrows"]["rmu"]
+    assert rmu["raw"] == [0.0, pytest.approx(0.6)]
+    assert rmu["calibrated"] == [pytest.approx(0.3), 0.95]
+    assert rmu["alpha"] == pytest.approx(0.35)
+    assert rmu["intervals"] == [pytest.approx((0.2, 0.4)), pytest.approx((0.85, 1.05))]
     assert data["references"] == {"original": [1.0, 1.0], "retrained": [0.3, 1.0]}
     ax = figure.axes[0]
     points = [tuple(line.get_xydata()[0]) for line in ax.lines if len(line.get_xydata()) == 1]
+    whiskers = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xydata()) == 2]
+    assert [[rmu["calibrated"][0], pytest.approx(0.85)], [rmu["calibrated"][0], pytest.approx(1.05)]] in whiskers
     for arrow in data["arrows"].values():
         assert tuple(arrow["raw"]) in points
         assert tuple(arrow["calibrated"]) in points

@@ -27,7 +27,8 @@ _NAMES = {
 def calibration_arrows(rows: Sequence[Row], ax: Axes, *, quantity: str = "extraction_strength") -> dict[str, Any]:
     """x: score on forget data; y: score on retain data; an arrow leads from each method as trained to its mixture.
 
-    Hollow marks are methods as trained, full ones are calibrated, with the unlearned model's share alpha in brackets.
+    Hollow marks are methods as trained, full ones are calibrated, with the unlearned model's share alpha in brackets;
+    whiskers on the full ones are the rows' intervals.
 
     Args:
         rows: "raw" and "calibrated" rows of ``quantity`` on "forget" and "retain"; "calibrated" rows of "alpha".
@@ -35,13 +36,15 @@ def calibration_arrows(rows: Sequence[Row], ax: Axes, *, quantity: str = "extrac
         quantity: a score in [0, 1], higher where more is known.
 
     Returns:
-        ``{"arrows": {name: {"raw": [x, y], "calibrated": [x, y], "alpha"}}, "references", "not_finite": count}``.
+        ``{"arrows": {name: {"raw": [x, y], "calibrated": [x, y], "intervals", "alpha"}}, "references", "not_finite"}``.
 
     Raises:
         ValueError: no such rows.
     """
     found = {(r.intervention, r.diagnostic, r.on): number(r.value) for d in ("raw", "calibrated")
              for r in picked(rows, d, [quantity], ["forget", "retain"])}  # fmt: skip
+    ends = {(r.intervention, r.on): (number(r.low), number(r.high))
+            for r in picked(rows, "calibrated", [quantity], ["forget", "retain"])}  # fmt: skip
     alphas = {r.intervention: number(r.value) for r in rows if r.diagnostic == "calibrated" and r.quantity == "alpha"}
     arrows: dict[str, Any] = {}
     references: dict[str, list[float]] = {}
@@ -54,12 +57,19 @@ def calibration_arrows(rows: Sequence[Row], ax: Axes, *, quantity: str = "extrac
             references[name] = raw
             ax.plot(*raw, **{**look(name).line(), "linestyle": "none"}, markersize=9 if name == "retrained" else 5.5)
         elif all(map(math.isfinite, [*raw, *mixed])):
-            arrows[name] = {"raw": raw, "calibrated": mixed, "alpha": alphas.get(name, math.nan)}
+            whiskers = [ends[name, on] for on in ("forget", "retain")]
+            alpha = alphas.get(name, math.nan)
+            arrows[name] = {"raw": raw, "calibrated": mixed, "intervals": whiskers, "alpha": alpha}
             _arrow(ax, name, raw, mixed)
+            colour = look(name).colour
+            ax.plot(whiskers[0], [mixed[1]] * 2, color=colour, linewidth=0.6, zorder=1)
+            ax.plot([mixed[0]] * 2, whiskers[1], color=colour, linewidth=0.6, zorder=1)
         else:
             lost += 1
     ax.set_xlim(-0.05, 1.08)
-    ax.set_ylim(-0.05, 1.12)
+    # Where all retain much, the range from 0 would hide the differences.
+    lowest = min([xy[1] for arrow in arrows.values() for xy in (arrow["raw"], arrow["calibrated"])], default=0.0)
+    ax.set_ylim(max(0.0, math.floor(10 * lowest) / 10) - 0.05, 1.05)
     word = quantity.replace("_", " ")
     ax.set_xlabel(f"← {word} on forget data")
     ax.set_ylabel(f"{word} on retain data →")
