@@ -5,19 +5,21 @@ counted) beside times, and asserts that its sides agree.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import models
-from benchmarks.timing import alternating, peak_mib, show
+from benchmarks.timing import Timing, alternating, peak_mib, show
 from probe.data import Batch
 from probe.diagnostics.g_effect import g_effect, g_effects
 from probe.diagnostics.reweighting import reweighting_map
 from probe.diagnostics.sample_effects import sample_effects
 from probe.diagnostics.token_effects import token_effects
+from probe.figures.style import new_figure, paper_style
 from probe.objectives import Objective
 from probe.objectives.logprobs import target_logprobs
 from probe.objectives.reference import Reference
@@ -256,7 +258,8 @@ def samples(repeats: int, layers: int = 12, rows: int = 16, length: int = 64) ->
 
 
 def scaling(repeats: int) -> None:
-    """Point-wise and per-row effects against depth, rows and tokens; three sizes each."""
+    """Point-wise and per-row effects against depth, rows and tokens; three sizes each, printed and drawn."""
+    found: dict[str, list[tuple[int, dict[str, Timing]]]] = {}
     for what, sizes in (
         ("layers", [(4, 8, 64), (8, 8, 64), (16, 8, 64)]),
         ("rows", [(8, 4, 64), (8, 8, 64), (8, 16, 64)]),
@@ -276,6 +279,30 @@ def scaling(repeats: int) -> None:
             timings = alternating(sides, repeats)
             title = f"scaling in {what}: {layers} layers, {rows} x {length}"
             show(title, timings, {name: peak_mib(side) for name, side in sides.items()})
+            found.setdefault(what, []).append(({"layers": layers, "rows": rows, "length": length}[what], timings))
+    draw_scaling(found)
+
+
+def draw_scaling(found: Mapping[str, Sequence[tuple[int, dict[str, Timing]]]]) -> None:
+    """Cost in bare forwards against size, with quartiles: benchmarks/g_effects_scaling.png."""
+    with paper_style() as venue:
+        figure = new_figure(venue.page, 1.9)
+        axes = figure.subplots(1, len(found), sharey=True)
+        for ax, (what, points) in zip(axes, found.items(), strict=True):
+            for name, marker in (("F+B", "s"), ("tokens, grad R included", "o"), ("samples, grad R included", "^")):
+                x = [size for size, _ in points]
+                own = [timings[name] for _, timings in points]
+                arms = [[t.ratio - t.low for t in own], [t.high - t.ratio for t in own]]
+                ax.errorbar(x, [t.ratio for t in own], yerr=arms, marker=marker, markersize=4, linewidth=1, label=name)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks([size for size, _ in points], [str(size) for size, _ in points])
+            ax.set_xlabel(
+                {"layers": "layers (8 x 64)", "rows": "rows (8 layers, 64)"}.get(what, "tokens (8 layers, 8)")
+            )
+            ax.set_ylim(0, 9)
+        axes[0].set_ylabel("cost in bare forwards")
+        axes[0].legend(fontsize=6)
+        figure.savefig(Path(__file__).with_name("g_effects_scaling.png"))
 
 
 def main() -> None:
