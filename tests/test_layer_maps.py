@@ -19,7 +19,6 @@ from probe.diagnostics.layer_maps import (
     replacement_map,
     single_layers,
 )
-from probe.diagnostics.replay import CannotReplay, check_replay
 from probe.hooks import edited, our_hooks
 from probe.interventions.projection import Project
 from probe.interventions.replacement import Scale
@@ -28,6 +27,7 @@ from probe.metrics.memorisation import answer_stats
 from probe.metrics.teacher_forced import TeacherForced, loss_and_probability
 from probe.metrics.tokens import token_stats
 from probe.positions import At, not_first
+from probe.replay import CannotReplay, check_replay
 from probe.sites import Site, blocks, module_at, n_layers
 from probe.weights import blended, layers
 

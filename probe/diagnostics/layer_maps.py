@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from probe.axes import PerLayerL
 from probe.data import Batch
-from probe.diagnostics.replay import check_replay
 from probe.diagnostics.span_tree import Loans, Span, loans, measured
 from probe.metrics.forward import check_context, device_of
 from probe.metrics.teacher_forced import Metric
 from probe.modes import evaluating
+from probe.replay import check_replay
 from probe.sites import n_layers
 from probe.weights import check_exchangeable
 

@@ -11,9 +11,9 @@ from tqdm.auto import tqdm
 
 from probe.axes import HiddenBTD
 from probe.data import Batch
-from probe.diagnostics.replay import Replay, replayable
 from probe.metrics.forward import device_of
 from probe.metrics.tokens import TokenStats, token_numbers
+from probe.replay import Replay, replayable
 from probe.sites import Site, n_layers, place_of
 from probe.weights import borrowed
 
