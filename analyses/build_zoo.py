@@ -91,7 +91,7 @@ def part_of(arguments: Arguments, seed: int, part: int) -> Path:
     @cache
     def never() -> Score:
         base, _, other = given()
-        return _relearned(base.reference, other)
+        return relearned(base.reference, other)
 
     def run(name: str) -> dict[str, Any]:
         base, asked, other = given()
@@ -102,7 +102,7 @@ def part_of(arguments: Arguments, seed: int, part: int) -> Path:
             numbers: dict[str, Any] = dict(measure(subject.model, asked).numbers)
             examined = time.process_time()
             if member.label in (None, "hidden", "broken"):
-                back = _relearned(subject.model, other)
+                back = relearned(subject.model, other)
                 more = grouped(back.of("choice") - never().of("choice"), other.facts.held_groups)
                 numbers |= {"relearn_excess": more.mean, "relearn_excess_low": more.low}
             if member.family in METHOD_FAMILIES:
@@ -125,7 +125,7 @@ def part_of(arguments: Arguments, seed: int, part: int) -> Path:
     return sweep(run, cells, folder, identity=identity)
 
 
-def _relearned(model: Any, other: Material) -> Score:
+def relearned(model: Any, other: Material) -> Score:
     """Held-out scores at the end of relearning, on rows that the verdict's own relearning only shows."""
     p = other.protocol
     training = Training(steps=p.late, lr=p.lr, batch_size=p.batch_size, seeds=(p.seed + 1,))

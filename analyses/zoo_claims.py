@@ -1,5 +1,6 @@
 """Published claims about recovery and representations, asked of the zoo's models."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,11 @@ METHOD_FAMILIES = (
     "ascent",
     "CE-U",
 )
+MEANT_TO_REMOVE, MEANT_TO_SUPPRESS = ("NPO", "GradDiff", "ascent", "CE-U"), ("RMU", "refusals")
+# Share of retain questions right, among six options.
+_WORKING = 0.6
+# Nats a token.
+_LEVEL_KEPT = -1.0
 
 
 def extras(model: nn.Module, given: Ground, asked: Material) -> dict[str, float]:
@@ -96,38 +102,54 @@ def _clusters(model: nn.Module, given: Ground, asked: Material) -> dict[str, flo
     return numbers
 
 
+def examined(zoo: Any) -> list[dict[str, Any]]:
+    """Models on which the claims' own measurements were made."""
+    return [r for r in zoo.records if "option_level" in r]
+
+
+def working(zoo: Any) -> list[dict[str, Any]]:
+    """Unlearned models that still know most of what they should."""
+    unlearned = [r for r in examined(zoo) if r["family"] not in ("as it was", "branched before")]
+    return [r for r in unlearned if r["retain_known"] > _WORKING]
+
+
+def recovering(zoo: Any) -> list[dict[str, Any]]:
+    """Working models of either intention that tell fewer answers than the original."""
+    families = (*MEANT_TO_REMOVE, *MEANT_TO_SUPPRESS)
+    return [r for r in working(zoo) if r["family"] in families and r["forget_choice"] < 0.8]
+
+
 def judged_claims(zoo: Any) -> list[str]:
     """What the zoo says of each claim, with the numbers it rests on."""
-    records = [r for r in zoo.records if "option_level" in r]
     by_family: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
+    for record in examined(zoo):
         by_family.setdefault(record["family"], []).append(record)
 
     def mean(key: str, *families: str) -> float:
         return float(np.mean([r[key] for family in families for r in by_family.get(family, [])]))
 
-    downwards, redirected = ("NPO", "GradDiff", "ascent"), ("RMU",)
-    trained = [r for r in records if r["family"] not in ("as it was", "branched before")]
-    working = [r for r in trained if r["retain_known"] > 0.6]
     return [
-        _m1(mean, downwards, redirected),
-        _m4(working),
-        _m5(trained),
-        _s1(zoo, mean),
+        _m1(mean),
+        _m4(working(zoo)),
+        _m5(working(zoo)),
+        _s1(mean),
         _s2(zoo, by_family),
-        _s5(working),
+        _s5(recovering(zoo)),
     ]
 
 
-def _m1(mean: Any, downwards: tuple[str, ...], redirected: tuple[str, ...]) -> str:
-    down, rmu = mean("option_level_change", *downwards), mean("option_level_change", *redirected)
-    order_down, order_rmu = mean("option_order", *downwards), mean("option_order", *redirected)
-    holds = down < 2 * min(rmu, 0) - 0.5 and order_rmu < 0.9
+def _m1(mean: Any) -> str:
+    families = ("NPO", "GradDiff", "ascent")
+    down, order = mean("option_level_change", *families), mean("option_order", *families)
+    rmu, order_rmu = mean("option_level_change", "RMU"), mean("option_order", "RMU")
+    each = ", ".join(f"{mean('option_level_change', one):+.2f} under {one}" for one in (*families, "RMU"))
+    collapses, keeps, reorders = down < 2 * min(rmu, 0) - 0.5, rmu > _LEVEL_KEPT, order_rmu < 0.9
     return (
-        f"- **M1** (methods that diverge lower all options, RMU keeps their level and reorders them): "
-        f"{_says(holds)}. Mean log-probability a token of all six options changes by {down:+.2f} under NPO, GradDiff "
-        f"and ascent, by {rmu:+.2f} under RMU; the options' order agrees with the original's by rank correlations of "
-        f"{order_down:.2f} and {order_rmu:.2f}."
+        "- **M1** (methods that diverge collapse all options, RMU keeps their level and reorders them): "
+        f"diverging methods lower all options further than RMU: {_says(collapses)}; RMU keeps the level (within one "
+        f"nat): {_says(keeps)}; it reorders: {_says(reorders)}. Mean log-probability a token of "
+        f"all six options changes by {each}; the options' order agrees with the original's by rank correlations of "
+        f"{order:.2f} (the three) and {order_rmu:.2f} (RMU)."
     )
 
 
@@ -149,12 +171,12 @@ def _m4(records: list[dict[str, Any]]) -> str:
 def _m5(records: list[dict[str, Any]]) -> str:
     found = _correlation([-r["relearn_late_choice"] for r in records], [r["retain_known"] for r in records])
     return (
-        f"- **M5** (robust designs cost utility): {_says(found[2] < 0)}. Over {len(records)} unlearned models, rank "
-        f"correlation of robustness to relearning with retain accuracy {_spelt(found)}."
+        f"- **M5** (robust designs cost utility): {_says(found[2] < 0)}. Over {len(records)} unlearned models that "
+        f"still work, rank correlation of robustness to relearning with retain accuracy {_spelt(found)}."
     )
 
 
-def _s1(zoo: Any, mean: Any) -> str:
+def _s1(mean: Any) -> str:
     families = ("ascent", "GradDiff", "NPO")
     own = {side: mean(f"distance_{side}", *families) for side in ("retain", "unseen")}
     never = {side: mean(f"distance_{side}", "branched before") for side in ("retain", "unseen")}
@@ -188,20 +210,19 @@ def _s2(zoo: Any, by_family: dict[str, list[dict[str, Any]]]) -> str:
     )
 
 
-def _s5(records: list[dict[str, Any]]) -> str:
+def _s5(rows: list[dict[str, Any]]) -> str:
     from sklearn.metrics import roc_auc_score
 
-    meant_to_remove = ("NPO", "GradDiff", "ascent", "CE-U")
-    meant_to_suppress = ("RMU", "refusals")
-    rows = [r for r in records if r["family"] in (*meant_to_remove, *meant_to_suppress) and r["forget_choice"] < 0.8]
-    removing = [r["family"] in meant_to_remove for r in rows]
+    removing = [r["family"] in MEANT_TO_REMOVE for r in rows]
     if len(set(removing)) < 2:
         return "- **S5** (recovery rates tell removal-intended from suppression-intended methods): too few models."
     auc = float(roc_auc_score(removing, [-r["relearn_late_choice"] for r in rows]))
+    counts = ", ".join(f"{n} {family}" for family, n in Counter(r["family"] for r in rows).items())
     return (
         "- **S5** (recovery rates tell methods meant to remove from methods meant to suppress): "
-        f"{_says(auc > 0.8)}. Low recovery by relearning as a sign of NPO, GradDiff, ascent and CE-U against RMU and "
-        f"refusals: AUROC {auc:.2f} over {len(rows)} models ({sum(removing)} meant to remove)."
+        f"{_says(auc > 0.8)}. Low recovery by relearning as a sign of {', '.join(MEANT_TO_REMOVE)} against "
+        f"{' and '.join(MEANT_TO_SUPPRESS)}: AUROC {auc:.2f} over {len(rows)} working models ({counts}). Many of those "
+        "meant to remove are hidden by the zoo's own truth: intention is told, not success."
     )
 
 

@@ -1,7 +1,6 @@
 """From the zoo's numbers to the fitted verdict, its error rates, the figures and docs/validity.md."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,10 @@ import numpy as np
 
 from analyses.build_zoo import PARTS, REFERENCE, truth
 from analyses.zoo_models import MEMBERS
+from analyses.zoo_pictures import drawn
 from analyses.zoo_text import validity
-from probe.figures.style import new_figure, paper_style, save
-from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
 from probe.sweep import load
-from probe.verdict.features import FEATURES, Feature, chosen, features
+from probe.verdict.features import Feature, chosen, features
 from probe.verdict.judge import FITTED, KINDS, Judge
 from probe.verdict.logistic import CLASSES
 from probe.verdict.material import Protocol
@@ -211,25 +209,3 @@ def report(out: Path, seeds: int, docs: Path) -> str:
     drawn(findings, out / "figures", docs)
     (docs / "validity.md").write_text(validity(findings), encoding="utf-8")
     return f"{findings.by_family.accuracy:.3f} of verdicts on families left out are right; see {docs / 'validity.md'}"
-
-
-def drawn(findings: Findings, folder: Path, docs: Path) -> None:
-    """ROC curves, confusion matrix and calibration, as figures of the run and as pictures of the text."""
-    groups = {f.name: f.group for f in FEATURES}
-    metadata = {"run": f"zoo of {len(findings.zoo.labels)} models"}
-    with paper_style() as venue:
-        pictures = {}
-        figure = new_figure(venue.page, venue.page * 0.47)
-        curves = {
-            title: {name: (one.auroc, one.false_K, one.true_K) for name, one in found.items()}
-            for title, found in findings.rocs.items()
-        }
-        pictures["validity_roc"] = (figure, roc_figure(curves, groups, figure))
-        figure = new_figure(venue.page * 0.5, venue.page * 0.42)
-        pictures["validity_confusion"] = (figure, confusion_figure(findings.by_family.confusion, figure))
-        figure = new_figure(venue.page * 0.5, venue.page * 0.42)
-        bins = {"family left out": findings.by_family.calibration, "seed left out": findings.by_seed.calibration}
-        pictures["validity_calibration"] = (figure, calibration_figure(bins, figure))
-        for name, (figure, data) in pictures.items():
-            path = save(figure, folder, name, data, metadata=metadata)
-            shutil.copy(path.with_suffix(".png"), docs / f"{name}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 _GOAL = 0.9
 # Less than this changes nothing that 100 models could tell.
 _NOTHING = 0.005
+_CLAIMS_DRAWN = (
+    "",
+    "![six claims](validity_claims.png)",
+    "",
+    "One mark a model. Models that no longer work are left out of M4, M5 and S5. B1 to B3 are judged in "
+    "[squeezing.md](squeezing.md).",
+)
 
 
 def validity(found: Findings) -> str:
@@ -28,7 +36,7 @@ def validity(found: Findings) -> str:
         _rocs(found),
         _dropped(found),
         _variants(found),
-        "\n".join(["## Claims of the literature, on these models", "", *judged_claims(found.zoo)]),
+        "\n".join(["## Claims of the literature, on these models", "", *judged_claims(found.zoo), *_CLAIMS_DRAWN]),
         _limits(found),
     ]
     return "\n\n".join(parts) + "\n"
@@ -107,8 +115,31 @@ def _wrong(found: Findings) -> str:
                 f"{chances[true]:.2f}). {_why(zoo, i)}"
             )
     if len(lines) == 2:
-        lines.append("None.")
+        return "\n".join([*lines, "None."])
+    lines += ["", _kinds_of_mistakes(held, zoo)]
     return "\n".join(lines)
+
+
+def _kinds_of_mistakes(held: Any, zoo: Any) -> str:
+    """What the mistakes have in common, by the means of what was measured on them."""
+    said = []
+    for (true, taken), count in Counter(zip(held.labels, held.verdicts, strict=True)).items():
+        if true == taken:
+            continue
+        rows = [i for i, pair in enumerate(zip(held.labels, held.verdicts, strict=True)) if pair == (true, taken)]
+        records = [zoo.records[i] for i in rows]
+        never = [zoo.baselines[r["seed"]][1] for r in records]
+        tells, keeps = (fmean(r[key] for r in records) for key in ("forget_choice", "retain_known"))
+        pairs = ", ".join(
+            f"{name} {fmean(r[key] for r in records):.2f} ({fmean(n[key] for n in never):.2f})"
+            for name, key in (("relearning", "relearn_late_choice"), ("a push", "push_choice"), ("states", "content"))
+        )
+        said.append(f"{count} {true}, taken for {taken}: tells {tells:.2f}, keeps {keeps:.2f}, {pairs}")
+    return (
+        f"Together (means; in brackets a model that never knew): {'; '.join(said)}. Hidden facts pass for removed "
+        "where states and push show no more than they do in a model that never knew and only relearning brings "
+        "something back; they pass for untouched where most answers are still chosen rightly."
+    )
 
 
 def _why(zoo: Any, i: int) -> str:

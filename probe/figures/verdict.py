@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from probe.figures.labels import small
 from probe.figures.style import FORGET, GREY, INK, RETAIN, plain
+from probe.metrics.intervals import wilson
 
 # (AUROC, false positive rates, true positive rates).
 Curve = tuple[float, Sequence[float], Sequence[float]]
@@ -20,9 +21,9 @@ _GROUP_LOOKS = {
 
 
 def roc_figure(
-    questions: Mapping[str, Mapping[str, Curve]], groups: Mapping[str, str], figure: Figure, *, named: int = 4
+    questions: Mapping[str, Mapping[str, Curve]], groups: Mapping[str, str], figure: Figure
 ) -> dict[str, Any]:
-    """One panel a question, one curve a diagnostic, coloured by kind; the best ones are named.
+    """One panel a question, one curve a diagnostic, coloured by kind; the best of each kind is bold and named.
 
     A diagnostic whose low values speak for the positives is drawn turned over.
 
@@ -30,7 +31,6 @@ def roc_figure(
         questions: by title, curves by diagnostic.
         groups: kind of each diagnostic.
         figure: empty.
-        named: how many get a label.
 
     Returns:
         ``{question: {diagnostic: auroc}}``.
@@ -40,26 +40,42 @@ def roc_figure(
     """
     if not questions:
         raise ValueError("no ROC curves to draw (0 questions)")
-    axes = figure.subplots(1, len(questions), squeeze=False, sharey=True)[0]
-    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1.5}
-    for ax, (title, curves) in zip(axes, questions.items(), strict=True):
+    axes, notes = figure.subplots(2, len(questions), squeeze=False, height_ratios=(3, 1.2))
+    for ax, note, (title, curves) in zip(axes, notes, questions.items(), strict=True):
+        note.set_axis_off()
         ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.6)
-        for name, (auroc, false, true) in curves.items():
+        best = _best(curves, groups)
+        for name in sorted(curves, key=lambda one: one in best.values()):
+            auroc, false, true = curves[name]
             colour, dash = _GROUP_LOOKS.get(groups[name], (GREY, "-"))
             # The curve of the negated value: both rates of the complement.
             x, y = (false, true) if auroc >= 0.5 else ([1 - f for f in false], [1 - t for t in true])
-            ax.plot(x, y, color=colour, linestyle=dash, linewidth=0.9, alpha=0.8)
-        best = sorted(curves, key=lambda name: -abs(curves[name][0] - 0.5))[:named]
-        text = "\n".join(f"{max(curves[n][0], 1 - curves[n][0]):.2f} {n}" for n in best)
-        ax.text(0.98, 0.03, plain(text), ha="right", va="bottom", fontsize=small(), transform=ax.transAxes, bbox=box)
+            bold = name in best.values()
+            ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.4 if bold else 0.5, alpha=1 if bold else 0.3)
+        for line, (group, name) in enumerate(best.items()):
+            words, colour = f"{_strength(curves[name]):.2f}  {name}", _GROUP_LOOKS.get(group, (GREY, "-"))[0]
+            note.text(0, 1 - 0.2 * line, plain(words), color=colour, fontsize=small(), va="top")
         ax.set_title(plain(title))
         ax.set_xlabel("false positives")
         ax.set_aspect("equal")
     axes[0].set_ylabel("true positives")
     used = [group for group in _GROUP_LOOKS if group in groups.values()]
     handles = [axes[0].plot([], [], color=_GROUP_LOOKS[g][0], label=g)[0] for g in used]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(used), fontsize=small())
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(used), fontsize=small())
     return {title: {name: curve[0] for name, curve in curves.items()} for title, curves in questions.items()}
+
+
+def _strength(curve: Curve) -> float:
+    return max(curve[0], 1 - curve[0])
+
+
+def _best(curves: Mapping[str, Curve], groups: Mapping[str, str]) -> dict[str, str]:
+    """The best diagnostic of each kind, best kind first."""
+    order = sorted(curves, key=lambda name: -_strength(curves[name]))
+    best: dict[str, str] = {}
+    for name in order:
+        best.setdefault(groups[name], name)
+    return best
 
 
 def confusion_figure(confusion: Mapping[str, Mapping[str, int]], figure: Figure) -> dict[str, Any]:
@@ -93,7 +109,8 @@ def confusion_figure(confusion: Mapping[str, Mapping[str, int]], figure: Figure)
 
 
 def calibration_figure(bins: Mapping[str, Sequence[tuple[float, float, int]]], figure: Figure) -> dict[str, Any]:
-    """Share of right verdicts against the probability given to them; the line is what it should be.
+    """Share of right verdicts against the probability given to them, with Wilson's 95 % interval; the line is what it
+    should be.
 
     Args:
         bins: by name of the cross-validation, (mean probability, share right, models) a bin.
@@ -108,9 +125,15 @@ def calibration_figure(bins: Mapping[str, Sequence[tuple[float, float, int]]], f
     ax.plot([0.25, 1], [0.25, 1], color=GREY, linewidth=0.6)
     for (name, found), (colour, marker) in zip(bins.items(), ((FORGET, "o"), (RETAIN, "s"), (INK, "^")), strict=False):
         x, y, n = zip(*found, strict=True)
-        ax.plot(x, y, color=colour, marker=marker, linewidth=0.8, label=plain(name))
+        ends = [wilson(round(share * count), count) for share, count in zip(y, n, strict=True)]
+        whiskers = [[share - low for share, (low, _) in zip(y, ends, strict=True)]]
+        whiskers.append([high - share for share, (_, high) in zip(y, ends, strict=True)])
+        ax.errorbar(x, y, yerr=whiskers, color=colour, marker=marker, linestyle="", elinewidth=0.8, label=plain(name))
+        words: dict[str, Any] = {"fontsize": small(), "color": colour, "textcoords": "offset points"}
+        # The first series' counts stand left of its marks, the others' right: full marks often coincide.
+        words |= {"xytext": (-4, 3), "ha": "right"} if colour == FORGET else {"xytext": (4, 3), "ha": "left"}
         for a, b, count in zip(x, y, n, strict=True):
-            ax.annotate(str(count), (a, b), xytext=(3, -8), textcoords="offset points", fontsize=small(), color=colour)
+            ax.annotate(str(count), (a, b), **words)
     ax.set_xlim(0.22, 1.02)
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("probability of the verdict")
