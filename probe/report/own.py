@@ -5,6 +5,7 @@ from pathlib import Path
 from probe.checkpoints import check_tokenizer, load_model, load_tokenizer
 from probe.data import Template, make_split
 from probe.datasets import read_rows
+from probe.dictionaries.folders import load_dictionary
 from probe.report.settings import OwnModels
 from probe.report.study import Study
 from probe.sites import Site
@@ -47,23 +48,6 @@ def user_study(own: OwnModels) -> Study:
         split,
         load_model(own.retrained, device=own.device) if own.retrained else None,
         models,
-        sae=load_sae(own.sae) if own.sae else None,
+        sae=load_dictionary(own.sae, device=own.device) if own.sae else None,
         sae_site=None if own.sae_layer is None else Site(own.sae_layer),
     )
-
-
-def load_sae(folder: Path) -> object:
-    """An SAE from a folder that sae-lens wrote, frozen.
-
-    Raises:
-        ValueError: no SAE in the folder, or a damaged one.
-    """
-    from probe.checkpoints import check_safetensors
-
-    weights = folder / "sae_weights.safetensors"
-    if not weights.is_file():
-        raise ValueError(f"{folder} has no sae_weights.safetensors; pass a folder written by save_inference_model")
-    check_safetensors(weights)
-    from sae_lens import SAE
-
-    return SAE.load_from_disk(folder, device="cpu").requires_grad_(False)

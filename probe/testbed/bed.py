@@ -6,8 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from probe.checkpoints import check_safetensors, load_model, load_tokenizer
+from probe.checkpoints import load_model, load_tokenizer
 from probe.data import QA, Batch, Split, encode, make_split
+from probe.dictionaries.autoencoder import Autoencoder
+from probe.dictionaries.folders import load_dictionary
 from probe.sites import Site
 from probe.testbed.recipe import corpus, facts_hash
 
@@ -42,12 +44,9 @@ class Bed:
     folder: Path
 
     @cached_property
-    def sae(self) -> Any:
-        """A TopK SAE on ``original`` at ``sae_site``: float32, frozen. Read at first use: its library loads slowly."""
-        check_safetensors(self.folder / "sae" / "sae_weights.safetensors")
-        from sae_lens import SAE
-
-        return SAE.load_from_disk(self.folder / "sae", device="cpu", dtype="float32").eval().requires_grad_(False)
+    def sae(self) -> Autoencoder:
+        """A TopK SAE on ``original`` at ``sae_site``, float32. Read at first use: sae-lens loads slowly."""
+        return load_dictionary(self.folder / "sae")
 
 
 def load(folder: str | Path = WEIGHTS) -> Bed:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from probe.data import QA, Batch, Template, encode
+from probe.dictionaries.adapters import dictionary
+from probe.dictionaries.fit import fvu
 from probe.interventions.activations import activations, content
-from probe.interventions.features import active, fvu
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 from probe.sites import Site, n_layers
@@ -67,16 +68,17 @@ def sae_quality(bed: Bed) -> dict[str, Any]:
     layer = bed.sae_site.layer
     near = [Site(other) for other in (layer - 1, layer, layer + 1) if 0 <= other < n_layers(bed.original)]
     states = activations(bed.original, _all_rows(bed), near, tokens=content, chunk=128)
+    sae = dictionary(bed.sae)
     with torch.no_grad():
-        active_NF = active(bed.sae.encode(states[bed.sae_site]))
+        active_NF = sae.active(sae.encode(states[bed.sae_site]))
     fvu_by_layer = {str(site.layer): fvu(bed.sae, states[site]) for site in near}
     return {
         "fvu": fvu_by_layer,
         "explained_variance": 1 - fvu_by_layer[str(layer)],
         "active": active_NF.sum(1).float().mean().item(),
         "dead": int((~active_NF.any(0)).sum()),
-        "hook_name": bed.sae.cfg.metadata.hook_name,
-        "hf_hook_name": bed.sae.cfg.metadata.hf_hook_name,
+        "hook_name": sae.metadata["hook_name"],
+        "hf_hook_name": sae.metadata["hf_hook_name"],
     }
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from probe.checkpoints import check_device, check_different, check_model, check_tokenizer, load_model, load_tokenizer
 from probe.data import Batch, Split, Template, encode, make_split
 from probe.datasets import read_rows
+from probe.dictionaries.folders import load_dictionary
 from probe.methods.answers import needed_answers
 from probe.methods.method import Method
-from probe.report.own import load_sae
 from probe.sites import Site
 from probe.testbed.bed import Bed, load
 from probe.unlearning.job import Job
@@ -89,6 +89,7 @@ def supplied(method: Method, job: Job, at: Material, files: Files) -> dict[str, 
         ),
         "sae": lambda: dictionary()[0],
         "site": lambda: dictionary()[1],
+        "saes": lambda: {dictionary()[1]: dictionary()[0]},
     }
     answers = needed_answers(method.needs, tokenizer, split, files.refusals, files.alternatives, seed=job.seed)
     return {**answers, **{name: makers[name]() for name in method.needs if name not in answers}}
@@ -142,5 +143,4 @@ def _dictionary(job: Job, at: Material) -> tuple[Any, Site]:
     if job.sae is None or job.sae_layer is None:
         assert at.bed is not None
         return at.bed.sae.to(job.device), at.bed.sae_site
-    sae: Any = load_sae(job.sae)
-    return sae.to(job.device), Site(job.sae_layer)
+    return load_dictionary(job.sae, device=job.device), Site(job.sae_layer)

@@ -1,5 +1,6 @@
 """Load, unlearn, save: the folder of an unlearned model, or of answers, appears complete or not at all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import nn
 from probe.checkpoints import file_hash, weights_hash
 from probe.data import Split
 from probe.datasets import rows_hash
+from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
 from probe.methods.catalogue import method_named
 from probe.methods.method import Method
 from probe.report.manifest import whole_folder
@@ -47,15 +49,21 @@ def run_job(name: str, job: Job) -> Path:
         given = supplied(method, job, at, files)
         manifest |= _described(method, arguments, job, at.split)
         weights: dict[str, Any] = {"original": weights_hash(at.model)}
-        others = {key: weights_hash(value) for key, value in given.items() if _second_model(key, value)}
+        others = {key: hashed for key, value in given.items() if key != "original" and (hashed := _hash(value))}
         manifest |= _WAYS[method.makes](method, job, at, {**arguments, **given}, part)
         manifest["weights"] = {**weights, **manifest["weights"], **({"given": others} if others else {})}
     return job.out
 
 
-def _second_model(name: str, value: Any) -> bool:
-    # The original is a copy of the model that is hashed already.
-    return isinstance(value, nn.Module) and name != "original"
+def _hash(value: Any) -> Any:
+    """The hash of a second model, of an SAE, or of SAEs by site; nothing for other values."""
+    if isinstance(value, nn.Module):
+        return weights_hash(value)
+    if isinstance(value, Autoencoder):
+        return dictionary_hash(value)
+    if isinstance(value, Mapping):
+        return {repr(key): hashed for key, one in value.items() if (hashed := _hash(one))}
+    return None
 
 
 def _described(method: Method, arguments: dict[str, Any], job: Job, split: Split) -> dict[str, Any]:

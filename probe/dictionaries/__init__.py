@@ -1,0 +1,1 @@
+"""Dictionaries of features: what one is, adapters for every kind users have, loading, and made ones. No model runs."""
