@@ -29,9 +29,12 @@ from probe.diagnostics.fragility import layer_map
 from probe.diagnostics.g_effect import g_effect, token_g_effects
 from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.separability import separability
+from probe.dictionaries.adapters import check_features
+from probe.dictionaries.fit import fvu
 from probe.hooks import captured, edited
 from probe.interventions.activations import activations, cast, content
-from probe.interventions.features import Clamp, check_features, check_site, fvu
+from probe.interventions.attaching import check_site
+from probe.interventions.features import Clamp
 from probe.interventions.steering import Steer, direction_at
 from probe.methods.rmu import rmu
 from probe.metrics.generation import generate

@@ -10,9 +10,11 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 
 from probe.data import Split
+from probe.dictionaries.fit import fvu
 from probe.hooks import captured, edited
 from probe.interventions.activations import activations, answers, check_direction, content
-from probe.interventions.features import Clamp, ScaleFeatures, check_site, fvu, norm_relative
+from probe.interventions.attaching import check_site
+from probe.interventions.features import Clamp, ScaleFeatures, norm_relative
 from probe.interventions.probing import fit_probe
 from probe.interventions.projection import Project
 from probe.interventions.replacement import Noise, Replace, Scale
@@ -399,7 +401,7 @@ class Remembering:
 
 
 def test_check_site_finds_the_layer_and_refuses_its_neighbours_57():
-    model, batch = tiny_llama(), random_batch(rows=32)
+    model, batch = tiny_llama(initializer_range=0.4), random_batch(rows=32)
     found = activations(model, batch, [Site(1)], tokens=content)[Site(1)]
     mean_D = found.mean(0)
     rows_KD = torch.linalg.svd(found - mean_D).Vh[:8]

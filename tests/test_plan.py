@@ -394,9 +394,9 @@ def test_feature_edits_that_do_nothing_change_no_bit():
 
 
 def test_autoencoders_that_do_not_compile_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"GatedSAE cannot be written down as a plan.*not for gated"):
+    with pytest.raises(ValueError, match=r"the SAE \(gated\) cannot be written down as a plan"):
         Clamp(sae("gated"), (1,), 0.0).operation()
-    with pytest.raises(ValueError, match=r"StandardSAE has normalize_activations 'layer_norm'"):
+    with pytest.raises(ValueError, match=r"the SAE \(standard\) normalises by layer_norm"):
         Clamp(sae("standard", normalize_activations="layer_norm"), (1,), 0.0).operation()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,9 +14,13 @@ from probe.attacks.score import Measure, Score
 from probe.attacks.steering_recovery import TOKENS
 from probe.axes import HiddenBTD
 from probe.data import QA
+from probe.dictionaries.adapters import dictionary
 from probe.hooks import edited
-from probe.interventions.activations import activations, check_width
-from probe.interventions.features import Dictionary, check_features, check_site
+from probe.interventions.activations import activations
+from probe.interventions.attaching import check_site
+from probe.interventions.operations import Operation
+from probe.interventions.suppression import Suppress
+from probe.interventions.targets import Always
 from probe.positions import At, not_first
 from probe.sites import Site
 
@@ -25,52 +29,48 @@ MeanF = Float[Tensor, " F"]
 
 @dataclass(frozen=True, eq=False)
 class SetFeatures:
-    """h + decode(f') - decode(f), f'_j = value_j for the chosen j at every token, whether j was active or not.
+    """f'_j = value_j for the chosen j at every token, whether j was active or not: ``Suppress`` with ``Always``.
 
     ``Clamp`` leaves silent features silent; here they are what shall speak again.
 
     Args:
-        sae: anything with ``encode``, ``decode`` and ``W_dec``.
+        sae: anything ``probe.dictionaries.adapters.dictionary`` takes.
         features: ids of the chosen features; none changes no bit.
         value_K: one activation a feature.
     """
 
-    sae: Dictionary = field(repr=False)
+    sae: Any = field(repr=False)
     features: Sequence[int]
     value_K: Float[Tensor, " K"] = field(repr=False)
+    _edit: Suppress = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", check_features(self.sae, self.features))
         if len(self.value_K) != len(self.features):
             raise ValueError(f"{len(self.value_K)} values for {len(self.features)} features; give one each")
+        object.__setattr__(self, "_edit", Suppress(self.sae, self.features, Always(self.value_K)))
 
     def __call__(self, hidden_BTD: HiddenBTD) -> HiddenBTD:
-        check_width(hidden_BTD, self.sae.W_dec.shape[1], "the SAE")
-        if not self.features:
-            return hidden_BTD
-        f_BTF = self.sae.encode(hidden_BTD.to(self.sae.W_dec))
-        index_K = torch.tensor(self.features, device=f_BTF.device)
-        changed_BTF = f_BTF.clone()
-        changed_BTF[..., index_K] = self.value_K.to(f_BTF)
-        # One call for both: SAEs that normalise their input keep its statistics for the next decode only.
-        after_BTD, before_BTD = self.sae.decode(torch.stack([changed_BTF, f_BTF])).unbind(0)
-        return hidden_BTD + (after_BTD - before_BTD).to(hidden_BTD)
+        return self._edit(hidden_BTD)
+
+    def operation(self) -> Operation:
+        """The same edit as data, equal to rounding; see ``Suppress.operation``."""
+        return self._edit.operation()
 
 
 def mean_features(
-    model: nn.Module, facts: Facts, site: Site, sae: Dictionary, *, tokens: Literal["answers", "content"], chunk: int
+    model: nn.Module, facts: Facts, site: Site, sae: Any, *, tokens: Literal["answers", "content"], chunk: int
 ) -> MeanF:
     """Mean activation of every feature over the shown rows' tokens."""
     hidden_ND = activations(model, facts.shown_batch, [site], tokens=TOKENS[tokens], chunk=chunk)[site]
     with torch.no_grad():
-        return sae.encode(hidden_ND.to(sae.W_dec)).mean(0)
+        return dictionary(sae).encode(hidden_ND).mean(0)
 
 
 def reactivate(
     model: nn.Module,
     facts: Facts,
     original: nn.Module,
-    sae: Dictionary,
+    sae: Any,
     site: Site,
     *,
     n_features: Sequence[int],
@@ -101,7 +101,8 @@ def reactivate(
     Raises:
         ValueError: nothing to try, more features than the SAE has, or an SAE that does not belong to ``site``.
     """
-    size = sae.W_dec.shape[0]
+    sae = dictionary(sae)
+    size = sae.n_features
     if not n_features or not factors or min(n_features) < 0 or max(n_features) > size:
         raise ValueError(f"n_features must lie in 0..{size} and factors must be given, got {n_features}, {factors}")
     if tokens not in TOKENS:

@@ -24,7 +24,11 @@ OPERATIONS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "erase": ({"left": "DK", "right": "KD", "mean": "D"}, ()),
     "clamp_features": ({**_SLICES, "value": "K"}, ()),
     "scale_features": (_SLICES, ("factor",)),
+    "clamp_all_features": ({**_SLICES, "value": "K"}, ()),
+    "set_features": ({**_SLICES, "value": "K"}, ()),
     "clamp_top_features": ({**_WHOLE, "value": "K"}, ("k", "noise")),
+    "clamp_all_top_features": ({**_WHOLE, "value": "K"}, ("k", "noise")),
+    "set_top_features": ({**_WHOLE, "value": "K"}, ("k", "noise")),
     "scale_top_features": (_WHOLE, ("factor", "k", "noise")),
 }
 
@@ -111,14 +115,16 @@ def operate(
             if numbers["strength"] == 0
             else (wide - numbers["strength"] * along[..., None] * unit).to(hidden.dtype)
         )
-    if name in ("clamp_features", "scale_features", "clamp_top_features", "scale_top_features"):
+    if name.endswith("features"):
         if numbers.get("factor") == 1:
             return hidden
-        wide = hidden.to(given["encoder"].dtype)
-        before = (wide - given["shift"]) @ given["encoder"] + given["bias"]
+        wide = hidden.to(given["encoder"].dtype) - given["shift"]
+        before = wide @ given["encoder"] + given["bias"]
         if "threshold" in given:
-            # Only the chosen features' encoder columns are needed where one feature does not depend on the others.
-            on = before > given["threshold"]
+            # Only the chosen features' encoder columns are needed where one feature does not depend on the others;
+            # below a plain ReLU's threshold lies rounding noise as large as the terms of its inner product.
+            noise = 1e-5 * wide.norm(dim=-1, keepdim=True) * given["encoder"].norm(dim=0)
+            on = before > torch.where(given["threshold"] > 0, given["threshold"], noise)
         else:
             # The chosen features come first; the others are there to compete with them for the k places.
             strongest = before.topk(int(numbers["k"]), dim=-1).values
@@ -126,6 +132,10 @@ def operate(
             on = (before >= strongest[..., -1:]) & (before > numbers["noise"] * strongest[..., :1].clamp(min=0))
         feature = torch.where(on, before, torch.zeros_like(before))
         after = given["value"].expand_as(feature) if "value" in given else numbers["factor"] * feature
-        moved = torch.where(on, after - feature, torch.zeros_like(feature)) @ given["decoder"]
-        return torch.where(on.any(-1, keepdim=True), hidden + moved.to(hidden.dtype), hidden)
+        if not name.startswith("set"):
+            on = on.any(-1, keepdim=True) if name.startswith("clamp_all") else on
+            after = torch.where(on, after, feature)
+        change = after - feature
+        moved = hidden + (change @ given["decoder"]).to(hidden.dtype)
+        return torch.where((change != 0).any(-1, keepdim=True), moved, hidden)
     raise ValueError(f"operation {name!r} is unknown; this version of the function is too old or the plan is not one")

@@ -1,0 +1,233 @@
+"""From a rule and what was measured to one table: features in order, how many there are, how stable the first are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from probe.data import Batch
+from probe.features.activity import observe
+from probe.features.rules import Role, Rule
+from probe.sites import Site
+
+PerFeatureF = Float[Tensor, " F"]
+
+
+@runtime_checkable
+class Evidence(Protocol):
+    """What rules read, in blocks of groups that can be resampled: ``Activity``, ``Attribution`` or ``Ablation``."""
+
+    @property
+    def fires_F(self) -> Bool[Tensor, " F"]:
+        """Which features are on at any forget token."""
+        ...
+
+    @property
+    def shown(self) -> str:
+        """What was looked at, for messages."""
+        ...
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """How many blocks each side has."""
+        ...
+
+    def weighted(self, forget_G: Tensor, retain_G: Tensor) -> Any:
+        """The same with blocks counted as often as the weights say."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How much of the first n features stays when groups of rows are drawn anew.
+
+    Args:
+        n: features compared; fewer than asked for where the rule admits fewer.
+        overlap: mean over resamples of the share of the n that are among the resample's first n.
+        low, high: percentiles of that share.
+        level: confidence of the interval.
+        resamples: how many.
+        blocks: blocks of groups drawn from, (forget, retain).
+    """
+
+    n: int
+    overlap: float
+    low: float
+    high: float
+    level: float
+    resamples: int
+    blocks: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureTable:
+    """Features that a rule admits, best first; the same for every rule.
+
+    Args:
+        rule: the rule, as it would be written.
+        role: "detect" (a gate's features) or "edit" (features that the answers are made of).
+        site: where the dictionary belongs.
+        order: feature ids, best first; features left out by the rule are not in it.
+        score_F: the rule's score of every feature, minus infinity where left out.
+        fires_F: which features are on at any forget token.
+        stability: one entry per number of features asked about.
+    """
+
+    rule: str
+    role: Role
+    site: Site
+    order: tuple[int, ...] = field(repr=False)
+    score_F: PerFeatureF = field(repr=False)
+    fires_F: Bool[Tensor, " F"] = field(repr=False)
+    stability: tuple[Stability, ...] = ()
+
+    @property
+    def available(self) -> int:
+        """How many features the rule admits."""
+        return len(self.order)
+
+    def top(self, n: int) -> tuple[int, ...]:
+        """The n best features.
+
+        Raises:
+            ValueError: the rule admits fewer.
+        """
+        if not 0 <= n <= len(self.order):
+            raise ValueError(f"asked for {n} features; the rule admits {len(self.order)}; loosen it or ask for fewer")
+        return self.order[:n]
+
+
+def rank(
+    rule: Rule,
+    evidence: Evidence,
+    site: Site,
+    *,
+    candidates: Sequence[int] | None = None,
+    stable_at: Sequence[int] = (),
+    resamples: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> FeatureTable:
+    """Score every feature by the rule and put them in order.
+
+    Args:
+        rule: one of ``rules``, ``attribution`` or ``ablation``, or any function of the evidence with a ``role``.
+        evidence: what it reads.
+        site: where the dictionary belongs.
+        candidates: features that may be chosen; None: all.
+        stable_at: numbers of features whose stability is measured: blocks of groups of both sides are drawn with
+            replacement, and the rule is applied anew.
+        resamples, seed, level: of that bootstrap.
+
+    Raises:
+        ValueError: no candidate is on at any forget token, or a side with one block, which cannot be resampled.
+    """
+    fires_F = evidence.fires_F
+    allowed_F = torch.ones_like(fires_F)
+    if candidates is not None:
+        allowed_F = torch.zeros_like(fires_F)
+        allowed_F[list(candidates)] = True
+    if not bool((fires_F & allowed_F).any()):
+        what = "features" if candidates is None else "candidate features"
+        raise ValueError(
+            f"none of the {int(allowed_F.sum())} {what} is on at any of {evidence.shown} at {site}, so nothing could "
+            "be suppressed; check that the SAE belongs to the model and the site, or choose other rows or candidates"
+        )
+    score_F = torch.where(allowed_F, rule(evidence), -torch.inf)
+    order = _order(score_F)
+    found = tuple(
+        _stability(rule, evidence, order, allowed_F, n, resamples=resamples, seed=seed, level=level) for n in stable_at
+    )
+    return FeatureTable(repr(rule), rule.role, site, order, score_F, fires_F, found)
+
+
+def _order(score_F: PerFeatureF) -> tuple[int, ...]:
+    order = torch.sort(score_F, descending=True, stable=True).indices
+    return tuple(order[score_F[order] > -torch.inf].tolist())
+
+
+def _stability(
+    rule: Rule,
+    evidence: Evidence,
+    order: tuple[int, ...],
+    allowed_F: Tensor,
+    n: int,
+    *,
+    resamples: int,
+    seed: int,
+    level: float,
+) -> Stability:
+    if n < 1 or resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"stability needs n and resamples above 0 and a level in (0, 1), got {n}, {resamples}, {level}"
+        )
+    if min(evidence.blocks) < 2:
+        raise ValueError(
+            f"stability draws groups of rows anew, and one side has a single group ({evidence.blocks[0]} forget, "
+            f"{evidence.blocks[1]} retain); use rows of several groups, or leave stable_at out"
+        )
+    n = min(n, len(order))
+    if n == 0:
+        return Stability(0, 1.0, 1.0, 1.0, level, resamples, evidence.blocks)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = set(order[:n])
+    shares = []
+    for _ in range(resamples):
+        weights = [
+            torch.bincount(torch.randint(k, (k,), generator=generator), minlength=k).double() for k in evidence.blocks
+        ]
+        again_F = torch.where(allowed_F, rule(evidence.weighted(*weights)), -torch.inf)
+        shares.append(len(chosen & set(_order(again_F)[:n])) / n)
+    share_S = torch.tensor(shares, dtype=torch.float64)
+    tail = (1 - level) / 2
+    low, high = torch.quantile(share_S, torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return Stability(n, float(share_S.mean()), low, high, level, resamples, evidence.blocks)
+
+
+def rank_features(
+    model: nn.Module,
+    sae: Any,
+    site: Site,
+    forget: Batch,
+    retain: Batch,
+    *,
+    rule: Rule,
+    special_ids: Sequence[int],
+    chunk: int = 32,
+    stable_at: Sequence[int] = (),
+    seed: int = 0,
+) -> FeatureTable:
+    """Rank features by their activity on forget and retain tokens: ``observe`` and ``rank`` in one call.
+
+    Args:
+        model: the model that will be edited.
+        sae: its SAE at ``site``; see ``probe.interventions.attaching``.
+        site: where both live.
+        forget, retain: rows to choose on; report on others.
+        rule: one of ``probe.features.rules``.
+        special_ids: token ids left out, ``tokenizer.all_special_ids``, say.
+        chunk: rows per forward pass.
+        stable_at, seed: see ``rank``.
+
+    Raises:
+        ValueError: no token is left on a side, no feature is on, or the SAE has another width than the model.
+    """
+    values = getattr(rule, "needs_values", False)
+    found = observe(model, {site: sae}, forget, retain, special_ids=special_ids, values=values, chunk=chunk)[site]
+    return rank(rule, found, site, stable_at=stable_at, seed=seed)
+
+
+def random_active_features(table: FeatureTable, n: int, *, seed: int) -> tuple[int, ...]:
+    """The control: n features drawn from all that are ever on at forget tokens.
+
+    Raises:
+        ValueError: fewer than n are ever on.
+    """
+    on_K = table.fires_F.nonzero().flatten().cpu()
+    if not 0 <= n <= len(on_K):
+        raise ValueError(f"asked for {n} random features; {len(on_K)} are ever active on the forget tokens")
+    drawn = torch.randperm(len(on_K), generator=torch.Generator().manual_seed(seed))[:n]
+    return tuple(on_K[drawn].tolist())

@@ -1,0 +1,1 @@
+"""SAE suppression from choice to verdict: dose and response, controls, audits of what was baked into weights."""

@@ -1,0 +1,267 @@
+"""What is tried: features of an SAE under several rules, and the controls that any claim has to beat."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from probe.axes import HiddenND
+from probe.data import Split
+from probe.dictionaries.adapters import dictionary
+from probe.dictionaries.dictionary import Dictionary
+from probe.dictionaries.fit import mean_active
+from probe.dictionaries.made import neuron_dictionary, random_dictionary
+from probe.features.activity import observe
+from probe.features.attribution import ByEffect, attribute
+from probe.features.ranking import FeatureTable, random_active_features, rank
+from probe.harvest import harvest
+from probe.interventions.directions import leace
+from probe.interventions.projection import Project
+from probe.interventions.retained import retained_in
+from probe.interventions.steering import difference_of_means
+from probe.interventions.suppression import Suppress
+from probe.interventions.targets import Mode, Scale, Zero
+from probe.objectives.token import nll
+from probe.positions import Intervention, NotIds
+from probe.sites import Site
+
+Source = Literal["SAE", "random features", "random dictionary", "neuron basis", "difference of means", "LEACE", "given"]
+CONTROLS: tuple[Source, ...] = (
+    "random features",
+    "random dictionary",
+    "neuron basis",
+    "difference of means",
+    "LEACE",
+)
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How hard features are pushed.
+
+    Args:
+        kind: "zero", "scale" (f' = -amount f) or "push" (to -amount median residual norms, ``Retained.push``).
+        amount: 0 for "zero".
+
+    Raises:
+        ValueError: an unknown kind, or an amount that is not positive where one is needed.
+    """
+
+    kind: Literal["zero", "scale", "push"]
+    amount: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("zero", "scale", "push"):
+            raise ValueError(f"a strength is zero, scale or push, got {self.kind!r}")
+        if (self.amount > 0) == (self.kind == "zero"):
+            raise ValueError(f"{self.kind} takes {'no' if self.kind == 'zero' else 'a positive'} amount")
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "zero" else f"{self.kind} {self.amount:g}"
+
+
+STRENGTHS = (
+    Strength("zero"),
+    *(Strength("scale", c) for c in (1.0, 3.0, 10.0)),
+    *(Strength("push", c) for c in (0.1, 0.3, 1.0, 3.0)),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One edit that may be chosen.
+
+    Args:
+        source: whose features, or which control.
+        rule: what ranked them; empty where nothing was ranked.
+        asked, n: features asked for, and how many the rule admits of them.
+        strength: how hard.
+        site: where.
+        edit: the edit itself.
+        features: their ids; none for directions.
+    """
+
+    source: Source
+    rule: str
+    asked: int
+    n: int
+    strength: Strength
+    site: Site
+    edit: Intervention = field(repr=False)
+    features: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        what = f"{self.n} features, " if self.n else ""
+        return f"{self.source}{f' by {self.rule}' if self.rule else ''}: {what}{self.strength}"
+
+
+def candidates(
+    model: nn.Module,
+    sae: Any,
+    site: Site,
+    select: Split,
+    *,
+    rules: Sequence[Any],
+    counts: Sequence[int],
+    strengths: Sequence[Strength] = STRENGTHS,
+    controls: Sequence[Source] = CONTROLS,
+    special_ids: Sequence[int],
+    seed: int = 0,
+    chunk: int = 32,
+) -> list[Candidate]:
+    """Every rule x number of features x strength, for the SAE and for the controls.
+
+    Features are ranked, strengths are measured and directions are found on ``select`` alone. The random dictionary has
+    the SAE's width and sparsity; it and the neuron basis are ranked by the same rules. Directions take the strengths as
+    multiples of the component along them: "zero" removes it, "scale c" sets it to -c times itself, "push" has no
+    meaning there.
+
+    Args:
+        model: the model that is edited.
+        sae: the dictionary at ``site``.
+        site: where edits act.
+        select: rows to choose on.
+        rules: of ``probe.features.rules`` or ``probe.features.attribution``.
+        counts: numbers of features; a rule that admits fewer gives what it has, once.
+        strengths: how hard.
+        controls: which controls; none is allowed and warned about by those who report.
+        special_ids: tokens that count nowhere.
+        seed: of random features and dictionary.
+        chunk: rows per forward pass.
+
+    Raises:
+        ValueError: no rule, count or strength, an unknown control, or a forget side on which no feature is on.
+    """
+    if not rules or not counts or not strengths or min(counts) < 1:
+        raise ValueError(
+            f"give rules, counts above 0 and strengths; got {len(rules)}, {list(counts)}, {len(strengths)}"
+        )
+    unknown = set(controls) - set(CONTROLS)
+    if unknown:
+        raise ValueError(f"no control {sorted(unknown)[0]!r}; there are {', '.join(CONTROLS)}")
+    found = dictionary(sae)
+    given = _Given(model, site, select, tuple(special_ids), chunk)
+    made: list[Candidate] = []
+    tables = _ranked(given, found, rules)
+    made += _of_features(given, found, "SAE", tables, counts, strengths)
+    if "random features" in controls:
+        made += _random(given, found, next(iter(tables.values())), counts, strengths, seed)
+    mean_D = given.retain_ND.mean(0)
+    active = max(1, round(mean_active(found, given.retain_ND)))
+    others: dict[Source, Dictionary] = {
+        "random dictionary": random_dictionary(
+            found.width, found.n_features, active=active, seed=seed, mean_D=mean_D.to(found.directions_FD)
+        ),
+        "neuron basis": neuron_dictionary(found.width, mean_D=mean_D.to(found.directions_FD)),
+    }
+    for source, other in others.items():
+        if source in controls:
+            made += _of_features(given, other, source, _ranked(given, other, rules), counts, strengths)
+    if "difference of means" in controls:
+        direction_D = difference_of_means(given.forget_ND, given.retain_ND)
+        for strength in strengths:
+            if strength.kind != "push":
+                edit = Project(direction_D, strength=1.0 + strength.amount)
+                made.append(Candidate("difference of means", "", 0, 0, strength, site, edit))
+    if "LEACE" in controls:
+        hidden_ND = torch.cat([given.forget_ND, given.retain_ND])
+        labels_N = torch.cat([torch.ones(len(given.forget_ND)), torch.zeros(len(given.retain_ND))]).long()
+        made.append(Candidate("LEACE", "", 0, 0, Strength("zero"), site, leace(hidden_ND, labels_N)))
+    return made
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    model: nn.Module
+    site: Site
+    select: Split
+    special_ids: tuple[int, ...]
+    chunk: int
+    forget_ND: HiddenND = field(init=False)
+    retain_ND: HiddenND = field(init=False)
+
+    def __post_init__(self) -> None:
+        kept = NotIds(self.special_ids)
+        for side, batch in (("forget_ND", self.select.forget), ("retain_ND", self.select.retain)):
+            states = harvest(self.model, batch.chunks(self.chunk), [self.site], positions=kept)[self.site]
+            object.__setattr__(self, side, states)
+
+
+def _ranked(given: _Given, found: Dictionary, rules: Sequence[Any]) -> dict[str, FeatureTable]:
+    """A table a rule; activity and attribution are measured once, and only where a rule asks."""
+    sides = (given.select.forget, given.select.retain)
+    evidence: dict[str, Any] = {}
+    tables = {}
+    for rule in rules:
+        kind = "attribution" if isinstance(rule, ByEffect) else "activity"
+        if kind not in evidence:
+            evidence[kind] = (
+                attribute(given.model, {given.site: found}, *sides, objective=nll, special_ids=given.special_ids)
+                if kind == "attribution"
+                else observe(
+                    given.model,
+                    {given.site: found},
+                    *sides,
+                    special_ids=given.special_ids,
+                    values=any(getattr(r, "needs_values", False) for r in rules),
+                    chunk=given.chunk,
+                )
+            )[given.site]
+        table = rank(rule, evidence[kind], given.site)
+        tables[table.rule] = table
+    return tables
+
+
+def _of_features(
+    given: _Given,
+    found: Dictionary,
+    source: Source,
+    tables: dict[str, FeatureTable],
+    counts: Sequence[int],
+    strengths: Sequence[Strength],
+) -> Iterator[Candidate]:
+    for rule, table in tables.items():
+        seen = set()
+        for asked in sorted(counts):
+            n = min(asked, table.available)
+            if n and n not in seen:
+                seen.add(n)
+                yield from _edits(given, found, source, rule, asked, table.top(n), strengths)
+
+
+def _random(
+    given: _Given,
+    found: Dictionary,
+    table: FeatureTable,
+    counts: Sequence[int],
+    strengths: Sequence[Strength],
+    seed: int,
+) -> Iterator[Candidate]:
+    for asked in sorted(counts):
+        n = min(asked, int(table.fires_F.sum()))
+        features = random_active_features(table, n, seed=seed)
+        yield from _edits(given, found, "random features", "", asked, features, strengths)
+
+
+def _edits(
+    given: _Given,
+    found: Dictionary,
+    source: Source,
+    rule: str,
+    asked: int,
+    features: tuple[int, ...],
+    strengths: Sequence[Strength],
+) -> Iterator[Candidate]:
+    like = retained_in(found, features, given.retain_ND)
+    for strength in strengths:
+        mode: Mode = Zero()
+        if strength.kind == "scale":
+            mode = Scale(-strength.amount)
+        elif strength.kind == "push":
+            mode = like.push(strength.amount)
+        edit = Suppress(found, features, mode)
+        yield Candidate(source, rule, asked, len(features), strength, given.site, edit, features)
