@@ -26,7 +26,8 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
     Args:
         name: folder with ``config.json`` and ``*.safetensors``, or ``owner/model``.
         dtype: what weights are cast to; half precision is slow on CPUs.
-        device: where the model goes.
+        device: where the model goes; "auto" spreads it over all GPUs (accelerate's device map), for a model that does
+            not fit one.
 
     Returns:
         the model in eval mode.
@@ -37,10 +38,16 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
     source = _source(name)
     from transformers import AutoModelForCausalLM
 
+    spread = device == "auto"
     model: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, trust_remote_code=False, use_safetensors=True, local_files_only=Path(source).is_dir()
+        source,
+        dtype=dtype,
+        trust_remote_code=False,
+        use_safetensors=True,
+        local_files_only=Path(source).is_dir(),
+        device_map="auto" if spread else None,
     )
-    return model.to(device).eval()
+    return model.eval() if spread else model.to(device).eval()
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -240,6 +247,8 @@ def check_device(device: str) -> None:
     Raises:
         ValueError: torch cannot put a tensor there; its reason is given.
     """
+    if device == "auto":
+        return
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -11,6 +11,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 # Lower numbers are lower rooms; a module imports rooms of a lower number or its own room.
 LEVEL = {
     "axes": 0,
+    "display": 0,
     "rows": 0,
     "records": 0,
     "modes": 0,
@@ -40,14 +41,16 @@ LEVEL = {
     "testing": 9,
     "figures": 9,
     "sweep": 9,
+    "commands": 9,
     "sae": 10,
     "report": 11,
     "verdict": 11,
     "unlearning": 12,
     "evaluation": 12,
     "lenses": 12,
-    "cli": 13,
-    "__main__": 14,
+    "swept": 13,
+    "cli": 14,
+    "__main__": 15,
     "__init__": 0,
 }
 

@@ -1,0 +1,137 @@
+"""What a function can be told from a file: its parameters, and the fields of those that are dataclasses."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from probe.sweep.cell import canonical
+
+OUT = "out"
+"""The field that every cell gets from the sweep: a folder of its own."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing to be told.
+
+    Args:
+        name: of the field.
+        kind: its annotation; ``Any`` without one.
+        default: its JSON value, or MISSING.
+        parameter: of the function.
+        made: the dataclass that the parameter is, if it is one.
+    """
+
+    name: str
+    kind: Any
+    default: Any
+    parameter: str
+    made: type | None = None
+
+    @property
+    def is_path(self) -> bool:
+        """Whether it names a file or folder."""
+        return self.kind is Path or Path in get_args(self.kind)
+
+
+def fields_of(run: Callable[..., Any], name: str) -> dict[str, Field]:
+    """The fields of a function, in order.
+
+    Args:
+        run: every parameter is a field of its own, or a dataclass whose fields count.
+        name: what the function is called in messages.
+
+    Raises:
+        ValueError: parameters that have no name of their own, or two fields of one name.
+    """
+    hints = get_type_hints(run)
+    found: dict[str, Field] = {}
+    for parameter in inspect.signature(run).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise ValueError(f"{name} takes {parameter}; a sweep file needs a function whose parameters all have names")
+        kind = hints.get(parameter.name, Any)
+        if isinstance(kind, type) and is_dataclass(kind):
+            inner = get_type_hints(kind)
+            new = [Field(f.name, inner[f.name], _default(f), parameter.name, kind) for f in fields(kind) if f.init]
+        else:
+            default = MISSING if parameter.default is parameter.empty else parameter.default
+            new = [Field(parameter.name, kind, default, parameter.name)]
+        for one in new:
+            if one.name in found:
+                raise ValueError(f"{name} has two fields called {one.name}; rename one")
+            found[one.name] = one
+    return {key: _written(one) for key, one in found.items()}
+
+
+def value_of(known: Mapping[str, Field], name: str, value: Any, where: str) -> Any:
+    """A value from a file as canonical JSON value of its field's type: 1 for a float becomes 1.0.
+
+    Raises:
+        ValueError: an unknown field, or a value of another type.
+    """
+    if name not in known:
+        listed = [one for one in known if one != OUT]
+        near = get_close_matches(name, listed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"{where}: unknown field {name!r}; {hint}known fields: {', '.join(listed) or 'none'}")
+    if name == OUT:
+        raise ValueError(f"{where}: out is not set there; every cell gets a folder of its own from the sweep")
+    adapter = _adapter(known[name].kind)
+    try:
+        return adapter.dump_python(adapter.validate_json(canonical(value), strict=True), mode="json")
+    except (ValueError, TypeError) as error:
+        faults: Any = getattr(error, "errors", list)()
+        reason = faults[0]["msg"] if faults else str(error)
+        raise ValueError(f"{where}: {name} = {value!r} does not fit ({reason}); {_expected(known[name])}") from None
+
+
+def arguments(known: Mapping[str, Field], values: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Keyword arguments of the function from JSON values; absent fields keep their defaults.
+
+    Raises:
+        ValueError: what a dataclass says of its own values.
+    """
+    found: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    for name, field in known.items():
+        if field.made is not None:
+            parts.setdefault(field.parameter, {})
+        if name == OUT:
+            value = out
+        elif name in values:
+            value = _adapter(field.kind).validate_json(canonical(values[name]), strict=True)
+        else:
+            continue
+        (found if field.made is None else parts[field.parameter])[name] = value
+    made = {field.parameter: field.made for field in known.values() if field.made is not None}
+    return {**found, **{parameter: made[parameter](**part) for parameter, part in parts.items()}}
+
+
+@cache
+def _adapter(kind: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _default(field: Any) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _written(field: Field) -> Field:
+    """The same with its default as JSON: it is part of what determines a cell."""
+    if field.default is MISSING:
+        return field
+    default = _adapter(field.kind).dump_python(field.default, mode="json", warnings=False)
+    return Field(field.name, field.kind, default, field.parameter, field.made)
+
+
+def _expected(field: Field) -> str:
+    kind = field.kind
+    return f"expected {getattr(kind, '__name__', None) if isinstance(kind, type) else str(kind).replace('typing.', '')}"
