@@ -106,14 +106,13 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
             model, or gradient checkpointing together with an edit inside a block (its gradients would be wrong).
     """
     _check(model)
-    listed = [
-        (site, one) for site, given in edits.items() for one in (given if isinstance(given, Sequence) else (given,))
-    ]
+    listed = [(site, one) for site, some in edits.items() for one in (some if isinstance(some, Sequence) else (some,))]
     counter = Counter()
 
     def writer(site: Site, given: Intervention) -> Callable[[Tensor, Tensor | None], Tensor]:
-        inner = given.intervention if isinstance(given, At) else given
-        reads_input = getattr(inner, "reads_input", False)
+        inner: Any = given.intervention if isinstance(given, At) else given
+        reads_input, reads_tokens = (bool(getattr(inner, name, False)) for name in ("reads_input", "reads_tokens"))
+        act = inner.following() if reads_tokens else inner
         if reads_input and (site.part != "block" or site.side == "in"):
             raise ValueError(f"{type(inner).__name__} needs what enters a block; {site} is not a block output")
 
@@ -122,10 +121,10 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
             if isinstance(given, At):
                 assert counter.tokens is not None
                 mask_BT = chosen(given.positions, counter.tokens, before_BTD)
-                if not bool(mask_BT.any()):
+                if not reads_tokens and not bool(mask_BT.any()):
                     return before_BTD
             try:
-                after_BTD = inner(before_BTD, entering) if reads_input else inner(before_BTD)  # type: ignore[call-arg]
+                after_BTD = act(before_BTD, *[entering] * reads_input, *[counter.tokens] * reads_tokens)
             except ValueError as error:
                 raise ValueError(f"at {site}: {error}") from error
             if _kind(after_BTD) != _kind(before_BTD):
@@ -140,7 +139,7 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
 
     with ExitStack() as stack:
         _run_eagerly(stack)
-        if any(isinstance(one, At) for _, one in listed):
+        if any(isinstance(one, At) or getattr(one, "reads_tokens", False) for _, one in listed):
             _count(stack, model, counter)
         for site, one in listed:
             _register(stack, place_of(model, site), writer(site, one), edit=True)
@@ -268,13 +267,14 @@ def _run_eagerly(stack: ExitStack) -> None:
 
 
 def _count(stack: ExitStack, model: nn.Module, counter: Counter) -> None:
-    """Have ``counter`` see what every forward is given, before any other hook runs."""
+    """Have ``counter`` see what every forward is given, before any other hook runs, and what it leaves in a cache."""
     names = tuple(inspect.signature(unwrapped(model).forward).parameters)
 
     def see(module: nn.Module, args: Any, kwargs: Any) -> None:
         counter.see({**dict(zip(names, args, strict=False)), **kwargs})
 
     _add(stack, unwrapped(model), see, "in")
+    _add(stack, unwrapped(model), lambda m, args, kwargs, output: counter.leave(output), "out")
 
 
 def _check(model: nn.Module) -> None:

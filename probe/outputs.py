@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -27,3 +28,28 @@ def hidden_in(output: Any) -> Tensor:
 def with_hidden(output: Any, hidden_BTD: Tensor) -> Any:
     """The same kind of output with other hidden states."""
     return hidden_BTD if isinstance(output, Tensor) else (hidden_BTD, *output[1:])
+
+
+def kept_in(cache: Any) -> Tensor | None:
+    """What a cache's last layer keeps about each row's tokens: keys, or the state of a recurrence."""
+    for layer in reversed(getattr(cache, "layers", None) or ()):
+        states = [
+            s for name in ("recurrent_states", "conv_states") for s in (getattr(layer, name, None) or {}).values()
+        ]
+        for held in (getattr(layer, "keys", None), *states):
+            if isinstance(held, Tensor) and held.numel():
+                return held
+    return None
+
+
+def rows_before(now: Tensor | None, before: Tensor | None, n_rows: int) -> Tensor | None:
+    """Which row of ``before`` each of ``n_rows`` rows of ``now`` is: beam search puts them in another order.
+
+    None where it cannot be told.
+    """
+    if now is None or before is None or len(now) != n_rows or now.shape[1:] != before.shape[1:]:
+        return None
+    if now is before:
+        return torch.arange(n_rows, device=now.device)
+    same_BB = torch.stack([(row == before).flatten(1).all(1) for row in now])
+    return same_BB.long().argmax(1) if bool(same_BB.any(1).all()) else None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from probe.axes import GroupB, HiddenBTD, MaskBT, TokensBT
+from probe.outputs import kept_in, rows_before
 
 Intervention = Callable[[HiddenBTD], HiddenBTD]
 
@@ -28,6 +29,8 @@ class Tokens:
         prompt_B: how many real tokens each row's prompt has. In generation the prompt is what the first forward
             saw; a plain forward is all prompt.
         id_BT: token ids; None if the model was given embeddings.
+        from_B: which row of the forward before each row goes on with, for those who keep something about the tokens
+            in a cache: beam search puts rows in another order. None: nothing is cached, or it cannot be told.
     """
 
     index_BT: TokensBT
@@ -35,6 +38,7 @@ class Tokens:
     real_BT: MaskBT
     prompt_B: GroupB
     id_BT: TokensBT | None
+    from_B: GroupB | None = None
 
 
 Positions = Callable[[Tokens], MaskBT]
@@ -189,6 +193,7 @@ class Counter:
     real_B: Tensor | None = None
     previous_BT: Tensor | None = None
     cache: weakref.ref[Any] | None = None
+    kept: Tensor | None = None
     tokens: Tokens | None = None
 
     def see(self, given: dict[str, Any]) -> None:
@@ -235,7 +240,13 @@ class Counter:
         self.columns, self.real_B = past + n_new, before_B + real_BT.sum(1)
         self.previous_BT = ids_BT if past == 0 else None
         column_BT = torch.arange(past, past + n_new, device=shown.device).expand(n_rows, n_new)
-        self.tokens = Tokens(index_BT, column_BT, real_BT, self.prompt_B, ids_BT)
+        from_B = rows_before(kept_in(_cache(given)), self.kept, n_rows) if past else None
+        self.kept = None
+        self.tokens = Tokens(index_BT, column_BT, real_BT, self.prompt_B, ids_BT, from_B)
+
+    def leave(self, output: Any) -> None:
+        """Take note of what a forward left in its cache."""
+        self.kept = kept_in(_cache(output)) if isinstance(output, dict) else None
 
     def _past(self, given: dict[str, Any], mask: Tensor | None, n_new: int) -> int:
         cache = _cache(given)

@@ -186,11 +186,9 @@ def _clamp(width):
 
     def formula(h, _):
         f = sae.encode(h)
-        g, on = f.clone(), f[..., chosen] > 1e-5 * f.amax(-1, keepdim=True)
-        g[..., chosen] = torch.where(on, torch.tensor(-0.9), f[..., chosen])
-        # Both decoded in one call: a matrix product's last bits depend on how many rows it is given.
-        after, before = torch.stack([g, f]) @ sae.W_dec
-        return torch.where(on.any(-1, keepdim=True), h + (after - before), h)
+        on = f[..., chosen] > 1e-5 * f.amax(-1, keepdim=True)
+        change = torch.where(on, -0.9 - f[..., chosen], 0.0)
+        return torch.where(on.any(-1, keepdim=True), h + change @ sae.W_dec[chosen], h)
 
     return Clamp(sae, chosen, -0.9), formula
 

@@ -315,27 +315,27 @@ def test_a_quantile_is_that_of_the_retain_scores():
     assert rates.true_positive.share == 1.0
 
 
-def test_a_planted_trigger_is_found_at_its_rate_and_behind_filler_by_a_cumulative_sum_only():
+def test_a_planted_trigger_is_found_at_its_rate_and_behind_filler_but_by_a_rate():
     model, found = concept()
     sides = {
-        "calibration": texts(199, 40, 0.05, 0),
-        "held out": texts(200, 40, 0.05, 1),
-        "forget": texts(40, 9, 0.75, 2),
-        "filler": texts(60, 40, 0.05, 3),
+        "calibration": texts(199, 61, 0.15, 0),
+        "held out": texts(200, 61, 0.15, 1),
+        "forget": texts(40, 11, 0.85, 2),
+        "filler": texts(60, 61, 0.15, 3),
     }
     seen = {name: firing(model, batch, SITE, found, (3,), positions=CONTENT, chunk=64) for name, batch in sides.items()}
     triggers = torch.isin(sides["forget"].tokens_BT, torch.tensor(TRIGGERS))
     assert torch.equal(seen["forget"].fired_BT, triggers)
     assert not seen["forget"].counted_BT[:, 0].any()
     gates = []
-    for gate in (Rate(least=5), Cusum(0.37), Window(12, hold=True)):
+    for gate in (Rate(least=10), Cusum(0.43), Window(12, hold=True)):
         calibrated = conformal(gate, seen["calibration"], forget=seen["forget"], alpha=0.05)
         rates = gate_rates(calibrated, seen["held out"], seen["forget"])
         assert rates.false_positive.low <= 0.05
         assert rates.false_positive.high >= 0.05 or not isinstance(gate, Cusum)
         assert rates.true_positive.share > 0.9
         gates.append(calibrated.gate)
-    lengths = [8 * times for times in (0, 1, 5, 20, 50)]
+    lengths = [10 * times for times in (0, 1, 5, 20, 50)]
     rate, cusum, window = dilution_curve(
         model, gates, sides["forget"], sides["filler"], SITE, found, (3,),
         positions=CONTENT, lengths=lengths, seed=0, chunk=20,

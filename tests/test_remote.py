@@ -45,18 +45,18 @@ def has(model, site) -> bool:
 
 
 def feature_edits() -> list[Operation]:
-    """Four edits of two features each: slices of an encoder, and a whole one whose features compete."""
+    """Every edit of two features: by slices of an encoder, and by a whole one whose features compete."""
     generator = torch.Generator().manual_seed(13)
     encoder_DF, decoder_KD = torch.randn(WIDTH, 8, generator=generator), torch.randn(2, WIDTH, generator=generator) / 6
     shared = {"shift": vector(14) / 6, "decoder": decoder_KD}
     slices = {**shared, "encoder": encoder_DF[:, :2], "bias": vector(15, 2), "threshold": torch.zeros(2)}
     whole = {**shared, "encoder": encoder_DF, "bias": vector(16, 8)}
-    value = {"value": torch.tensor([-1.0, -0.5])}
+    value, top = {"value": torch.tensor([-1.0, -0.5])}, {"k": 3, "noise": 1e-5}
     return [
-        Operation("clamp_features", {**slices, **value}),
+        *(Operation(f"{verb}_features", {**slices, **value}) for verb in ("clamp", "clamp_all", "set")),
         Operation("scale_features", slices, {"factor": -1.0}),
-        Operation("clamp_top_features", {**whole, **value}, {"k": 3, "noise": 1e-5}),
-        Operation("scale_top_features", whole, {"factor": 0.0, "k": 3, "noise": 1e-5}),
+        *(Operation(f"{verb}_top_features", {**whole, **value}, top) for verb in ("clamp", "clamp_all", "set")),
+        Operation("scale_top_features", whole, {"factor": 0.0, **top}),
     ]
 
 

@@ -14,6 +14,7 @@ from probe.dictionaries.coding import Gated, JumpRelu, Linear, Relu, TopK
 from probe.hooks import captured, edited
 from probe.interventions.features import Clamp, ScaleFeatures
 from probe.interventions.plan import compile_plan, load_plan
+from probe.interventions.reach import reach
 from probe.interventions.retained import Retained, retained
 from probe.interventions.suppression import Suppress, chosen_features
 from probe.interventions.targets import Always, Constant, Resample, Scale, Together, Zero
@@ -348,6 +349,27 @@ def test_scaling_the_stream_leaves_the_effect_of_a_push():
     assert not torch.allclose(
         logits(larger, batch, {SITE: absolute}) - before, logits(model, batch, {SITE: absolute}) - before
     )
+
+
+def test_reach_is_measured_where_the_edit_acts():
+    model, batch, found = tiny_llama(), random_batch(rows=10), made("jumprelu", dtype=torch.float32)
+    edit = Suppress(found, (2,), Constant(-4.0))
+    kept = NotIds((1, 2, 30))
+    with torch.no_grad(), captured(model, [SITE]) as there:
+        model(**batch.inputs, use_cache=False)
+    hidden_ND = there[SITE][batch.attention_BT & (batch.tokens_BT != 30)]
+    f_N = found.encode(hidden_ND)[:, 2]
+    moved_N = ((f_N + 4) * found.directions_FD[2].norm() / hidden_ND.norm(dim=1))[f_N > 0]
+    measured = reach(model, batch, SITE, At(edit, kept), positions=kept, chunk=3)
+    assert measured.n_tokens == len(f_N)
+    assert measured.touched == pytest.approx((f_N > 0).float().mean().item())
+    assert 0 < measured.touched < 1
+    assert measured.relative == pytest.approx(moved_N.median().item(), rel=1e-4)
+    nothing = reach(model, batch, SITE, Suppress(found, (), Zero()), positions=kept)
+    assert nothing.touched == 0
+    assert np.isnan(nothing.relative)
+    with pytest.raises(ValueError, match="no token of the 10 rows"):
+        reach(model, batch, SITE, edit, positions=NotIds(tuple(range(48))))
 
 
 # Bad input

@@ -132,10 +132,8 @@ def operate(
             on = (before >= strongest[..., -1:]) & (before > numbers["noise"] * strongest[..., :1].clamp(min=0))
         feature = torch.where(on, before, torch.zeros_like(before))
         after = given["value"].expand_as(feature) if "value" in given else numbers["factor"] * feature
-        if not name.startswith("set"):
-            on = on.any(-1, keepdim=True) if name.startswith("clamp_all") else on
-            after = torch.where(on, after, feature)
-        change = after - feature
+        changed = on.any(-1, keepdim=True) if name.startswith("clamp_all") else on | name.startswith("set")
+        change = torch.where(changed, after - feature, torch.zeros_like(feature))
         moved = hidden + (change @ given["decoder"]).to(hidden.dtype)
         return torch.where((change != 0).any(-1, keepdim=True), moved, hidden)
     raise ValueError(f"operation {name!r} is unknown; this version of the function is too old or the plan is not one")
