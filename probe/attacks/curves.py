@@ -1,5 +1,10 @@
-"""Attacks that train: scores at chosen steps of fine-tuning, over seeds, beside a model that never knew."""
+"""Attacks that train: scores at chosen steps of fine-tuning, over seeds, beside a model that never knew.
 
+What runs of several seeds share is done once: encoding what is trained on, scoring before the first step. Training k
+copies at once with stacked weights (torch.vmap) costs more on a CPU, see ``benchmarks.relearning``.
+"""
+
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +19,8 @@ from probe.attacks.recovery import Interval, Outcome, Recovery, interval
 from probe.attacks.restoring import kept
 from probe.attacks.score import Measure, Score, averaged
 from probe.data import Batch
+from probe.datasets import rows_hash
+from probe.display import table
 from probe.objectives import Objective
 from probe.train import Term, minimise
 
@@ -63,10 +70,16 @@ class Training:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Scores of one model: for each seed, one score a step."""
+    """Scores of one model: for each seed, one score a step.
+
+    Args:
+        held, shown: scores of the held-out and of the shown rows.
+        conditions: a hash of what else than the model they depend on.
+    """
 
     held: tuple[tuple[Score, ...], ...] = field(repr=False)
     shown: tuple[tuple[Score, ...], ...] = field(repr=False)
+    conditions: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +149,13 @@ class Curves:
         theirs = None if self.reference is None else _outcome(self.reference)
         return Recovery(self.attack, settings, _outcome(self.model), theirs, self.groups)
 
+    def _repr_html_(self) -> str:
+        columns = {"model": self.curve().mean(0)}
+        if self.reference is not None:
+            columns["never knew"] = self.curve(of="reference").mean(0)
+        note = f"{self.attack}: probability of held-out answers; {self.recovery.finding()}"
+        return table({"step": self.steps, **columns}, note=note)
+
     def _reference(self) -> Run:
         if self.reference is None:
             raise ValueError(f"{self.attack} was run without a reference; pass a model that never knew the facts")
@@ -150,22 +170,34 @@ def trained(
     data: Batch,
     training: Training,
     *,
-    reference: nn.Module | None,
+    reference: nn.Module | Run | None,
     progress: bool,
 ) -> Curves:
-    """Fine-tune for every seed, score on the way, and give every weight its bits back."""
+    """Fine-tune for every seed, score on the way, and give every weight its bits back.
+
+    Raises:
+        ValueError: the reference's curves are of another attack.
+    """
+    conditions = _conditions(attack, facts, objective, data, training)
 
     def run(one: nn.Module, name: str) -> Run:
-        held, shown = [], []
+        # Before the first step all seeds are the same model.
+        seeds, start = [], _scores(one, facts)
         for seed in training.seeds:
-            scores = _one_seed(
-                one, facts, objective, data, training, seed, f"{name}, seed {seed}" if progress else None
-            )
-            held.append(tuple(h for h, _ in scores))
-            shown.append(tuple(s for _, s in scores))
-        return Run(tuple(held), tuple(shown))
+            shown = f"{name}, seed {seed}" if progress else None
+            seeds.append([start, *_one_seed(one, facts, objective, data, training, seed, shown)])
+        held, shown_rows = (tuple(tuple(pair[side] for pair in seed) for seed in seeds) for side in (0, 1))
+        return Run(held, shown_rows, conditions)
 
-    theirs = None if reference is None else run(reference, f"{attack} (reference)")
+    if isinstance(reference, Run):
+        theirs: Run | None = reference
+        if reference.conditions != conditions:
+            raise ValueError(
+                f"the reference's curves were not made by this {attack}: its rows, scoring, objective or training "
+                "differ; pass the reference model itself"
+            )
+    else:
+        theirs = None if reference is None else run(reference, f"{attack} (reference)")
     return Curves(attack, training, training.scored, run(model, attack), theirs, facts.held_groups)
 
 
@@ -178,15 +210,13 @@ def _one_seed(
     seed: int,
     progress: str | None,
 ) -> list[tuple[Score, Score]]:
+    """Scores at the steps after step 0."""
     scores: list[tuple[Score, Score]] = []
 
     def look(step: int, _: nn.Module) -> None:
         if step in training.scored:
-            # One pass over all rows; they are taken apart afterwards.
-            found = facts.score(model, (*facts.held, *facts.shown), facts.template)
-            scores.append((_rows(found, 0, len(facts.held)), _rows(found, len(facts.held), len(found))))
+            scores.append(_scores(model, facts))
 
-    look(0, model)
     if training.steps == 0:
         return scores
     with kept(model), torch.enable_grad():
@@ -203,6 +233,21 @@ def _one_seed(
             observe=look,
         )
     return scores
+
+
+def _scores(model: nn.Module, facts: Facts) -> tuple[Score, Score]:
+    """Held-out and shown rows, in one pass; they are taken apart afterwards."""
+    found = facts.score(model, (*facts.held, *facts.shown), facts.template)
+    return _rows(found, 0, len(facts.held)), _rows(found, len(facts.held), len(found))
+
+
+def _conditions(attack: str, facts: Facts, objective: Objective, data: Batch, training: Training) -> str:
+    """Equal for attacks that differ in the model alone, within one process."""
+    digest = hashlib.sha256(repr((attack, training, objective, facts.score, facts.template)).encode())
+    digest.update(f"{rows_hash(facts.held)} {rows_hash(facts.shown)}".encode())
+    for tensor in (data.tokens_BT, data.target_BT, data.attention_BT):
+        digest.update(f"{tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _rows(score: Score, start: int, stop: int) -> Score:

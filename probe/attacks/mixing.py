@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from probe.attacks.facts import Facts
 from probe.attacks.recovery import Outcome, Recovery
 from probe.attacks.score import Measure, Score
+from probe.display import table
 from probe.metrics.arrays import ArrayN
 from probe.sites import n_layers
 from probe.weights import blended
@@ -62,6 +63,12 @@ class Mixing:
             None if theirs is None else Outcome(theirs[zero], theirs[k]),
             self.groups,
         )
+
+    def _repr_html_(self) -> str:
+        columns = {"model": self.curve()}
+        if self.reference_scores is not None:
+            columns["never knew"] = self.reference_curve()
+        return table({"weight of the original": self.alphas, **columns}, note="probability of held-out answers")
 
 
 def mix_back(

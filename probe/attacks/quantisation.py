@@ -173,8 +173,10 @@ def _library(scheme: str, group: int) -> Callable[[Tensor], Tensor]:
     if scheme == "bitsandbytes-nf4":
 
         def by_nf4(weight_OI: Tensor) -> Tensor:
-            codes, state = bnb.quantize_4bit(weight_OI.contiguous(), blocksize=group, quant_type="nf4")
-            return bnb.dequantize_4bit(codes, state)
+            # As one row: for some widths bitsandbytes 0.50 on a CPU gives back wrong numbers (16 and 96 columns did).
+            flat_1N = weight_OI.contiguous().reshape(1, -1)
+            codes, state = bnb.quantize_4bit(flat_1N, blocksize=group, quant_type="nf4")
+            return bnb.dequantize_4bit(codes, state).reshape(weight_OI.shape)
 
         return by_nf4
     if scheme == "bitsandbytes-int8":

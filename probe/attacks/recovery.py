@@ -10,6 +10,7 @@ from torch import nn
 
 from probe.attacks.facts import Facts
 from probe.attacks.score import Measure, Score
+from probe.display import table
 from probe.metrics.arrays import ArrayN
 
 
@@ -132,6 +133,14 @@ class Recovery:
         if beyond:
             return "recovered, though part of it was never known" if unknown else "recovered"
         return "extracts what was never known" if unknown else "no more than a model that never knew"
+
+    def _repr_html_(self) -> str:
+        outcomes = {"model": self.model} | ({} if self.reference is None else {"never knew": self.reference})
+        columns = {
+            when: [getattr(one, when).of("probability").mean() for one in outcomes.values()]
+            for when in ("before", "after")
+        }
+        return table({"probability": outcomes, **columns}, note=f"{self.attack}: {self.finding()}")
 
     def _reference(self) -> Outcome:
         if self.reference is None:

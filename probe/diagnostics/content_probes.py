@@ -14,6 +14,7 @@ from probe.diagnostics.answer_values import values
 from probe.diagnostics.ridge_solve import PENALTIES, ridge_heldout
 from probe.diagnostics.separability import over_folds
 from probe.diagnostics.split_states import SplitStates
+from probe.display import table
 from probe.sites import unwrapped
 
 CodesNCE = Float[Tensor, "N C E"]
@@ -74,6 +75,11 @@ class ContentProbe:
     def underdetermined(self) -> bool:
         """Whether there are fewer training rows than dimensions, so that the penalty alone makes the fit unique."""
         return self.n_train <= self.width
+
+    def _repr_html_(self) -> str:
+        note = f"right answer first among the candidates; {self.n_test} rows, chance {self.chance:.3f}"
+        columns = {"accuracy": self.accuracy_L, "low": self.low_L, "high": self.high_L, "control": self.control_L}
+        return table({"layer": self.layers, **columns, "wrong ones below": self.above_L}, note=note)
 
 
 def content_probe(

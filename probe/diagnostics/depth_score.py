@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from probe.axes import PerLayerL
 from probe.data import Batch
+from probe.display import table
 from probe.hooks import captured, edited
 from probe.interventions.replacement import Replace
 from probe.modes import evaluating
@@ -50,6 +51,10 @@ class DepthScore:
         """Mean over rows with a gap at the layer of clip(unlearned loss / retrained loss, 0, 1); NaN without rows."""
         ratio_LB = (self.unlearned_LB / self.retrained_LB).clamp(0, 1)
         return torch.where(self.gap_LB, ratio_LB, torch.zeros_like(ratio_LB)).sum(1) / self.gap_LB.sum(1)
+
+    def _repr_html_(self) -> str:
+        note = f"depth score {self.score:.3f} over {self.n_scored} rows; 1: as absent as in the retrained model"
+        return table({"layer": self.layers, "erased": self.erased_L}, note=note)
 
 
 def depth_score(

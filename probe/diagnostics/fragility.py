@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from probe.axes import PerLayerL
 from probe.checkpoints import check_different
+from probe.display import table
 from probe.modes import evaluating
 from probe.sites import n_layers
 from probe.weights import blended, one_layer
@@ -31,6 +32,14 @@ class LayerMap:
     score_L: PerLayerL | dict[str, PerLayerL]
     original: float | dict[str, float]
     unlearned: float | dict[str, float]
+
+    def _repr_html_(self) -> str:
+        scores, ends = self.score_L, (self.original, self.unlearned)
+        maps = scores if isinstance(scores, dict) else {"score": scores}
+        first, last = (end if isinstance(end, dict) else {"score": end} for end in ends)
+        where = ["original", *self.layers, "unlearned"]
+        columns = {name: [first[name], *score_L, last[name]] for name, score_L in maps.items()}
+        return table({"unlearned block": where, **columns})
 
 
 def layer_map(

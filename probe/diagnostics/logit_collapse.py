@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.data import Batch
+from probe.display import table
 from probe.metrics.generation import generate
 from probe.metrics.text import repetition
 from probe.modes import evaluating
@@ -75,6 +76,19 @@ class LogitCollapse:
     max_logit_N: ValuesN = field(repr=False)
     top_probability_N: ValuesN = field(repr=False)
     texts: tuple[str, ...] = field(default=(), repr=False)
+
+    def _repr_html_(self) -> str:
+        numbers = {
+            "entropy / ln V": self.entropy_share,
+            "share of the commonest first token": self.top1_share,
+            "where it is right": self.top1_precision,
+            "max logit": self.mean_max_logit,
+            "top probability": self.mean_top_probability,
+            "max less mean logit": self.spread,
+            "repetition": self.repetition,
+        }
+        note = "; ".join([self.verdict, *self.reasons])
+        return table({"over positions": numbers.keys(), "mean": numbers.values()}, note=note)
 
 
 def logit_collapse(

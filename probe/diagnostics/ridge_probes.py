@@ -12,6 +12,7 @@ from probe.axes import PerLayerL
 from probe.diagnostics.ridge_solve import PENALTIES, heldout_by_penalty, standardised
 from probe.diagnostics.separability import FOLDS, logistic_aucs, over_folds
 from probe.diagnostics.split_states import SplitStates
+from probe.display import table
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,12 @@ class RidgeProbes:
     def underdetermined(self) -> bool:
         """Whether there are fewer rows than dimensions, so that the penalty alone makes a fit unique."""
         return self.n_forget + self.n_retain <= self.width
+
+    def _repr_html_(self) -> str:
+        rows = f"{self.n_forget} forget and {self.n_retain} retain rows"
+        note = f"AUROC of forget against retain; {rows}, {self.n_groups} groups; p of the best layer {self.p_any:.3g}"
+        columns = {"AUROC": self.auc_L, "low": self.low_L, "high": self.high_L, "p": self.p_L}
+        return table({"layer": self.layers, **columns}, note=note)
 
 
 def ridge_probes(

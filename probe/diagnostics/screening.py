@@ -8,6 +8,7 @@ from torch import nn
 from probe.axes import PerLayerL
 from probe.data import Batch
 from probe.diagnostics.layer_maps import replacement_map
+from probe.display import table
 from probe.metrics.forward import device_of
 from probe.metrics.tokens import TokenStats
 from probe.modes import evaluating
@@ -41,6 +42,10 @@ class Screening:
 
     def __str__(self) -> str:
         return f"layers {self.order()}; Spearman {self.spearman:+.2f} (p {self.p_value:.2g}) with the exact map"
+
+    def _repr_html_(self) -> str:
+        layers = range(len(self.predicted_L))
+        return table({"layer": layers, "foretold rise": self.predicted_L, "exact": self.exact_L}, note=str(self))
 
 
 def screened(

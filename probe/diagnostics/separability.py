@@ -13,6 +13,7 @@ from torch import nn
 from probe.axes import PerLayerL
 from probe.data import QA, Batch, Split
 from probe.diagnostics.states import Position, last_prompt_token, pooled_states
+from probe.display import table
 from probe.sites import n_layers
 
 FOLDS = 5
@@ -44,6 +45,11 @@ class Separability:
     n: int
     n_groups: int
     folds: int
+
+    def _repr_html_(self) -> str:
+        note = f"AUROC of forget against retain; {self.n} rows, {self.n_groups} groups, {self.folds} folds; chance 0.5"
+        columns = {"AUROC": self.auc_L, "low": self.low_L, "high": self.high_L, "control": self.control_L}
+        return table({"layer": self.layers, **columns}, note=note)
 
 
 def separability(

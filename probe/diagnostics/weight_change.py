@@ -1,13 +1,14 @@
 """What did unlearning do to the weights: how much, of which rank, along which gradients?"""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from probe.axes import Scalar
 from probe.data import Batch, Split
+from probe.display import table
 from probe.modes import evaluating
 from probe.objectives.token import nll
 from probe.sites import layer_of, unwrapped
@@ -55,6 +56,12 @@ class WeightChange:
     rest: GroupChange
     whole: GroupChange
     n_gradients: int
+
+    def _repr_html_(self) -> str:
+        groups = (*self.layers, self.rest, self.whole)
+        where = [*range(len(self.layers)), "rest", "whole"]
+        columns = {field.name: [getattr(group, field.name) for group in groups] for field in fields(GroupChange)}
+        return table({"block": where, **columns})
 
 
 def weight_change(

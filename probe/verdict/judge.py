@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from probe.display import table
 from probe.verdict.features import BY_NAME, chosen, features
 from probe.verdict.logistic import Fit
 from probe.verdict.material import Protocol
@@ -116,6 +117,18 @@ class Verdict:
     def outside(self) -> tuple[str, ...]:
         """Diagnostics whose values the zoo did not cover."""
         return tuple(one.name for one in self.evidence if one.outside)
+
+    def _repr_html_(self) -> str:
+        chances = ", ".join(f"{name} {p:.2f}" for name, p in self.probabilities.items())
+        note = f"{self.verdict} ({chances}); such verdicts are wrong in {self.error:.0%} of cases left out of the fit"
+        columns: dict[str, list[Any]] = {
+            "evidence": [one.name for one in self.evidence],
+            "value": [one.value for one in self.evidence],
+            "push, logits": [one.weight for one in self.evidence],
+            "outside the zoo": ["yes" if one.outside else "" for one in self.evidence],
+            "what it is": [one.says for one in self.evidence],
+        }
+        return table(columns, note=note)
 
     def text(self) -> str:
         """What the shell prints."""
