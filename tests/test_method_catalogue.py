@@ -21,7 +21,9 @@ from probe.checkpoints import load_model, load_tokenizer, weights_hash
 from probe.cli import main
 from probe.data import QA, Batch, Split, Template, encode
 from probe.datasets import write_rows
+from probe.dictionaries.made import pca_dictionary
 from probe.hooks import our_hooks
+from probe.interventions.activations import activations, content
 from probe.methods import baselines, tarf
 from probe.methods.answers import alternative_answers, beside, drawn_refusals, perturbed, read_refusals
 from probe.methods.catalogue import method_named, methods, table
@@ -38,6 +40,7 @@ from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 from probe.objectives.token import nll
+from probe.sites import Site
 from probe.train import Term, minimise
 from probe.unlearning.arguments import resolved
 from probe.unlearning.job import Job
@@ -173,6 +176,12 @@ NUMBERS = {
     "leaving_rounds": 2,
     "leave_steps": 1,
     "stay_steps": 1,
+    "features": 3,
+    "ratio": 1e-3,
+    "spread": 1.0,
+    "coherence_weight": 1.0,
+    "lift": 5.0,
+    "outside_weight": 1.0,
     "k0": 1.0,
     "t1": 1,
     "t0": 2,
@@ -183,6 +192,12 @@ NUMBERS = {
 }
 
 
+def components(model, data: Split):
+    """A dictionary that belongs to block 1."""
+    states = activations(model, data.retain, [Site(1)], tokens=content)
+    return pca_dictionary(states[Site(1)], 8)
+
+
 def arguments(method, data: Split, model) -> dict:
     given = {
         "original": lambda: copy.deepcopy(model),
@@ -191,6 +206,10 @@ def arguments(method, data: Split, model) -> dict:
         "alternatives": lambda: several(data.forget, 2),
         "environment": lambda: random_batch(5),
         "labels_K": lambda: torch.arange(3, 9),
+        "sae": lambda: components(model, data),
+        "site": lambda: Site(1),
+        "saes": lambda: {Site(1): components(model, data)},
+        "special_ids": lambda: (0, 1, 2),
     }
     required = [n for n, p in method.hyperparameters.items() if p.default is p.empty]
     required += ["share"] if method.name == "tarf" else []
@@ -225,6 +244,9 @@ def test_without_a_pattern_what_is_trained_is_what_the_catalogue_says(method):
     elif method.trains.startswith("blocks 0"):
         assert {int(name.split(".")[2]) for name in changed} <= {0, 1, 2}
         assert all(name.startswith("model.layers.") for name in changed)
+    elif method.trains.startswith("embeddings"):
+        written = {f"model.layers.{k}.{w}.weight" for k in range(3) for w in ("self_attn.o_proj", "mlp.down_proj")}
+        assert changed == {"model.embed_tokens.weight", *written}
     else:
         assert {"model.layers.0.mlp.down_proj.weight", "lm_head.weight"} <= changed
 
@@ -249,6 +271,13 @@ def test_an_original_that_is_the_model_itself_is_refused(method):
         ("bs_t", {"weight": 1.5}, "weight must lie in"),
         ("grad_diff", {"retain_weight": -1.0}, "retain_weight must be at least 0"),
         ("task_vector", {"scale": -1.0}, "scale must be at least 0"),
+        ("crisp", {"spread": -1.0}, "spread must be a number of at least 0"),
+        ("crisp", {"retain_weight": -1.0}, "retain_weight must be at least 0"),
+        ("crisp", {"ratio": 1e9}, "no feature at .* fires more on forget rows"),
+        ("crisp_released", {"beta": 2.0}, "beta must lie in"),
+        ("sspu", {"features": 99}, "are ever on"),
+        ("sspu", {"coefficient": 0.0}, "coefficient must be above 0"),
+        ("orthogonalised", {"ratio": 1e9}, "lower ratio"),
     ],
 )
 def test_impossible_hyperparameters_are_refused(name, changes, said):

@@ -11,22 +11,17 @@ from test_interventions import WIDTH, Planted, planted
 
 from probe.checkpoints import weights_hash
 from probe.data import Batch, Split
+from probe.features.activity import observe
+from probe.features.ranking import random_active_features, rank_features
+from probe.features.rules import Frequency, MeanDifference, SquaredMeanRatio
 from probe.hooks import edited
 from probe.interventions.activations import activations, content
 from probe.interventions.features import Clamp
-from probe.methods import baselines, rmu, sae_suppression
+from probe.methods import baselines, rmu
 from probe.methods.baselines import ga, ga_kl, grad_diff, npo, tnpo, unlearn, wga
 from probe.methods.cru import best_layers, cru, rank_sum
 from probe.methods.published import Published
-from probe.methods.sae_suppression import (
-    Activity,
-    activation_ratio,
-    frequency,
-    mean_difference,
-    random_active_features,
-    rank_features,
-    suppress,
-)
+from probe.methods.sae_suppression import suppress
 from probe.objectives.representation import (
     NearFrozen,
     TowardsTarget,
@@ -346,16 +341,17 @@ def triggered(trigger: int = 40) -> tuple[Batch, Batch]:
 def test_the_planted_concept_is_ranked_first_and_its_clamp_is_local():
     model, sae = concept_model()
     forget, retain = triggered()
-    for rule in (frequency(0.01), activation_ratio(95.0), mean_difference):
+    for rule in (Frequency(0.01), SquaredMeanRatio(95.0), MeanDifference()):
         ranking = rank_features(model, sae, Site(1), forget, retain, rule=rule, special_ids=(1, 2), chunk=3)
-        assert ranking.order[0] == 3 or rule is mean_difference
+        assert ranking.order[0] == 3 or rule == MeanDifference()
         assert 3 in ranking.order
-    ranking = rank_features(model, sae, Site(1), forget, retain, rule=frequency(0.01), special_ids=())
+    ranking = rank_features(model, sae, Site(1), forget, retain, rule=Frequency(0.01), special_ids=())
     assert ranking.order == (3,)
-    assert ranking.activity.retain_rate_F[3] == 0
+    activity = observe(model, {Site(1): sae}, forget, retain, special_ids=())[Site(1)]
+    assert activity.retain.rate_F[3] == 0
     tokens = int(forget.attention_BT.sum())
-    assert ranking.activity.forget_rate_F[3].item() == pytest.approx(8 / tokens)
-    assert ranking.activity.forget_mean_F[3].item() == pytest.approx(1.5 * 8 / tokens, rel=1e-4)
+    assert activity.forget.rate_F[3].item() == pytest.approx(8 / tokens)
+    assert activity.forget.mean_F[3].item() == pytest.approx(1.5 * 8 / tokens, rel=1e-4)
     with torch.no_grad():
         before = [model(**b.inputs).logits for b in (forget, retain)]
         with edited(model, {Site(1): suppress(sae, ranking.top(1), -6.0)}):
@@ -368,61 +364,40 @@ def test_the_planted_concept_is_ranked_first_and_its_clamp_is_local():
 def test_rates_count_ordinary_tokens_only_whatever_the_padding():
     model, sae = concept_model()
     forget, retain = triggered()
-    given = {"rule": mean_difference, "special_ids": (40,)}
-    ranking = rank_features(model, sae, Site(1), forget, retain, **given)
-    assert ranking.activity.forget_rate_F[3] == 0
-    assert ranking.activity.forget_mean_F[3] == 0
-    padded = rank_features(model, sae, Site(1), longer(forget, 5), longer(retain, 5), **given)
-    assert torch.equal(padded.activity.forget_rate_F, ranking.activity.forget_rate_F)
+    found, padded = (
+        observe(model, {Site(1): sae}, *sides, special_ids=(40,))[Site(1)]
+        for sides in ((forget, retain), (longer(forget, 5), longer(retain, 5)))
+    )
+    assert found.forget.rate_F[3] == 0
+    assert found.forget.mean_F[3] == 0
+    assert torch.equal(padded.forget.rate_F, found.forget.rate_F)
     hidden_BTD = hidden_at(model, forget, Site(1)).detach()
     keep = forget.attention_BT & (forget.tokens_BT != 40)
-    torch.testing.assert_close(
-        ranking.activity.forget_mean_F, sae.encode(hidden_BTD[keep]).mean(0), rtol=1e-4, atol=1e-6
-    )
-
-
-def test_rules_by_hand():
-    activity = Activity(
-        forget_rate_F=torch.tensor([0.5, 0.2, 0.0, 0.9]),
-        retain_rate_F=torch.tensor([0.0, 0.005, 0.0, 0.5]),
-        forget_mean_F=torch.tensor([1.0, 3.0, 0.0, 4.0]),
-        retain_mean_F=torch.tensor([0.0, 0.1, 0.0, 5.0]),
-    )
-    no = -torch.inf
-    assert frequency(0.01)(activity).tolist() == pytest.approx([0.5, 0.2, no, no])
-    assert frequency(0.001)(activity).tolist() == pytest.approx([0.5, no, no, no])
-    assert mean_difference(activity).tolist() == pytest.approx([1.0, 2.9, no, no])
-    # Ratios 1e21, 900, 0.64 of the three that are ever on; the weakest of them, feature 0, is dropped first.
-    assert activation_ratio(40.0)(activity).tolist() == pytest.approx([no, 9.0, no, no])
+    torch.testing.assert_close(found.forget.mean_F.float(), sae.encode(hidden_BTD[keep]).mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_controls_and_requests_beyond_what_is_there():
     model, sae = concept_model()
     forget, retain = triggered()
-    ranking = rank_features(model, sae, Site(1), forget, retain, rule=frequency(0.01), special_ids=())
+    ranking = rank_features(model, sae, Site(1), forget, retain, rule=Frequency(0.01), special_ids=())
     drawn = random_active_features(ranking, 5, seed=0)
     assert len(set(drawn)) == 5
     assert drawn == random_active_features(ranking, 5, seed=0)
     assert drawn != random_active_features(ranking, 5, seed=1)
-    assert (ranking.activity.forget_rate_F[list(drawn)] > 0).all()
+    assert ranking.fires_F[list(drawn)].all()
     with pytest.raises(ValueError, match="the rule admits 1"):
         ranking.top(2)
     with pytest.raises(ValueError, match="ever active"):
         random_active_features(ranking, 1000, seed=0)
-    for bad in (0.0, 1.5):
-        with pytest.raises(ValueError, match="share of tokens"):
-            frequency(bad)
-    with pytest.raises(ValueError, match="percentile"):
-        activation_ratio(100.0)
     with pytest.raises(ValueError, match="amplify"):
         suppress(sae, (0,), 1.0)
     with pytest.raises(ValueError, match="no token"):
-        rank_features(model, sae, Site(1), forget, retain, rule=mean_difference, special_ids=range(48))
+        rank_features(model, sae, Site(1), forget, retain, rule=MeanDifference(), special_ids=range(48))
     assert isinstance(suppress(sae, (0,), torch.tensor([-1.0])), Clamp)
 
 
 def test_a_dictionary_of_another_width_is_named():
     forget, retain = triggered()
+    sides = (Site(1), forget, retain)
     with pytest.raises(ValueError, match="width 9"):
-        rank_features(tiny_gpt2(), Planted(torch.eye(9)), Site(1), forget, retain, rule=mean_difference, special_ids=())
-    assert sae_suppression.Rule
+        rank_features(tiny_gpt2(), Planted(torch.eye(9)), *sides, rule=MeanDifference(), special_ids=())

@@ -12,8 +12,10 @@ import torch
 from probe.checkpoints import check_different, weights_hash
 from probe.data import Template, encode
 from probe.datasets import rows_hash
+from probe.dictionaries.fit import fvu
+from probe.dictionaries.folders import load_dictionary
 from probe.interventions.activations import activations, content
-from probe.interventions.features import check_site, fvu
+from probe.interventions.attaching import check_site
 from probe.metrics.generation import generate
 from probe.objectives.token import target_logprobs
 from probe.sites import Site, n_layers
@@ -176,8 +178,8 @@ def test_the_sae_fits_its_own_block_best_and_as_the_card_says(bed):
     assert said["explained_variance"] == 1 - said["fvu"][str(layer)] > 0.9
     assert said["hf_hook_name"] == f"model.layers.{layer}"
     assert said["active"] == pytest.approx(bed.card["recipe"]["sae_active"], abs=0.5)
-    assert bed.sae.W_dec.dtype == torch.float32
-    assert not any(p.requires_grad for p in bed.sae.parameters())
+    assert bed.sae.directions_FD.dtype == torch.float32
+    assert not bed.sae.directions_FD.requires_grad
     assert bed.sae is bed.sae
 
 
@@ -243,8 +245,6 @@ def test_the_recipe_learns_and_repeats_itself():
 
 
 def test_the_sae_recipe_explains_planted_features(tmp_path):
-    from sae_lens import SAE
-
     generator = torch.Generator().manual_seed(0)
     atom_FD = torch.nn.functional.normalize(torch.randn(32, 16, generator=generator), dim=1)
     active_NF = (torch.rand(4000, 32, generator=generator) < 0.1) * torch.rand(4000, 32, generator=generator)
@@ -252,9 +252,9 @@ def test_the_sae_recipe_explains_planted_features(tmp_path):
     before = torch.get_rng_state()
     fit_sae(hidden_ND, dataclasses.replace(SMALL, sae_active=6, sae_steps=150, sae_lr=3e-3), tmp_path / "sae")
     assert torch.equal(before, torch.get_rng_state())
-    sae = SAE.load_from_disk(tmp_path / "sae")
+    sae = load_dictionary(tmp_path / "sae")
     assert fvu(sae, hidden_ND) < 0.2
-    assert sae.cfg.metadata.hf_hook_name == "model.layers.1"
+    assert sae.metadata["hf_hook_name"] == "model.layers.1"
 
 
 def test_a_failed_build_leaves_the_old_testbed_alone(tmp_path):

@@ -15,6 +15,7 @@ from probe.checkpoints import load_model, load_tokenizer, save_model, weights_ha
 from probe.cli import main
 from probe.data import Split, Template, encode, make_split
 from probe.datasets import write_rows
+from probe.dictionaries.autoencoder import dictionary_hash
 from probe.hooks import edited
 from probe.methods.catalogue import method_named, methods
 from probe.methods.in_context import in_context_drawn
@@ -92,6 +93,11 @@ NUMBERS = {
     "rule": "mean-difference",
     "features": "3",
     "value": "-3",
+    "ratio": "1",
+    "spread": "1",
+    "coherence_weight": "0.1",
+    "lift": "5",
+    "outside_weight": "1",
 }
 FILES = {
     "refusals": "{tmp}/idk.txt",
@@ -357,7 +363,7 @@ def test_the_testbed_brings_what_it_has(said, bed, tmp, tmp_path, monkeypatch):
     assert manifest["weights"]["original"] == weights_hash(bed.original)
     given = manifest["weights"].get("given", {})
     assert given.get("assistant_before", weights_hash(bed.original)) == weights_hash(bed.original)
-    assert given.get("sae", weights_hash(bed.sae)) == weights_hash(bed.sae)
+    assert given.get("sae", dictionary_hash(bed.sae)) == dictionary_hash(bed.sae)
 
 
 # --- mistakes ---
@@ -442,7 +448,10 @@ CLAMP = "sae_suppression --set features=3 value=-3"
         (f"{CLAMP} rule=mean-difference --sae {{odd}}/sae --sae-layer 4", "the SAE"),
         (f"{CLAMP} rule=mean-difference --sae {{tmp}}/sae --sae-layer 9", "layer 9 does not exist"),
         (f"{CLAMP} rule=mean-difference --sae {{tmp}}/sae --sae-layer 1", "does not fit|fits layer"),
-        (f"{CLAMP} rule=mean-difference --sae {{tmp}}/nowhere --sae-layer 4", "no sae_weights.safetensors"),
+        (
+            f"{CLAMP} rule=mean-difference --sae {{tmp}}/nowhere --sae-layer 4",
+            "no folder .*nowhere; pass a folder that holds a dictionary",
+        ),
         (
             "sae_suppression --set rule=mean-difference features=3 value=3 --sae {tmp}/sae --sae-layer 4",
             "a clamp suppresses at 0 or below",

@@ -119,7 +119,8 @@ def output_scores(
         raise ValueError(f"a push needs a dose above 0, got {dose}, and a dictionary that writes where it reads")
     token_KN, _ = lens_tokens(model, found, features, tokens)
     ids = check_features(found, features)
-    norm = activations(model, prompts, [site], tokens=lambda b: ordinary(b, special_ids))[site].norm(dim=1).median()
+    hidden_ND = activations(model, prompts, [site], tokens=lambda b: ordinary(b, special_ids))[site]
+    norm = float(hidden_ND.norm(dim=1).median())
     there = prompts.to(next(model.parameters()).device)
     where = NotIds(tuple(int(t) for t in special_ids))
     scores, rises = [], []

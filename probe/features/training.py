@@ -22,21 +22,13 @@ from probe.data import Batch
 from probe.dictionaries.dictionary import Dictionary
 from probe.dictionaries.folders import load_dictionary
 from probe.features.architectures import Architecture, BatchTopK, JumpReLU, Matryoshka, settle
+from probe.features.naming import metadata_of
 from probe.features.quality import Quality, quality
-from probe.sites import Site, place_of, unwrapped
+from probe.sites import Site, unwrapped
 
 CARD = "card.json"
 # Batches from which the mean norm of activations is estimated before the first step.
 _NORM_BATCHES = 10
-# TransformerLens's names, which sae-lens uses; a head has none.
-_HOOKS = {
-    ("block", "out"): "hook_resid_post",
-    ("block", "in"): "hook_resid_pre",
-    ("attention", "out"): "hook_attn_out",
-    ("mlp", "in"): "mlp.hook_in",
-    ("mlp", "out"): "hook_mlp_out",
-    ("heads", "out"): "attn.hook_z",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,25 +212,6 @@ def fit(
         sae.fold_activation_norm_scaling_factor(factor)
         trainer.set_final_sae_metadata()
     return sae
-
-
-def metadata_of(model: nn.Module, site: Site, model_name: str) -> dict[str, Any]:
-    """What a dictionary's file says of where it belongs: sae-lens's names, and the model's class.
-
-    Raises:
-        ValueError: a site outside the model, or one that sae-lens has no name for.
-    """
-    place = place_of(model, site)
-    named = _HOOKS.get((site.part, site.side))
-    if named is None or site.head is not None:
-        listed = ", ".join(f"{part} {side}" for part, side in _HOOKS)
-        raise ValueError(
-            f"sae-lens has no name for {site}, so a dictionary trained there could not be put back; it names {listed}"
-        )
-    found = {"model_name": model_name or type(unwrapped(model)).__name__}
-    found["hook_name"] = f"blocks.{site.layer}.{named}"
-    # A module's name says its output; inputs have the other name only.
-    return found | ({"hf_hook_name": place.name} if place.side == "out" else {})
 
 
 def _stored(folder: Path, site: Site, weights: str) -> HiddenND:

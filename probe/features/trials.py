@@ -93,7 +93,7 @@ class Trials:
     @property
     def fires_K(self) -> Bool[Tensor, " K"]:
         """Which candidates are on at any token that is edited."""
-        return torch.stack([p.on_BTK[p.mask_BT].any(0) for p in self.pieces]).any(0).cpu()
+        return torch.stack([p.on_BTK[p.mask_BT.to(p.on_BTK.device)].any(0) for p in self.pieces]).any(0).cpu()
 
     def value_P(self, edit: Intervention) -> PerPieceP:
         """The objective on each piece with ``edit`` at the tokens that count."""

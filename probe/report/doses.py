@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from probe.axes import DirectionD
+from probe.dictionaries.adapters import dictionary
+from probe.features.ranking import random_active_features, rank_features
+from probe.features.rules import MeanDifference
 from probe.hooks import Intervention, edited
 from probe.interventions.activations import activations, content
-from probe.interventions.features import check_site, norm_relative
+from probe.interventions.attaching import check_site
+from probe.interventions.features import norm_relative
 from probe.interventions.steering import Steer, direction_at
-from probe.methods.sae_suppression import mean_difference, random_active_features, rank_features, suppress
+from probe.methods.sae_suppression import suppress
 from probe.metrics.memorisation import answer_stats
 from probe.report.measure import Sample, mean_row
 from probe.report.settings import Settings
@@ -54,10 +58,10 @@ def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
             study.sae_site,
             choosing.forget,
             choosing.retain,
-            rule=mean_difference,
+            rule=MeanDifference(),
             special_ids=study.tokenizer.all_special_ids,
         )
-        every = range(study.sae.W_dec.shape[0])
+        every = range(dictionary(study.sae).n_features)
         unit_F = norm_relative(model, choosing.retain, study.sae_site, study.sae, every, dose=1.0)
     return Doses(direction_D / direction_D.norm(), norm, ranking, unit_F)
 

@@ -1,12 +1,10 @@
-"""Train the testbed's SAE on activations that are given, with sae-lens."""
+"""Train the testbed's SAE on activations that are given."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from probe.axes import HiddenND
+from probe.features.architectures import TopK
+from probe.features.training import fit
 from probe.sites import Site
 from probe.testbed.recipe import Recipe
 
@@ -21,51 +19,25 @@ def fit_sae(hidden_ND: HiddenND, recipe: Recipe, folder: Path) -> None:
         recipe: width, active features, steps and seed.
         folder: gets ``cfg.json`` and ``sae_weights.safetensors``.
     """
-    from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.saes.sae import SAEMetadata
-
     site = Site(recipe.sae_layer)
-    metadata = SAEMetadata(
-        model_name="probe.testbed original",
-        hook_name=f"blocks.{site.layer}.hook_resid_post",
-        hf_hook_name=f"model.layers.{site.layer}",
+    metadata = {
+        "model_name": "probe.testbed original",
+        "hook_name": f"blocks.{site.layer}.hook_resid_post",
+        "hf_hook_name": f"model.layers.{site.layer}",
+    }
+    fitted = fit(
+        hidden_ND,
+        TopK(recipe.sae_active),
+        n_features=recipe.sae_features,
+        steps=recipe.sae_steps,
+        batch_size=_BATCH,
+        lr=recipe.sae_lr,
+        seed=recipe.seed,
+        metadata=metadata,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        sae = TopKTrainingSAE(
-            TopKTrainingSAEConfig(
-                d_in=hidden_ND.shape[1],
-                d_sae=recipe.sae_features,
-                k=recipe.sae_active,
-                # The scale is folded into the weights at the end, so that users feed raw activations.
-                normalize_activations="expected_average_only_in",
-                metadata=metadata,
-            )
-        )
-        trainer = SAETrainerConfig(
-            total_training_samples=recipe.sae_steps * _BATCH,
-            train_batch_size_samples=_BATCH,
-            lr=recipe.sae_lr,
-            # sae-lens leaves this unset outside its own runner and then asserts that it is set.
-            lr_end=recipe.sae_lr / 10,
-            lr_decay_steps=recipe.sae_steps // 5,
-            n_batches_for_norm_estimate=10,
-            dead_feature_window=100,
-            feature_sampling_window=10**9,
-            logger=LoggingConfig(log_to_wandb=False),
-        )
-        fitted = SAETrainer(cfg=trainer, sae=sae, data_provider=_endless(hidden_ND, recipe.seed)).fit()
     folder.mkdir(parents=True)
     fitted.save_inference_model(folder)
     _halve(folder / "sae_weights.safetensors")
-
-
-def _endless(hidden_ND: HiddenND, seed: int) -> Iterator[Tensor]:
-    """Random batches for ever: the trainer has no notion of an end."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield hidden_ND[torch.randint(len(hidden_ND), (_BATCH,), generator=generator)]
 
 
 def _halve(path: Path) -> None:

@@ -56,6 +56,7 @@ NEEDS: Mapping[str, Need] = {
     "assistant_before": Need(("assistant_before",), "a folder of the assistant as it was before", testbed=True),
     "sae": _SAE,
     "site": _SAE,
+    "saes": _SAE,
 }
 FLAGS = tuple(dict.fromkeys(flag for need in NEEDS.values() for flag in need.flags))
 # Flags that name a model.

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from probe.checkpoints import file_hash, weights_hash
+from probe.commands.manifest import whole_folder
 from probe.data import Split
 from probe.datasets import rows_hash
 from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
 from probe.methods.catalogue import method_named
 from probe.methods.method import Method
-from probe.report.manifest import whole_folder
 from probe.unlearning.answering import answer
 from probe.unlearning.arguments import resolved
 from probe.unlearning.job import Job
