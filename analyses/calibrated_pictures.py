@@ -9,7 +9,8 @@ import numpy as np
 from analyses.calibrated_measures import OPTIONS
 from analyses.calibrated_numbers import METRICS, STATES, Record, is_reference, methods_of, seeds, studied
 from analyses.g_effect_claims import interval
-from probe.figures.calibrated import calibration_arrows, choice_against_open, metric_reliability, strength_over_alpha
+from probe.figures.calibrated import calibration_arrows, choice_against_open, strength_over_alpha
+from probe.figures.reliability import metric_reliability
 from probe.figures.style import new_figure, paper_style, save
 from probe.figures.tables import main_table
 from probe.rows import Row

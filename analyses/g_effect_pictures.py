@@ -6,9 +6,10 @@ from statistics import fmean
 from typing import Any
 
 from analyses.g_effect_claims import steps_of
-from probe.figures.dynamics import over_steps, weightings, weights_by_quarter
+from probe.figures.dynamics import over_steps
 from probe.figures.layers import g_effects
 from probe.figures.style import new_figure, paper_style, save
+from probe.figures.weights import weightings, weights_by_quarter
 from probe.rows import Row
 
 Record = Mapping[str, Any]
@@ -50,6 +51,46 @@ def draw(records: Sequence[Record], folder: Path, subject: str, venue: str = "ne
             f"({subject}), scaled to the same total. Black: the best weightings with at most 5 times the uniform "
             "weight on a token; dashed by the harm to the retain rows they were chosen by, all else by that to others.",
         )
+
+
+def rows_of(records: Sequence[Record]) -> list[Row]:
+    """Every row that the figures of the set draw (``probe.figures.catalogue``); of the largest forget set alone."""
+    runs = [r for r in records if r["status"] != "failed" and r["n_forget"] == max(r["n_forget"] for r in records)]
+    return [*_dynamics(runs), *_retain_terms(runs), *_layers(runs), *_layers_over_steps(runs), *_weights(runs)]
+
+
+def _retain_terms(runs: Sequence[Record]) -> list[Row]:
+    """What the retain terms themselves do, along the runs of gradient ascent that hold them."""
+    rows = []
+    for term in ("NLL", "KL"):
+        own = [r for r in runs if r["method"] == f"GA + {term}"]
+        for on in ("forget", "retain"):
+            for step in steps_of(own[0]) if own else ():
+                values = [r[f"{step}/{term}/{on}/total"] for r in own if f"{step}/{term}/{on}/total" in r]
+                if values:
+                    rows.append(_mean(f"{term} retain", "g_effect", "effect over steps", values, on, item=step))
+    return rows
+
+
+def _layers_over_steps(runs: Sequence[Record]) -> list[Row]:
+    rows = []
+    for method, own in _by_method(runs):
+        depth = sum(key.startswith(f"0/{_name(method)}/forget/layer ") for key in own[0])
+        rows += [
+            _mean(
+                method,
+                "g_effect",
+                "effect by layer over steps",
+                [r[f"{step}/{_name(method)}/{on}/layer {layer}"] for r in own],
+                on,
+                layer=layer,
+                item=step,
+            )
+            for on in ("forget", "retain")
+            for step in steps_of(own[0])
+            for layer in range(depth)
+        ]
+    return rows
 
 
 def _name(method: str) -> str:

@@ -54,6 +54,8 @@ def draw(records: Sequence[Record], out: Path, subject: str, venue: str = "neuri
 
 def _mean(values: Sequence[float | None]) -> dict[str, Any]:
     mean, low, high = interval(float("nan") if value is None else value for value in values)
+    if len(values) < 2:
+        return {"value": mean, "low": None, "high": None, "n": len(values)}
     # A probability cannot leave [0, 1].
     return {"value": mean, "low": max(0.0, low), "high": min(1.0, high), "n": len(values)}
 

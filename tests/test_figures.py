@@ -12,6 +12,7 @@ import pytest
 from matplotlib.text import Text
 
 from probe.figures import (
+    FIGURES,
     VENUES,
     draw_all,
     labels,
@@ -21,6 +22,7 @@ from probe.figures import (
     new_figure,
     paper_style,
     save,
+    separability,
     states,
     style,
     svg_text,
@@ -30,6 +32,8 @@ from probe.figures import (
 from probe.figures.doses import CONTROL, dose_response
 from probe.rows import Row
 
+# What the rows of a report draw; the whole set is in test_figure_set.py.
+REPORTED = ("tradeoff", "g_effect", "separability", "u_shape", "logit_collapse", "hidden_states", "dose_response")
 NAMES = ("original", "GA", "GradDiff", "WGA", "NPO", "RMU", "CRU", "Steer", "Project", "SAE clamp", "retrained")
 FORGET = dict(zip(NAMES, (0.92, 0.00, 0.02, 0.03, 0.05, 0.04, 0.10, 0.55, 0.61, 0.33, 0.08), strict=True))
 RETAIN = dict(zip(NAMES, (0.93, 0.00, 0.71, 0.83, 0.74, 0.86, 0.88, 0.64, 0.80, 0.89, 0.93), strict=True))
@@ -217,7 +221,7 @@ def test_u_shape_is_one_minus_the_score_on_forget():
 def test_separability_data_equal_the_rows():
     rows = separability_rows(("original", "RMU"))
     with paper_style():
-        drawn = layers.separability(rows, blank()[1])
+        drawn = separability.separability(rows, blank()[1])
     for row in rows:
         key = "auc" if row.quantity == "auc" else "control"
         assert drawn[key][row.intervention][row.layer] == row.value
@@ -426,7 +430,7 @@ def test_points_not_finite_are_counted_on_the_figure():
         assert said(figure) == 4
 
         figure = new_figure(5.5, 3)
-        layers.separability_panels(broken(separability_rows(("RMU", "NPO")), 5), figure)
+        separability.separability_panels(broken(separability_rows(("RMU", "NPO")), 5), figure)
         assert said(figure) == 5
 
         figure = new_figure(5.5, 3)
@@ -450,7 +454,7 @@ def test_all_points_not_finite_still_draws():
     rows = [row for row in everything() if row.intervention in names and row.item in (None, 0, 1)]
     rows = [replace(row, value=math.nan, low=None, high=None) for row in rows]
     with paper_style():
-        for draw in (layers.separability_panels, logits.collapse, states.hidden_states):
+        for draw in (separability.separability_panels, logits.collapse, states.hidden_states):
             figure = new_figure(5.5, 4)
             draw(rows, figure)
             figure.draw_without_rendering()
@@ -479,16 +483,16 @@ def test_every_figure_runs_on_the_fewest_rows(tmp_path):
         Row("GA", "pca", "pc2", 0.5, "forget", layer=0, item=0),
         Row("Steer", "dose", "probability", 0.5, "forget", dose=0.0),
     ]
-    drawn = draw_all(rows, tmp_path)
+    drawn = draw_all(rows, tmp_path, only=REPORTED)
     assert drawn.missing == {}
     assert main_table(rows).data[0]["value"] == 0.5
 
 
 def test_missing_figures_are_listed_with_the_reason(tmp_path):
     drawn = draw_all(performance(("original", "GA")), tmp_path)
-    assert list(drawn.paths) == ["tradeoff"]
+    assert list(drawn.paths) == ["tradeoff", "dashboard"]
     assert "no rows of 'g_effect'" in drawn.missing["g_effect"]
-    assert len(drawn.missing) == 6
+    assert len(drawn.missing) == len(FIGURES) - 2
 
 
 def test_two_panels_are_needed():
@@ -505,7 +509,7 @@ def drawn_twice(tmp_path_factory):
     rows = [r for r in everything() if r.intervention in few and (r.diagnostic != "pca" or r.layer in (0, 7))]
     rows = [r for r in rows if r.item is None or r.diagnostic == "dose" or r.item < 20]
     folders = [tmp_path_factory.mktemp(name) for name in ("first", "second")]
-    return [(folder, draw_all(rows, folder, venue="icml", metadata={"run": "r1"})) for folder in folders]
+    return [(folder, draw_all(rows, folder, venue="icml", only=REPORTED, metadata={"run": "r1"})) for folder in folders]
 
 
 def test_files_are_the_same_byte_for_byte(drawn_twice):

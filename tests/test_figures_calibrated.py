@@ -5,7 +5,8 @@ import math
 import pytest
 
 from probe.figures import new_figure, paper_style, save
-from probe.figures.calibrated import calibration_arrows, choice_against_open, metric_reliability, strength_over_alpha
+from probe.figures.calibrated import calibration_arrows, choice_against_open, strength_over_alpha
+from probe.figures.reliability import metric_reliability
 from probe.rows import Row
 
 METHODS = ("ga", "grad_diff", "npo", "rmu")

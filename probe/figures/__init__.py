@@ -1,22 +1,30 @@
 """Draw rows: one kind of picture a file. Nothing here runs a model; matplotlib is imported nowhere else."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
-
-from probe.figures.doses import CONTROL, dose_response
-from probe.figures.layers import g_effects, separability_panels, u_shape
-from probe.figures.logits import collapse
-from probe.figures.states import hidden_states
-from probe.figures.style import VENUES, Venue, is_reference, new_figure, paper_style, save, svg_text
+from probe.figures.catalogue import FIGURES, NAMES, TABLES
+from probe.figures.entry import Entry, interval_note
+from probe.figures.style import VENUES, new_figure, paper_style, save, svg_text
 from probe.figures.tables import Table, main_table
-from probe.figures.tradeoff import utility_against_forgetting
 from probe.rows import Row
 
-__all__ = ["VENUES", "Drawn", "Table", "draw_all", "main_table", "new_figure", "paper_style", "save", "svg_text"]
+__all__ = [
+    "FIGURES",
+    "NAMES",
+    "TABLES",
+    "VENUES",
+    "Drawn",
+    "Table",
+    "draw_all",
+    "main_table",
+    "new_figure",
+    "paper_style",
+    "save",
+    "svg_text",
+    "write_tables",
+]
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,14 @@ class Drawn:
     """What was drawn and what was not.
 
     Args:
-        paths: figure -> its PDF; .png, .svg and .json (numbers, caption) lie beside it.
-        captions: figure -> caption.
-        missing: figure -> why it was not drawn.
+        paths: figure -> its PDF; .png, .svg and .json (numbers, caption) lie beside it. Table -> its .tex.
+        captions: figure or table -> caption.
+        missing: figure or table -> why it was not drawn.
     """
 
-    paths: dict[str, Path]
-    captions: dict[str, str]
-    missing: dict[str, str]
+    paths: dict[str, Path] = field(default_factory=dict)
+    captions: dict[str, str] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
 
 
 def draw_all(
@@ -39,6 +47,7 @@ def draw_all(
     folder: str | Path,
     *,
     venue: str = "neurips",
+    only: Sequence[str] = (),
     metadata: Mapping[str, str] | None = None,
 ) -> Drawn:
     """Draw every figure that the rows allow, at the widths of a venue.
@@ -47,107 +56,61 @@ def draw_all(
         rows: results of a run; nothing else is read.
         folder: where the files go; made if missing.
         venue: a name in ``VENUES``.
+        only: names in ``NAMES``; all figures by default.
         metadata: where the rows are from ("run", "commit"), written into each file.
 
     Returns:
         Paths, captions, and the figures that are missing with the reason.
+
+    Raises:
+        ValueError: an unknown venue, or a name that no figure has.
     """
-    paths: dict[str, Path] = {}
-    captions: dict[str, str] = {}
-    missing: dict[str, str] = {}
+    _check_names(only)
+    drawn = Drawn()
     with paper_style(venue) as sizes:
-        for name, (draw, caption) in _FIGURES.items():
+        for entry in FIGURES:
+            if only and entry.name not in only:
+                continue
             try:
-                figure, data = draw(rows, sizes)
+                figure, data = entry.draw(rows, sizes)
             except ValueError as reason:
                 # Rows of one diagnostic may be absent from a run; the caller gets the reason.
-                missing[name] = str(reason)
+                drawn.missing[entry.name] = str(reason)
                 continue
-            captions[name] = " ".join(caption.split())
-            paths[name] = save(figure, folder, name, data, metadata=metadata or {}, caption=captions[name])
-    return Drawn(paths, captions, missing)
+            caption = drawn.captions[entry.name] = captioned(entry, rows)
+            path = save(figure, folder, entry.name, data, metadata=metadata or {}, caption=caption)
+            drawn.paths[entry.name] = path
+    return drawn
 
 
-def _count(rows: Sequence[Row], diagnostic: str) -> int:
-    return len({row.intervention for row in rows if row.diagnostic == diagnostic})
+def write_tables(rows: Sequence[Row], folder: str | Path, *, only: Sequence[str] = ()) -> Drawn:
+    """Write every table that the rows allow: LaTeX for booktabs, and CSV or text.
+
+    Raises:
+        ValueError: a name that no table has.
+    """
+    _check_names(only)
+    drawn = Drawn()
+    for entry in TABLES:
+        if only and entry.name not in only:
+            continue
+        try:
+            table = entry.make(rows)
+        except ValueError as reason:
+            drawn.missing[entry.name] = str(reason)
+            continue
+        drawn.captions[entry.name] = " ".join(entry.caption.split())
+        drawn.paths[entry.name] = table.write(folder, entry.name)["tex"]
+    return drawn
 
 
-def _g_effects(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    figure = new_figure(sizes.page, 3.6)
-    return figure, g_effects(rows, figure.subplots(2, sharex=True))
+def captioned(entry: Entry, rows: Sequence[Row]) -> str:
+    """The caption with what the rows say of intervals."""
+    note = interval_note(rows, entry.diagnostics) if entry.intervals else "Drawn without intervals."
+    return f"{' '.join(entry.caption.split())} {note}"
 
 
-def _u_shape(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    figure = new_figure(sizes.page, 1.9)
-    return figure, u_shape(rows, figure.subplots(1, 2))
-
-
-def _separability(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    n = len({r.intervention for r in rows if r.diagnostic == "separability" and not is_reference(r.intervention)})
-    lines = -(-max(n, 1) // 5)
-    figure = new_figure(sizes.page, 0.65 + 1.05 * lines)
-    return figure, separability_panels(rows, figure)
-
-
-def _tradeoff(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    figure = new_figure(min(sizes.column, 3.6), 2.7)
-    return figure, utility_against_forgetting(rows, figure.subplots())
-
-
-def _collapse(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    figure = new_figure(sizes.page, 0.6 + 0.46 * max(_count(rows, "logit_collapse"), 1))
-    return figure, collapse(rows, figure)
-
-
-def _states(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    n = max(_count(rows, "pca"), 1)
-    figure = new_figure(sizes.page, 0.7 + n * min(0.95, 8.0 / n))
-    return figure, hidden_states(rows, figure)
-
-
-def _doses(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    edits = {r.intervention for r in rows if r.diagnostic == "dose" and not r.intervention.endswith(CONTROL)}
-    figure = new_figure(sizes.page if len(edits) > 1 else min(sizes.column, 3.4), 3.0)
-    return figure, dose_response(rows, figure)
-
-
-_FIGURES: dict[str, tuple[Callable[[Sequence[Row], Venue], tuple[Figure, Any]], str]] = {
-    "tradeoff": (
-        _tradeoff,
-        """Utility against forgetting. Each point is an intervention, whiskers its interval over examples (the rows'
-        own), the star the model trained without the forget data. Dotted lines: the original's utility and the
-        retrained model's forgetting. Stairs: methods that no other method beats on both.""",
-    ),
-    "g_effect": (
-        _g_effects,
-        """G-effect by layer: the inner product of the gradients of an unlearning objective and of the negative
-        log-likelihood on forget data (above) and retain data (below). A step on the objective lowers performance
-        where the value is negative. Linear near zero, logarithmic beyond.""",
-    ),
-    "u_shape": (
-        _u_shape,
-        """Replacing one layer of the original model by that of the unlearned one. Hollow marks at "all" are the fully
-        unlearned models, dashed lines are the original and the retrained model.""",
-    ),
-    "separability": (
-        _separability,
-        """How well a linear probe tells forget from retain states at each layer; bands are the rows' intervals over
-        folds. Each panel shows one method beside the original and retrained models; dotted: the same probe on
-        shuffled labels.""",
-    ),
-    "logit_collapse": (
-        _collapse,
-        """Largest logit and entropy of the next token over answer positions. Each panel has its own height; the grey
-        outline is the original model on forget answers, cut where it is taller.""",
-    ),
-    "hidden_states": (
-        _states,
-        """Hidden states on the first two principal axes of the original model. Each column shares its limits; a panel
-        marked 1/k is zoomed out k times and shows those limits as a dashed box.""",
-    ),
-    "dose_response": (
-        _doses,
-        """Dose and response of activation edits. The dotted line continues the score of the unedited model (dose 0);
-        dashed grey is the same edit on randomly chosen features.""",
-    ),
-}
+def _check_names(only: Sequence[str]) -> None:
+    unknown = [name for name in only if name not in NAMES]
+    if unknown:
+        raise ValueError(f"no figure or table {', '.join(map(repr, unknown))}; known: {', '.join(NAMES)}")

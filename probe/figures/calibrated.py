@@ -1,27 +1,29 @@
-"""Comparisons at equal retention: what calibration moves, choice beside open questions, and which metric to trust."""
+"""Comparisons at equal retention: what calibration moves, and choice beside open questions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from probe.figures.labels import note_dropped, point_labels, small
-from probe.figures.style import FORGET, GREY, RETAIN, is_reference, look, number, ordered, picked, plain
+from probe.figures.bands import banded
+from probe.figures.entry import Entry
+from probe.figures.labels import Segment, note_dropped, point_labels, small
+from probe.figures.style import (
+    FORGET,
+    GREY,
+    RETAIN,
+    Venue,
+    is_reference,
+    look,
+    new_figure,
+    number,
+    ordered,
+    picked,
+    plain,
+)
 from probe.rows import Row
-
-# Marker and colour of an attack, apart in grey print as well.
-_ATTACK_LOOKS = (("#D55E00", "o"), ("#0072B2", "s"), ("#7B61B5", "^"), ("#00684B", "D"), ("#9C8F00", "v"))
-# The forms of extraction strength, as they are told apart in print.
-_NAMES = {
-    "extraction_strength": "ES exact",
-    "extraction_strength_floor": "ES exact, floor 1/L",
-    "perturbed_strength": "ES perturbed",
-    "perturbed_strength_floor": "ES perturbed, floor 1/L",
-}
 
 
 def calibration_arrows(rows: Sequence[Row], ax: Axes, *, quantity: str = "extraction_strength") -> dict[str, Any]:
@@ -76,12 +78,20 @@ def calibration_arrows(rows: Sequence[Row], ax: Axes, *, quantity: str = "extrac
     note_dropped(ax, lost)
     labels = {f"{name} ({arrow['alpha']:.2g})": (name, arrow["calibrated"]) for name, arrow in arrows.items()}
     points = {text: (xy[0], xy[1]) for text, (_, xy) in labels.items()}
-    point_labels(ax, points | {name: (xy[0], xy[1]) for name, xy in references.items()})
+    avoid = [segment for arrow in arrows.values() for segment in _whiskers(arrow)]
+    point_labels(ax, points | {name: (xy[0], xy[1]) for name, xy in references.items()}, avoid=avoid)
     for drawn in ax.texts:
         # With its alpha the name is another one, which might have another colour.
         if drawn.get_text() in labels:
             drawn.set_color(look(labels[drawn.get_text()][0]).colour)
     return {"arrows": arrows, "references": references, "not_finite": lost}
+
+
+def _whiskers(arrow: Mapping[str, Any]) -> list[Segment]:
+    """The intervals of a calibrated method as lines that names had better not cross."""
+    (x, y), (across, up) = arrow["calibrated"], arrow["intervals"]
+    found: list[Segment] = [((across[0], y), (across[1], y)), ((x, up[0]), (x, up[1]))]
+    return [segment for segment in found if all(math.isfinite(v) for point in segment for v in point)]
 
 
 def _arrow(ax: Axes, name: str, raw: Sequence[float], mixed: Sequence[float]) -> None:
@@ -116,17 +126,21 @@ def strength_over_alpha(rows: Sequence[Row], figure: Figure, *, columns: int = 5
     columns = min(columns, len(names))
     panels = figure.subplots(-(-len(names) // columns), columns, sharex=True, sharey=True, squeeze=False)
     for name, ax in zip(names, panels.flat, strict=False):
-        data[name] = {"alpha": alphas.get(name, math.nan)}
+        data[name], lost = {"alpha": alphas.get(name, math.nan)}, 0
         for on, colour, dash in (("forget", FORGET, "-"), ("retain", RETAIN, (0, (4, 1.5)))):
-            own = sorted((number(r.dose), number(r.value)) for r in found if (r.intervention, r.on) == (name, on))
-            data[name][on] = [list(point) for point in own]
-            ax.plot(*np.array(own).reshape(-1, 2).T, color=colour, linestyle=dash, linewidth=1.1, label=on)
+            own = sorted((r for r in found if (r.intervention, r.on) == (name, on)), key=lambda r: number(r.dose))
+            data[name][on] = [[number(r.dose), number(r.value)] for r in own]
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "linewidth": 1.1, "label": on}
+            lost += banded(ax, [number(r.dose) for r in own], own, **style)
         if math.isfinite(data[name]["alpha"]):
             ax.axvline(data[name]["alpha"], color=GREY, linewidth=0.7, linestyle=(0, (1, 1.5)))
         ax.set_title(plain(name), fontsize=small())
         ax.set_ylim(-0.05, 1.08)
+        note_dropped(ax, lost, inside=True)
     for ax in panels.flat[len(names) :]:
         ax.set_visible(False)
+    for ax in panels.flat[max(0, len(names) - columns) : len(names)]:
+        ax.tick_params(labelbottom=True)
     panels.flat[0].legend(fontsize=small() - 1, loc="lower left")
     figure.supxlabel("α, the weight of the unlearned model", fontsize=small())
     figure.supylabel(found[0].quantity.replace("_", " "), fontsize=small())
@@ -185,49 +199,54 @@ def choice_against_open(rows: Sequence[Row], figure: Figure, *, state: str, gues
     return data
 
 
-def metric_reliability(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
-    """Each metric's correlation over models before and after attacks, the metric of the highest mean above.
+def _draw_arrows(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
+    figure = new_figure(sizes.page, 3.8)
+    return figure, calibration_arrows(rows, figure.subplots())
 
-    Args:
-        rows: "reliability" rows; ``quantity`` the metric, ``on`` the attack, with intervals.
-        ax: where to draw.
 
-    Returns:
-        ``{metric: {attack: [r, low, high]}}``, best first.
+def _draw_alpha(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
+    n = len({row.intervention for row in rows if row.diagnostic == "path"})
+    figure = new_figure(sizes.page, 0.8 + 1.05 * -(-max(n, 1) // 5))
+    return figure, strength_over_alpha(rows, figure)
 
-    Raises:
-        ValueError: no such rows.
-    """
-    found = picked(rows, "reliability", {r.quantity for r in rows if r.diagnostic == "reliability"})
-    attacks = list(dict.fromkeys(r.on for r in found))
-    table: dict[str, dict[str, list[float]]] = {}
-    for row in found:
-        table.setdefault(row.quantity, {})[row.on] = [number(row.value), number(row.low), number(row.high)]
-    means = {m: float(np.mean([v[0] for v in values.values()])) for m, values in table.items()}
-    names = sorted(table, key=lambda m: (not math.isfinite(means[m]), -means[m] if math.isfinite(means[m]) else 0, m))
-    lost, handles = 0, []
-    for k, attack in enumerate(attacks):
-        colour, marker = _ATTACK_LOOKS[k % len(_ATTACK_LOOKS)]
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=4, label=attack))
-        for place, name in enumerate(names):
-            r, low, high = table[name].get(attack, [math.nan] * 3)
-            if not math.isfinite(r):
-                lost += 1
-                continue
-            y = place + 0.15 * (k - (len(attacks) - 1) / 2)
-            ax.plot([low, high], [y, y], color=colour, linewidth=0.7, alpha=0.6)
-            ax.plot(r, y, color=colour, marker=marker, markersize=3.6, linestyle="none", markeredgecolor="none")
-    for place, name in enumerate(names):
-        ax.plot([means[name]] * 2, [place - 0.38, place + 0.38], color="#222222", linewidth=1.2)
-        if place:
-            ax.axhline(place - 0.5, color=GREY, linewidth=0.3, alpha=0.5)
-    ax.axvline(0, color=GREY, linewidth=0.6, linestyle=(0, (4, 2)))
-    ax.set_yticks(
-        range(len(names)), [plain(_NAMES.get(name, name.replace("_", " "))) for name in names], fontsize=small()
-    )
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(-1.05, 1.05)
-    ax.set_xlabel("correlation over models, before and after an attack →")
-    ax.figure.legend(handles=handles, fontsize=small(), loc="outside lower center", ncols=len(handles))  # type: ignore[union-attr]
-    note_dropped(ax, lost)
-    return {name: table[name] for name in names}
+
+def _draw_choice(rows: Sequence[Row], sizes: Venue, state: str) -> tuple[Figure, Any]:
+    guess = picked(rows, "raw", ["guess"])[0].value
+    figure = new_figure(sizes.page, 2.9)
+    return figure, choice_against_open(rows, figure, state=state, guess=number(guess))
+
+
+CALIBRATION = Entry(
+    "calibration",
+    "7",
+    "Before and after calibration",
+    ("raw", "calibrated"),
+    _draw_arrows,
+    """Extraction strength on forget and retain data, as trained (hollow) and mixed with the original until the stated
+    share of the retain score is kept (full; in brackets: the unlearned model's weight alpha).""",
+)
+ALPHA = Entry(
+    "alpha",
+    "7",
+    "Extraction strength over alpha",
+    ("path",),
+    _draw_alpha,
+    "Score on either side as the unlearned model is mixed in; the dotted line is the calibrated alpha.",
+)
+CHOICE = Entry(
+    "choice",
+    "15",
+    "Multiple choice and open questions",
+    ("raw",),
+    lambda rows, sizes: _draw_choice(rows, sizes, "raw"),
+    """Accuracy of multiple choice against the share of open answers that are right. Hollow: an accuracy that most
+    seeds share with blind guessing. Dashed: guessing.""",
+)
+CHOICE_CALIBRATED = Entry(
+    "choice_calibrated",
+    "15",
+    "Multiple choice and open questions, calibrated",
+    ("calibrated",),
+    lambda rows, sizes: _draw_choice(rows, sizes, "calibrated"),
+    "The same of the models mixed with the original until they keep a stated share of the retain score.",
+)

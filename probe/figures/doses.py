@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
+from probe.figures.entry import Entry
 from probe.figures.labels import note_dropped, small
-from probe.figures.style import GREY, INK, look, number, ordered, picked, plain
+from probe.figures.style import GREY, INK, Venue, look, new_figure, number, ordered, picked, plain
 from probe.rows import Row
 
 CONTROL = " (random features)"
@@ -66,7 +67,15 @@ def dose_response(rows: Sequence[Row], figure: Figure, *, quantity: str = "proba
         grid[0, column].set_title(plain(edit, width=22), color=look(edit).colour)
         if len(counts) > 1:
             grid[0, column].legend(
-                title="features", title_fontsize=small() - 0.5, fontsize=small() - 0.5, loc="best", labelspacing=0.15
+                title="features",
+                title_fontsize=small() - 0.5,
+                fontsize=small() - 0.5,
+                loc="best",
+                labelspacing=0.15,
+                frameon=True,
+                facecolor="white",
+                edgecolor="none",
+                framealpha=0.9,
             )
     for line, on in enumerate(sides):
         grid[line, 0].set_ylabel(f"{quantity.replace('_', ' ')}\non {on} data {'↓' if on == 'forget' else '↑'}")
@@ -140,3 +149,20 @@ def _scale(ax: Axes, doses: Sequence[float]) -> None:
     keep = {nonzero[i] for i in np.linspace(0, len(nonzero) - 1, min(len(nonzero), 6)).round().astype(int)}
     ax.set_xticks([dose for dose in given if dose == 0 or dose in keep])
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
+
+
+def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
+    edits = {r.intervention for r in rows if r.diagnostic == "dose" and not r.intervention.endswith(CONTROL)}
+    figure = new_figure(sizes.page if len(edits) > 1 else sizes.narrow, 3.0)
+    return figure, dose_response(rows, figure)
+
+
+DOSE_RESPONSE = Entry(
+    "dose_response",
+    "",
+    "Dose and response",
+    ("dose",),
+    _draw,
+    """Dose and response of activation edits. The dotted line continues the score of the unedited model (dose 0);
+    dashed grey is the same edit on randomly chosen features.""",
+)

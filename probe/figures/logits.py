@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from probe.figures.entry import Entry
 from probe.figures.labels import note_dropped, small
-from probe.figures.style import FORGET, GREY, RETAIN, look, number, ordered, picked, plain
+from probe.figures.style import FORGET, GREY, RETAIN, Venue, look, new_figure, number, ordered, picked, plain
 from probe.rows import Row
 
 TITLES = {
@@ -27,7 +28,8 @@ def collapse(
     """Small multiples: one line of panels an intervention, one column a quantity.
 
     Filled: positions of forget answers; outline: retain answers; thin grey: the original model on forget answers.
-    Each outline has area 1 and each panel its own height, so that a collapsed one does not flatten the others.
+    Each outline has area 1 (see ``outline``) and each panel its own height, so that a collapsed one does not flatten
+    the others.
     The line's name carries the verdict ("collapsed on forget").
 
     Args:
@@ -57,7 +59,8 @@ def collapse(
         lost = 0
         for place, name in enumerate(names):
             ax = grid[place, column]
-            density[name] = {on: _density(value_N, edges) for on, value_N in values[name].items()}
+            linear = scale is None
+            density[name] = {on: outline(value_N, edges, linear=linear) for on, value_N in values[name].items()}
             missing = sum(int((~np.isfinite(value_N)).sum()) for value_N in values[name].values())
             _panel(ax, name, edges, density)
             note_dropped(ax, missing)
@@ -108,13 +111,19 @@ def _edges(values: dict[str, dict[str, np.ndarray]], bins: int) -> tuple[np.ndar
     return np.linspace(low, high if high > low else low + 1, bins + 1), None
 
 
-def _density(value_N: np.ndarray, edges: np.ndarray) -> list[float]:
+def outline(value_N: np.ndarray, edges: np.ndarray, *, linear: bool = True) -> list[float]:
+    """A histogram; what lies beyond the edges counts in the outer bins.
+
+    Its area is 1 on a linear axis. On an axis that is logarithmic away from zero, where bins are as wide as they are
+    drawn, it is the share of each bin: a density would make what lies far out invisible.
+    """
     value_N = value_N[np.isfinite(value_N)]
     if value_N.size == 0:
         return [0.0] * (len(edges) - 1)
     # Rounding in the edges must not lose the extreme values.
     count = np.histogram(np.clip(value_N, edges[0], edges[-1]), edges)[0]
-    return list((count / count.sum() / np.diff(edges)).tolist())
+    share = count / count.sum()
+    return list((share / np.diff(edges) if linear else share).tolist())
 
 
 def _panel(ax: Axes, name: str, edges: np.ndarray, density: dict[str, dict[str, list[float]]]) -> None:
@@ -150,3 +159,20 @@ def _legend(figure: Figure, ax: Axes, with_original: bool) -> None:
     if with_original:
         handles.append(Line2D([], [], color=GREY, linewidth=0.6, label="original, forget answers"))
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+
+
+def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
+    n = len({row.intervention for row in rows if row.diagnostic == "logit_collapse"})
+    figure = new_figure(sizes.page, 0.6 + 0.46 * max(n, 1))
+    return figure, collapse(rows, figure)
+
+
+LOGIT_COLLAPSE = Entry(
+    "logit_collapse",
+    "9",
+    "What the logits look like",
+    ("logit_collapse",),
+    _draw,
+    """Largest logit and entropy of the next token over answer positions. Each panel has its own height; the grey
+    outline is the original model on forget answers, cut where it is taller.""",
+)

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from probe.figures.entry import Entry
 from probe.figures.labels import note_dropped, small
-from probe.figures.style import FORGET, GREY, RETAIN, look, number, ordered, picked, plain
+from probe.figures.style import FORGET, GREY, RETAIN, Venue, look, new_figure, number, ordered, picked, plain
 from probe.rows import Row
 
 # Beyond this many times the original's spread a panel is zoomed out, or all others would shrink to dots.
@@ -167,3 +168,20 @@ def _legend(figure: Figure) -> None:
         for on, colour, marker in (("forget", FORGET, "o"), ("retain", RETAIN, "s"))
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2)
+
+
+def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
+    n = max(len({row.intervention for row in rows if row.diagnostic == "pca"}), 1)
+    figure = new_figure(sizes.page, 0.7 + n * min(0.95, 8.0 / n))
+    return figure, hidden_states(rows, figure)
+
+
+HIDDEN_STATES = Entry(
+    "hidden_states",
+    "11",
+    "Hidden states",
+    ("pca",),
+    _draw,
+    """Hidden states on the first two principal axes of the original model. Each column shares its limits; a panel
+    marked 1/k is zoomed out k times and shows those limits as a dashed box.""",
+)

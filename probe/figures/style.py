@@ -37,6 +37,11 @@ class Venue:
     page: float
     size: int
 
+    @property
+    def narrow(self) -> float:
+        """Width of a figure of one panel: a column, or two thirds of a page without columns."""
+        return self.column if self.column < self.page else round(self.page * 2 / 3, 2)
+
 
 # tueplots 0.2.5 (github.com/pnkraemer/tueplots); ACL from acl.sty: A4 less 2 x 2.5 cm, columns 0.6 cm apart.
 VENUES = {
@@ -156,6 +161,10 @@ def _key(name: str) -> str:
     return re.sub(r"[\s_\-]+", "", name.casefold())
 
 
+def _method(name: str) -> str:
+    return re.split(r"[(+]", name)[0]
+
+
 _BY_KEY = {_key(name): look for name, look in LOOKS.items()}
 _PLACE = {key: place for place, key in enumerate(_BY_KEY)}
 
@@ -163,21 +172,22 @@ _PLACE = {key: place for place, key in enumerate(_BY_KEY)}
 def look(name: str) -> Look:
     """The look of an intervention: from the table, else from a checksum of its name, never from its place in a list.
 
-    A variant, "RMU (layer 5)", keeps the colour of its method.
+    A variant, "RMU (layer 5)" or "GA + KL", keeps the colour of its method.
     """
     key = _key(name)
     if key in _BY_KEY:
         return _BY_KEY[key]
     number = zlib.crc32(key.encode())
-    method = _BY_KEY.get(_key(name.split("(")[0]))
+    method = _BY_KEY.get(_key(_method(name)))
     colour, rest = method.colour if method else _SPARE_COLOURS[number % 5], number // 5
-    return Look(colour, _SPARE_MARKERS[rest % 6], _SPARE_DASHES[rest // 6 % 4])
+    markers = [m for m in _SPARE_MARKERS if method is None or m != method.marker]
+    return Look(colour, markers[rest % len(markers)], _SPARE_DASHES[rest // 6 % 4])
 
 
 def ordered(names: Iterable[str]) -> list[str]:
     """Each name once: original, methods by family, unknown ones by alphabet, retrained."""
     last = len(_PLACE) - 1.5
-    place = {name: _PLACE.get(_key(name), _PLACE.get(_key(name.split("(")[0]), last)) for name in names}
+    place = {name: _PLACE.get(_key(name), _PLACE.get(_key(_method(name)), last)) for name in names}
     return sorted(place, key=lambda name: (name == "retrained", place[name], name))
 
 

@@ -6,9 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from probe.figures.entry import Entry
 from probe.figures.labels import Segment, note_dropped, point_labels
-from probe.figures.style import GREY, is_reference, look, number, ordered, picked
+from probe.figures.style import GREY, Venue, is_reference, look, new_figure, number, ordered, picked
 from probe.rows import Row
 
 SIDES = ("forget", "retain")
@@ -56,8 +58,8 @@ def utility_against_forgetting(rows: Sequence[Row], ax: Axes, *, quantity: str =
     word = quantity.replace("_", " ")
     ax.set_xlabel(f"forgetting: 1 − {word} on forget data →")
     ax.set_ylabel(f"utility: {word} on retain data →")
-    ax.set_xlim(*_padded([p["x"] for p in points.values()]))
-    ax.set_ylim(*_padded([p["y"] for p in points.values()]))
+    ax.set_xlim(*_padded([v for p in points.values() for v in (p["x"], *p["x_interval"])]))
+    ax.set_ylim(*_padded([v for p in points.values() for v in (p["y"], *p["y_interval"])]))
     note_dropped(ax, lost)
     point_labels(ax, {name: (p["x"], p["y"]) for name, p in points.items()}, avoid=avoid)
     return {"points": points, "front": front, "not_finite": lost}
@@ -123,8 +125,26 @@ def _stairs(ax: Axes, corners: Sequence[tuple[float, float]]) -> list[Segment]:
 
 
 def _padded(values: Sequence[float]) -> tuple[float, float]:
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return 0.0, 1.0
     low, high = min(values), max(values)
     pad = 0.09 * max(high - low, 0.1)
     return low - pad, high + pad
+
+
+def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
+    figure = new_figure(sizes.narrow, 2.7)
+    return figure, utility_against_forgetting(rows, figure.subplots())
+
+
+TRADEOFF = Entry(
+    "tradeoff",
+    "6",
+    "Utility against forgetting",
+    ("performance",),
+    _draw,
+    """Utility against forgetting. Each point is an intervention, whiskers its interval over examples (the rows'
+    own), the star the model trained without the forget data. Dotted lines: the original's utility and the
+    retrained model's forgetting. Stairs: methods that no other method beats on both.""",
+)

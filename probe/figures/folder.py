@@ -1,0 +1,120 @@
+"""From a folder of rows to its figures, tables and a page that lists what was drawn and what is missing."""
+
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from probe.figures import Drawn, draw_all, write_tables
+from probe.figures.catalogue import EVERY, FIGURES, NAMES
+from probe.rows import Row, load
+
+ROWS = "rows.jsonl"
+
+
+def rows_of(folder: str | Path) -> list[Row]:
+    """Every row below a folder, file by file in the order of their paths; a row that stands twice counts once.
+
+    Args:
+        folder: of a report, of any command that writes rows, or of several such folders.
+
+    Raises:
+        FileNotFoundError: no folder, or no rows in it.
+        ValueError: a file of rows that is damaged.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no rows at {folder} (resolved to {folder.resolve()}): there is no such folder")
+    files = row_files(folder)
+    if not files:
+        sweeps = "; it holds a sweep, whose study draws it" if any(folder.rglob("journal.jsonl")) else ""
+        raise FileNotFoundError(f"no rows at {folder}: no {ROWS} there or below{sweeps}; figures are drawn from rows")
+    return list(dict.fromkeys(row for path in files for row in load(path)))
+
+
+def row_files(folder: Path) -> list[Path]:
+    """Files of rows below a folder; unfinished folders, whose names begin with a dot, are left out."""
+    found = (path for path in sorted(folder.rglob(ROWS)))
+    return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def origin(folder: str | Path) -> dict[str, str]:
+    """What is written into each file: a hash of the rows, the version that draws, and the commit where it is known."""
+    folder = Path(folder)
+    digest = hashlib.sha256()
+    for path in row_files(folder):
+        digest.update(path.read_bytes())
+    found = {"run": digest.hexdigest()[:12], "probe": version("unlearn-probe")}
+    manifest = folder / "manifest.json"
+    commit = json.loads(manifest.read_text(encoding="utf-8")).get("commit") if manifest.is_file() else None
+    return found | ({"commit": str(commit)} if commit else {})
+
+
+def draw_folder(folder: str | Path, *, venue: str = "neurips", only: Sequence[str] = ()) -> Drawn:
+    """Draw what the rows of a folder allow into ``figures`` and ``tables`` below it, and list the rest.
+
+    Args:
+        folder: as for ``rows_of``.
+        venue: a name in ``VENUES``.
+        only: names of figures and tables; all by default.
+
+    Returns:
+        What was drawn, figures and tables together. ``figures/index.html`` says the same, unless ``only`` is given.
+
+    Raises:
+        FileNotFoundError: no folder, or no rows in it.
+        ValueError: an unknown name or venue, or a damaged file.
+    """
+    folder = Path(folder)
+    rows = rows_of(folder)
+    pictures = {entry.name for entry in FIGURES}
+    drawn = Drawn()
+    if not only or set(only) & pictures or set(only) - set(NAMES):
+        drawn = draw_all(rows, folder / "figures", venue=venue, only=only, metadata=origin(folder))
+    tables = Drawn()
+    if not only or set(only) - pictures:
+        tables = write_tables(rows, folder / "tables", only=only)
+    # Names of the other kind are no mistake here: ``only`` may mix figures and tables.
+    both = Drawn(drawn.paths | tables.paths, drawn.captions | tables.captions, drawn.missing | tables.missing)
+    if not only:
+        (folder / "figures").mkdir(exist_ok=True)
+        (folder / "figures" / "index.html").write_text(contents(both), encoding="utf-8")
+    return both
+
+
+def contents(drawn: Drawn) -> str:
+    """A page of HTML with each figure and its caption, each table, and why the others are missing."""
+    parts = []
+    for entry in EVERY:
+        number = f" (#{entry.number})" if entry.number else ""
+        head = f"<h2>{html.escape(entry.title)} <small>{entry.name}{number}</small></h2>"
+        if entry.name not in drawn.paths:
+            continue
+        path = drawn.paths[entry.name]
+        if path.suffix == ".tex":
+            shown = f'<p><a href="../tables/{path.name}">{path.name}</a></p><pre>{_table(path)}</pre>'
+        else:
+            links = ", ".join(f'<a href="{path.stem}.{end}">{end}</a>' for end in ("pdf", "svg", "png", "json"))
+            shown = f'<p><img src="{path.stem}.svg" alt="{html.escape(entry.title)}"></p><p>{links}</p>'
+        parts.append(f"{head}{shown}<p>{html.escape(drawn.captions[entry.name])}</p>")
+    numbers = {entry.name: f" (#{entry.number})" if entry.number else "" for entry in EVERY}
+    missing = "".join(
+        f"<li><b>{name}</b>{numbers[name]}: {html.escape(why)}</li>" for name, why in drawn.missing.items()
+    )
+    style = "body{font-family:serif;max-width:60em;margin:2em auto}img{max-width:100%}small{color:#777}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Figures</title><style>{style}</style>'
+        f"<h1>Figures and tables</h1>{''.join(parts)}<h2>Missing</h2><ul>{missing}</ul></html>\n"
+    )
+
+
+def _table(path: Path) -> str:
+    return html.escape(path.read_text(encoding="utf-8"))
+
+
+def summary(drawn: Drawn) -> str:
+    """What was drawn and what is missing, as text for a shell."""
+    lines = [f"{name}: {path}" for name, path in drawn.paths.items()]
+    return "\n".join([*lines, *(f"not drawn: {name} ({why})" for name, why in drawn.missing.items())])
