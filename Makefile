@@ -28,8 +28,10 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs:
-	@echo "The documentation is Markdown: README.md, ARCHITECTURE.md and docs/."
+# A warning is an error: a page that could not be made as meant is not made at all.
+docs: dev
+	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory docs/reference probe
+	@echo "docs/reference/index.html; guides are in docs/README.md"
 
 clean:
-	rm -rf .venv results build dist *.egg-info
+	rm -rf .venv results build dist docs/reference *.egg-info

@@ -3,7 +3,14 @@
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+import torch
+
+from probe.diagnostics.g_effect import g_effect
+from probe.diagnostics.logit_collapse import logit_collapse
+from probe.display import table
+from probe.objectives.token import ga
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -24,3 +31,23 @@ def test_notebooks_are_stored_without_outputs(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert cells
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+
+
+def test_a_table_shows_numbers_and_escapes_texts():
+    shown = table(
+        {"layer": range(2), "<b>": [torch.tensor(0.123456), np.float64("nan")], "x": ["a & b", None]}, note="1 < 2"
+    )
+    for piece in ("&lt;b&gt;", "0.1235", "–", "a &amp; b", "<p>1 &lt; 2</p>"):
+        assert piece in shown
+    assert "script" not in shown
+    with pytest.raises(ValueError, match="equally long"):
+        table({"layer": range(2), "value": [1.0]})
+
+
+def test_results_show_themselves(bed):
+    rows = bed.split.forget.select(range(8))
+    effect = g_effect(bed.original, ga, rows, over=bed.split.retain.select(range(8)))
+    assert f"{float(effect.layer_L[0]):.4g}" in effect._repr_html_()
+    found = logit_collapse(bed.original, rows)
+    assert found.verdict in found._repr_html_()
+    assert f"{found.mean_max_logit:.4g}" in found._repr_html_()
