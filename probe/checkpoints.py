@@ -241,13 +241,19 @@ def _no_pickle(path: Path) -> str:
     )
 
 
-def check_device(device: str) -> None:
+def check_device(device: str, *, spread: bool = True) -> None:
     """Refuse a device that is not here, before anything is loaded.
 
+    Args:
+        device: as torch names it, or "auto".
+        spread: whether "auto" makes sense: not for a model that is in memory already.
+
     Raises:
-        ValueError: torch cannot put a tensor there; its reason is given.
+        ValueError: torch cannot put a tensor there; its reason is given. Or "auto" for the testbed.
     """
     if device == "auto":
+        if not spread:
+            raise ValueError("device 'auto' spreads a large model over GPUs; the testbed is small, pass cpu or cuda")
         return
     try:
         torch.zeros(1, device=device)

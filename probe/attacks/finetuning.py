@@ -4,7 +4,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from probe.attacks.curves import Curves, Training, trained
+from probe.attacks.curves import Curves, Run, Training, trained
 from probe.attacks.facts import Facts
 from probe.data import Batch
 from probe.objectives import Objective
@@ -20,7 +20,7 @@ def finetune(
     data: Batch,
     training: Training,
     *,
-    reference: nn.Module | None = None,
+    reference: nn.Module | Run | None = None,
     objective: Objective = nll,
     progress: bool = False,
 ) -> Curves:
@@ -31,7 +31,8 @@ def finetune(
         facts: only scored here; ``shown`` rows are as unseen as the others.
         data: what is trained on: retain rows, world facts, any text.
         training: steps, learning rate, batch size, seeds; see ``PUBLISHED``.
-        reference: a model that never knew the facts; trained on the same rows in the same order.
+        reference: a model that never knew the facts; trained on the same rows in the same order, or what it
+            gave in an earlier attack of the same kind.
         objective: what is minimised.
         progress: show bars.
 

@@ -86,7 +86,7 @@ def separability(
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
     generator = np.random.default_rng(seed)
     forget_N, retain_N = side_groups(split)
-    _check_groups(forget_N, retain_N)
+    _check_groups(forget_N, retain_N, named=any(row.group for row in (*split.forget_rows, *split.retain_rows)))
     most = min(len(np.unique(forget_N)), len(np.unique(retain_N)))
     most = most if max_groups is None else min(most, max_groups)
     rows = [_drawn(group_N, most, generator) for group_N in (forget_N, retain_N)]
@@ -129,14 +129,14 @@ def _rows(batch: Batch, rows: tuple[QA, ...]) -> Sequence[QA]:
     return rows if len(rows) == len(batch) else [QA("", "")] * len(batch)
 
 
-def _check_groups(forget_N: IdsN, retain_N: IdsN) -> None:
+def _check_groups(forget_N: IdsN, retain_N: IdsN, *, named: bool) -> None:
     counts = [len(np.unique(group_N)) for group_N in (forget_N, retain_N)]
     if min(counts) < 2:
         raise ValueError(
             f"a probe needs at least two groups per class; the forget side has {counts[0]} ({len(forget_N)} rows), "
             f"the retain side {counts[1]} ({len(retain_N)} rows)"
         )
-    if counts[0] == len(forget_N) and counts[1] == len(retain_N):
+    if not named and counts[0] == len(forget_N) and counts[1] == len(retain_N):
         warnings.warn(
             "every row is a group of its own (no group field?): near duplicates may lie on both sides of a fold and "
             "raise the AUROC",
