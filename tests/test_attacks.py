@@ -552,7 +552,8 @@ def test_setting_features_is_exact_on_the_chosen_and_leaves_the_rest(bed):
     silent = int((f_BTF.amax((0, 1)) == 0).nonzero()[0])
     value_K = torch.tensor([2.0, 3.0])
     found = SetFeatures(sae, (active, silent), value_K)(hidden_BTD)
-    expected = hidden_BTD + (2.0 - f_BTF[..., active, None]) * sae.W_dec[active] + 3.0 * sae.W_dec[silent]
+    rows_FD = sae.directions_FD
+    expected = hidden_BTD + (2.0 - f_BTF[..., active, None]) * rows_FD[active] + 3.0 * rows_FD[silent]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     # Where the feature is on, setting is clamping.
     here = hidden_BTD[:1, :1]

@@ -23,6 +23,7 @@ SMALL = replace(
     measuring=Measuring(rows=20, generated=3, new_tokens=5, bootstrap=50),
 )
 FIGURES = ("tradeoff", "g_effect", "separability", "u_shape", "logit_collapse", "hidden_states", "dose_response")
+ON_PAGE = (*FIGURES, "sae_choices")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def run(tmp_path_factory, bed):
 
 
 def test_every_file_is_there(run):
-    for name in FIGURES:
+    for name in ON_PAGE:
         for suffix in ("pdf", "png", "json"):
             assert (run / "figures" / f"{name}.{suffix}").is_file(), (name, suffix)
     assert (run / "tables" / "main.tex").read_text().count("toprule") == 1
@@ -76,10 +77,19 @@ def test_the_retrained_model_stands_on_every_figure(run):
 
 def test_the_page_is_self_contained_and_names_every_condition(run):
     page = (run / "index.html").read_text()
-    assert page.count("<svg") == len(FIGURES)
+    assert page.count("<svg") == len(ON_PAGE)
     assert not re.search(r"(?:src|href)=\"(?:https?:)?//", page)
     for condition in json.loads((run / "manifest.json").read_text())["conditions"]:
         assert condition["name"] in page
+
+
+def test_the_sae_is_judged_on_other_people_than_it_was_chosen_on_and_beside_controls(run):
+    chosen = [r for r in load(run / "rows.jsonl") if r.diagnostic == "sae_choice"]
+    assert {r.intervention for r in chosen} >= {"SAE", "random features"}
+    assert any(r.quantity.startswith("verdict ") for r in chosen)
+    page = (run / "index.html").read_text()
+    assert "on new people the loss rises by" in page
+    assert "where it was chosen" in page
 
 
 def test_figures_are_redrawn_from_rows_alone(run, tmp_path, monkeypatch):
@@ -88,7 +98,7 @@ def test_figures_are_redrawn_from_rows_alone(run, tmp_path, monkeypatch):
     shutil.rmtree(copy / "figures")
     monkeypatch.setattr("probe.checkpoints.load_model", None)
     redraw(copy)
-    for name in FIGURES:
+    for name in ON_PAGE:
         assert (copy / "figures" / f"{name}.json").read_text() == (run / "figures" / f"{name}.json").read_text()
     assert (copy / "index.html").read_text() == (run / "index.html").read_text()
 

@@ -14,6 +14,7 @@ from probe.checkpoints import (
     load_tokenizer,
     weights_hash,
 )
+from probe.commands.manifest import whole_folder
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
 from probe.evaluation.data import Material, material, template_of
 from probe.evaluation.job import EvaluationJob
@@ -21,7 +22,6 @@ from probe.evaluation.log import EvaluationLog, read_log, truth_ratios, write_lo
 from probe.evaluation.measure import Asking
 from probe.evaluation.table import latex_table
 from probe.metrics.choices import Form
-from probe.report.manifest import whole_folder
 from probe.rows import append
 
 _FORMS: dict[str, Form] = {"letter": "letter", "text-sum": "text sum", "text-mean": "text mean"}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -64,8 +65,7 @@ def choices(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
         ax.plot([], [], marker=marker, color=colour, linestyle="none", label=f"{on}, other entities")
     ax.plot([], [], marker="o", markerfacecolor="white", markeredgecolor=GREY, linestyle="none", label="where chosen")
     ax.axvline(0, color=GREY, linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
-    ax.set_yticks(range(len(sources)), [f"{s}\n({words[s]})" if s in words else s for s in sources])
-    ax.tick_params(axis="y", labelsize=small())
+    ax.set_yticks(range(len(sources)), [_named(s, words.get(s)) for s in sources])
     ax.set_ylim(len(sources) - 0.5, -0.5)
     ax.set_xlabel("rise of the answers' loss (nats a token)")
     handles, labels = ax.get_legend_handles_labels()
@@ -75,6 +75,11 @@ def choices(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     whole.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=small() - 0.5)
     note_dropped(ax, lost, inside=True)
     return data | {"not_finite": lost}
+
+
+def _named(source: str, word: str | None) -> str:
+    # Longer lines would not fit beside the panel.
+    return "\n".join(wrap(f"{source} ({word})" if word else source, 17))
 
 
 def responses(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from probe.checkpoints import weights_hash
+from probe.commands.data import Data
+from probe.commands.folder import appearing
+from probe.commands.opening import Opened, opened, opened_testbed
 from probe.data import Batch, encode
 from probe.diagnostics.g_effect import GEffect, g_effects
 from probe.diagnostics.token_effects import TokenEffects, token_effects
 from probe.figures.layers import g_effects as effects_figure
 from probe.figures.style import new_figure, paper_style, save
 from probe.figures.tokens import token_heat_map, token_texts
-from probe.lenses.folder import appearing
-from probe.lenses.job import Data, GEffectJob
+from probe.lenses.job import GEffectJob
 from probe.lenses.named import Named, read_objective, reference_for
-from probe.lenses.opening import Opened, opened, opened_testbed
 from probe.objectives.token import nll
 from probe.rows import Row, append, append_lines
 

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from probe.checkpoints import weights_hash
+from probe.commands.data import Data
+from probe.commands.folder import appearing
+from probe.commands.opening import Opened, opened, opened_testbed
 from probe.diagnostics.layer_maps import ReplacementMap, every_span, from_embeddings, from_head, replacement_map
 from probe.diagnostics.screening import Screening, screened
 from probe.figures.layers import u_shape
 from probe.figures.spans import growing_spans, part_lines, span_map, span_row
 from probe.figures.style import new_figure, paper_style, save
-from probe.lenses.folder import appearing
-from probe.lenses.job import Data, LayersJob
-from probe.lenses.opening import Opened, opened, opened_testbed
+from probe.lenses.job import LayersJob
 from probe.methods.baselines import grad_diff
 from probe.metrics.teacher_forced import TeacherForced
 from probe.rows import Row, append

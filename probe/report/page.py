@@ -19,6 +19,7 @@ SECTIONS = (
     ("logit_collapse", "What the logits look like", "logit_collapse"),
     ("hidden_states", "Hidden states", "pca"),
     ("dose_response", "Dose and response", "dose"),
+    ("sae_choices", "SAE features: chosen on half of the people, judged on the other half", "sae_choice"),
 )
 
 
@@ -66,7 +67,7 @@ def write_page(out: Path, rows: Sequence[Row], drawn: Drawn) -> Path:
         headline=headline(rows),
         table=table(rows),
         sections=sections,
-        missing=drawn.missing,
+        missing={name: drawn.missing[name] for name, *_ in SECTIONS if name in drawn.missing},
         manifest_text=json.dumps(manifest, indent=1),
     )
     temporary = out / "index.html.tmp"

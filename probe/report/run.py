@@ -9,15 +9,16 @@ import torch
 from tqdm.auto import tqdm
 
 from probe.checkpoints import weights_hash
+from probe.commands.manifest import open_run, write_manifest
 from probe.datasets import rows_hash
 from probe.hooks import our_hooks
 from probe.modes import threads
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare
-from probe.report.manifest import open_run, write_manifest
 from probe.report.measure import Sample, diagnosed, draw_sample, reference_fragility, single_layers
 from probe.report.settings import Settings
 from probe.report.study import Condition, Study
+from probe.report.suppression import suppression_rows
 from probe.rows import Row, append, load
 
 # Below this many parameters one thread is the better default (see Settings.threads).
@@ -87,12 +88,10 @@ def redraw(out: Path, venue: str = "neurips") -> Path:
     rows: Sequence[Row] = load(out / "rows.jsonl")
     if not (out / "manifest.json").is_file():
         raise FileNotFoundError(f"no manifest.json in {out}; the folder is not one that `probe report` wrote")
-    from probe.figures import draw_all, main_table
+    from probe.figures.folder import draw_folder
     from probe.report.page import write_page
 
-    drawn = draw_all(rows, out / "figures", venue=venue)
-    main_table(rows).write(out / "tables")
-    return write_page(out, rows, drawn)
+    return write_page(out, rows, draw_folder(out, venue=venue))
 
 
 def _conditions(study: Study, sample: Sample, settings: Settings, rows_path: Path) -> Iterator[Condition]:
@@ -108,6 +107,7 @@ def _conditions(study: Study, sample: Sample, settings: Settings, rows_path: Pat
     doses = prepare(study, sample, settings)
     yield from conditions.activation_edits(study, doses, settings)
     append(rows_path, dose_rows(study, sample, doses, settings))
+    append(rows_path, suppression_rows(study, sample, settings))
 
 
 def _count(study: Study, settings: Settings) -> int:

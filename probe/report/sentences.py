@@ -241,6 +241,31 @@ def _dose(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def _sae_choice(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    by = {(row.intervention, row.quantity, row.on): row for row in rows}
+    words = {r.intervention: r.quantity.removeprefix("verdict ") for r in rows if r.quantity.startswith("verdict ")}
+    for name in dict.fromkeys(row.intervention for row in rows):
+        forget, retain = by.get((name, "rise", "forget")), by.get((name, "rise", "retain"))
+        if forget is None or retain is None:
+            continue
+        seen = by.get((name, "rise on the choosing half", "retain"))
+        text = f"{name}: on new people the loss rises by {_spread(forget)} on forget and {_spread(retain)} on retain"
+        if seen is not None and name == "SAE":
+            text += f" ({_rounded(seen.value or 0.0)} where it was chosen)"
+        lines.append(f"{text}; read as {words[name]}." if name in words else f"{text}.")
+        gap = by.get((name, "gap", "forget"))
+        if gap is not None and not (gap.low is not None and gap.low > 0):
+            lines.append(f"The SAE does not beat {name}: it raises the forget loss by {_spread(gap)} more.")
+    return lines
+
+
+def _spread(row: Row) -> str:
+    """A value with its interval."""
+    value = _rounded(row.value or 0.0)
+    return value if row.low is None or row.high is None else f"{value} [{_rounded(row.low)}, {_rounded(row.high)}]"
+
+
 SAYS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "performance": _performance,
     "g_effect": _g_effect,
@@ -249,4 +274,5 @@ SAYS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "logit_collapse": _logit_collapse,
     "pca": _pca,
     "dose": _dose,
+    "sae_choice": _sae_choice,
 }

@@ -54,6 +54,8 @@ class Editing:
     """Clamp values (negated), in units of the median residual norm at the site; 0 is zero ablation."""
     sae_features: tuple[int, ...] = (5, 20, 50)
     """How many features are clamped."""
+    sae_budget: float = 0.1
+    """Largest rise of the retain loss (nats a token) that a chosen SAE edit may cost where it is chosen."""
     sae_dose: float = 1.0
     """The clamp that is diagnosed in full, with the middle number of features."""
     cru_from: tuple[str, ...] = ("GradDiff",)

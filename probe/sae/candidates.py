@@ -17,6 +17,7 @@ from probe.features.activity import observe
 from probe.features.attribution import ByEffect, attribute
 from probe.features.ranking import FeatureTable, random_active_features, rank
 from probe.harvest import harvest
+from probe.interventions.attaching import check_site
 from probe.interventions.directions import leace
 from probe.interventions.projection import Project
 from probe.interventions.retained import retained_in
@@ -35,6 +36,9 @@ CONTROLS: tuple[Source, ...] = (
     "difference of means",
     "LEACE",
 )
+
+# Rows on which an SAE is tried at its site.
+_SITE_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ def candidates(
         chunk: rows per forward pass.
 
     Raises:
-        ValueError: no rule, count or strength, an unknown control, or a forget side on which no feature is on.
+        ValueError: no rule, count or strength, an unknown control, an SAE that does not fit the site, or a forget side
+            on which no feature is on.
     """
     if not rules or not counts or not strengths or min(counts) < 1:
         raise ValueError(
@@ -144,6 +149,7 @@ def candidates(
     if unknown:
         raise ValueError(f"no control {sorted(unknown)[0]!r}; there are {', '.join(CONTROLS)}")
     found = dictionary(sae)
+    check_site(model, found, site, select.retain.select(range(min(_SITE_ROWS, len(select.retain)))))
     given = _Given(model, site, select, tuple(special_ids), chunk)
     made: list[Candidate] = []
     tables = _ranked(given, found, rules)

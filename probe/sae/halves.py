@@ -58,6 +58,37 @@ def groups_of(rows: Sequence[QA]) -> tuple[str, ...]:
     return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
 
 
+def thinned(rows: Sequence[QA], most: int) -> tuple[QA, ...]:
+    """At most so many rows, in their order: one of every entity in turn, so that as many entities as may be stay."""
+    if len(rows) <= most:
+        return tuple(rows)
+    seen: dict[str, int] = {}
+    turn = []
+    for place, owner in enumerate(groups_of(rows)):
+        turn.append((seen.get(owner, 0), place))
+        seen[owner] = seen.get(owner, 0) + 1
+    return tuple(rows[place] for place in sorted(place for _, place in sorted(turn)[:most]))
+
+
+# Fewer entities than this say nothing of their spread.
+_FEWEST = 3
+
+
+def units_of(rows: Sequence[QA]) -> tuple[tuple[str, ...], str]:
+    """What the intervals of these rows count, and a note where that is not the entity.
+
+    Rows of one entity are not independent, so intervals count entities; where there are fewer than three, their spread
+    cannot be seen, and rows are counted instead.
+    """
+    owners = groups_of(rows)
+    n = len(set(owners))
+    if n >= _FEWEST or n == len(rows):
+        return owners, "" if any(row.group for row in rows) else "no groups are given, so intervals count rows"
+    counted = tuple(f"row {i}" for i in range(len(rows)))
+    few = "one entity" if n == 1 else f"{n} entities"
+    return counted, f"{few} a half: intervals count rows and say nothing of other entities"
+
+
 def _parted(rows: Sequence[QA], side: str, seed: int) -> tuple[list[QA], list[QA]]:
     owners = groups_of(rows)
     names = list(dict.fromkeys(owners))

@@ -23,7 +23,8 @@ class Said:
             answers are told less, and the right one is still chosen more often than by who never knew. "suppressed":
             not even chosen, while the edit is open. "removed": the same of changed weights, and it does not come back.
         told: probability of forget answers, as a share of the unedited model's.
-        kept: retain score beyond chance, as a share of the unedited model's.
+        kept: what is left of the retain answers, as a share of the unedited model's: of their probability, or of how
+            often they are chosen beyond chance, whichever is less.
         beyond: how much more often the right forget answer is chosen than by the reference, or than by chance.
         against: what ``beyond`` compares with.
     """
@@ -31,21 +32,16 @@ class Said:
     word: Word
     told: float
     kept: float
-    beyond: Interval | None
+    beyond: Interval
     against: str
 
     @property
     def sentence(self) -> str:
         """The evidence in words."""
-        chosen = "forget rows have no wrong answers to choose among"
-        if self.beyond is not None:
-            chosen = (
-                f"the right forget answer is chosen {self.beyond.mean:+.2f} [{self.beyond.low:+.2f}, "
-                f"{self.beyond.high:+.2f}] against {self.against}"
-            )
         return (
             f"{self.word}: {self.told:.2f} of the answers' probability and {self.kept:.2f} of what should be kept are "
-            f"left; {chosen}"
+            f"left; the right forget answer is chosen {self.beyond.mean:+.2f} [{self.beyond.low:+.2f}, "
+            f"{self.beyond.high:+.2f}] more often than by {self.against}"
         )
 
 
@@ -77,7 +73,7 @@ def said(
             "known; give each row perturbed_answer"
         )
     told = float(forget.probability_N.mean() / before[0].probability_N.mean())
-    kept = _beyond_chance(retain) / max(_beyond_chance(before[1]), 1e-9)
+    kept = min(_share(of(retain), of(before[1])) for of in (_probability, _beyond_chance))
     theirs_N = 1 / forget.n_choices if reference is None else reference.of("choice")
     beyond = grouped(forget.choice_N - theirs_N, groups)
     word: Word = "suppressed"
@@ -92,8 +88,16 @@ def said(
     return Said(word, told, kept, beyond, "chance" if reference is None else "a model that never knew")
 
 
+def _share(after: float, before: float) -> float:
+    return after / before if before > 0 else 1.0
+
+
+def _probability(score: Score) -> float:
+    return float(score.probability_N.mean())
+
+
 def _beyond_chance(score: Score) -> float:
     """Choice beyond chance where there are wrong answers, else the answers' probability."""
     if score.choice_N is None or score.n_choices is None:
-        return float(score.probability_N.mean())
+        return _probability(score)
     return float(score.choice_N.mean()) - 1 / score.n_choices

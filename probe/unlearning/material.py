@@ -48,8 +48,8 @@ def material(job: Job) -> Material:
         FileNotFoundError: no such file.
     """
     if job.model is None:
+        check_device(job.device, spread=False)
         bed = load()
-        check_device(job.device)
         return Material(bed.original.to(job.device), bed.tokenizer, bed.split, bed)
     assert job.forget is not None
     assert job.retain is not None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from probe.lenses.job import Data
-from probe.report.manifest import whole_folder
+from probe.commands.data import Data
+from probe.commands.manifest import whole_folder
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from probe.checkpoints import (
     load_model,
     load_tokenizer,
 )
+from probe.commands.data import Data
 from probe.data import Split, Template, make_split
 from probe.datasets import read_rows, rows_hash
-from probe.lenses.job import Data
 from probe.weights import check_same_architecture
 
 
@@ -91,7 +91,7 @@ def opened_testbed(data: Data) -> Opened:
     """
     from probe import testbed
 
-    check_device(data.device)
+    check_device(data.device, spread=False)
     bed = testbed.load()
     rows = bed.split.forget_rows[: data.rows], bed.split.retain_rows[: data.rows]
     split = make_split(bed.tokenizer, *rows, template=bed.split.template, max_length=bed.split.max_length)

@@ -93,6 +93,15 @@ def whole_folder(out: Path, settings: Any) -> Iterator[tuple[Path, dict[str, Any
         shutil.rmtree(part, ignore_errors=True)
 
 
+def is_report(folder: Path) -> bool:
+    """Whether a folder is one that `probe report` wrote, so that it has a page; other commands ask other settings."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return False
+    settings = json.loads(path.read_text(encoding="utf-8")).get("settings", {})
+    return {"training", "editing", "measuring"} <= set(settings)
+
+
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest in one step.
 

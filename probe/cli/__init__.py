@@ -1,0 +1,183 @@
+"""The shell's view of the library. Nothing heavy is imported before the arguments are read."""
+
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from probe.cli.asked import (
+    Doctor,
+    Evaluate,
+    Figures,
+    GEffects,
+    Layers,
+    Methods,
+    Report,
+    Sae,
+    SaeAudit,
+    SaeRank,
+    SaeSuppress,
+    SaeTrain,
+    Sweep,
+    Unlearn,
+    Verdict,
+)
+from probe.commands.manifest import FULL
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``probe`` and ``python -m probe``: exit code 2 for a user's mistake, 74 for a full disk."""
+    commands: dict[str, Any] = {
+        "report": Report,
+        "figures": Figures,
+        "unlearn": Unlearn,
+        "methods": Methods,
+        "evaluate": Evaluate,
+        "verdict": Verdict,
+        "sae": Sae,
+        "layers": Layers,
+        "g-effect": GEffects,
+        "sweep": Sweep,
+        "doctor": Doctor,
+    }
+    command = tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="probe",
+        description="Find out what unlearning really does inside a language model.",
+        args=arguments,
+    )
+    try:
+        if isinstance(command, Doctor):
+            _doctor(command)
+        if isinstance(command, Sweep):
+            _sweep(command)
+        done = _done(command)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        _fail(error, 2)
+    except OSError as error:
+        if error.errno in FULL:
+            _fail(f"{error}; free some space and run again, or choose another folder", 74)
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        kept = {
+            Report: "rows measured so far are kept in rows.jsonl",
+            Sweep: "finished cells are kept; run again to go on",
+        }
+        _fail(f"stopped; {kept.get(type(command), 'nothing was written')}", 130)
+    print(done)
+
+
+def _done(command: Report | Figures | Unlearn | Evaluate | Layers | GEffects | Verdict | Sae | Methods) -> object:
+    if isinstance(command, Report):
+        return _report(command)
+    if isinstance(command, Figures):
+        return _figures(command)
+    if isinstance(command, Unlearn):
+        from probe.unlearning.answering import summary
+        from probe.unlearning.run import run_job
+
+        folder = run_job(command.method, command.job)
+        return f"{summary(folder)}{folder}"
+    if isinstance(command, Evaluate):
+        from probe.evaluation.run import run_evaluation
+
+        return _with_table(run_evaluation(command.model, command.job))
+    if isinstance(command, Layers):
+        from probe.lenses.layers import run_layers
+
+        return _with_table(run_layers(command.job, command.data))
+    if isinstance(command, GEffects):
+        from probe.lenses.effects import run_g_effect
+
+        return _with_table(run_g_effect(command.job, command.data))
+    if isinstance(command, SaeTrain | SaeRank | SaeSuppress | SaeAudit):
+        return _with_table(_sae(command))
+    if isinstance(command, Verdict):
+        from probe.verdict.run import run_verdict
+
+        return run_verdict(command.model, command.job)
+    from probe.methods.catalogue import table
+    from probe.unlearning.needs import shell_facts
+
+    return table(command.names, shell_facts)
+
+
+def _with_table(folder: Path) -> str:
+    return f"{(folder / 'table.txt').read_text(encoding='utf-8')}\n{folder}"
+
+
+def _sae(command: Sae) -> Path:
+    if isinstance(command, SaeTrain | SaeAudit):
+        from probe.sae.making import run_audit, run_train
+
+        return (
+            run_train(command.job, command.data)
+            if isinstance(command, SaeTrain)
+            else run_audit(command.job, command.data)
+        )
+    from probe.sae.studies import run_rank, run_suppress
+
+    return (
+        run_rank(command.job, command.data) if isinstance(command, SaeRank) else run_suppress(command.job, command.data)
+    )
+
+
+def _report(command: Report) -> Path:
+    command.own.check()
+    from probe.report.own import testbed_study, user_study
+    from probe.report.run import run_report
+
+    make = testbed_study if command.own.original is None else (lambda: user_study(command.own))
+    return run_report(make, command.settings, command.out)
+
+
+def _figures(command: Figures) -> object:
+    from probe.commands.manifest import is_report
+
+    if not command.only and is_report(command.run):
+        from probe.report.run import redraw
+
+        return redraw(command.run, command.venue)
+    from probe.figures.folder import draw_folder, summary
+
+    return summary(draw_folder(command.run, venue=command.venue, only=command.only))
+
+
+def _doctor(command: Doctor) -> NoReturn:
+    import torch
+
+    from probe.checkpoints import check_device, load_model, load_tokenizer
+    from probe.testing import check_model
+
+    check_device(command.device)
+    model = load_model(command.model, dtype=getattr(torch, command.dtype), device=command.device)
+    folder = Path(command.model)
+    # A folder of weights alone is a model too; a tokenizer that is there must load.
+    alone = folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*"))
+    report = check_model(model, None if alone else load_tokenizer(command.model))
+    print(report.table())
+    sys.exit(1 if report.failed else 0)
+
+
+def _sweep(command: Sweep) -> NoReturn:
+    from probe.sweep.command import run_file
+    from probe.swept.commands import JOBS
+
+    text, code = run_file(
+        command.file,
+        JOBS,
+        out=command.out,
+        dry_run=command.dry_run,
+        smoke=command.smoke,
+        shard=command.shard,
+        slurm=command.slurm,
+    )
+    print(text)
+    sys.exit(code)
+
+
+def _fail(reason: object, code: int) -> None:
+    # One readable line: a traceback would bury what the user has to do.
+    print("probe: " + " ".join(str(reason).split()), file=sys.stderr)
+    sys.exit(code)

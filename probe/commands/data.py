@@ -1,0 +1,51 @@
+"""Whose rows: plain values, importable without torch so that ``probe --help`` stays quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Whose rows are looked at, and where the result goes."""
+
+    forget: Path | None = None
+    """Forget rows (JSON lines or array; question, answer, optionally TOFU's other fields and group)."""
+    retain: Path | None = None
+    """Retain rows in the same layout."""
+    out: Path
+    """Folder of the results; it must not exist, or be empty."""
+    rows: int | None = None
+    """Only the first so many rows of each side: a trial run, and said to be one."""
+    prompt: str = "Question: {question}\nAnswer:"
+    """Text before the answer."""
+    answer: str = " {answer}"
+    """The answer's text."""
+    max_length: int = 256
+    """Longest text in tokens."""
+    batch_size: int = 32
+    """Rows a pass."""
+    device: str = "cpu"
+    """Where models run."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What weights are cast to."""
+
+    def check(self, models: dict[str, str | None]) -> None:
+        """Refuse half a description before anything is loaded.
+
+        Args:
+            models: flags of the models that belong to the rows, and what they were given.
+
+        Raises:
+            ValueError: some but not all of models and rows are given, sizes below 1, or out is in use.
+        """
+        given = {**models, "--forget": self.forget, "--retain": self.retain}
+        missing = [name for name, value in given.items() if value is None]
+        if missing and len(missing) < len(given):
+            raise ValueError(f"{', '.join(missing)} missing: your own model needs {', '.join(given)}")
+        for name in ("rows", "batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ValueError(f"{self.out} exists and is not empty; choose another --out, or remove it first")

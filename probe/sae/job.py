@@ -1,0 +1,148 @@
+"""What `probe sae` is asked for: plain values, importable without torch so that ``probe --help`` stays quick."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attachment:
+    """A model, its dictionary, and where the dictionary belongs."""
+
+    model: str | None = None
+    """Folder (safetensors) or hub name of the model; without it the testbed's original and its SAE are taken."""
+    sae: str | None = None
+    """Folder of a dictionary (sae-lens, sparsify, Gemma Scope or Llama Scope files), or a release with --sae-id."""
+    sae_id: str | None = None
+    """Which dictionary of a release of sae-lens."""
+    layer: int | None = None
+    """Block whose output the dictionary reads; from its metadata by default. Measured before anything is done."""
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """Flags of what belongs to the rows, and what they were given."""
+        return {"--model": self.model, "--sae": self.sae}
+
+    def check(self) -> None:
+        """Refuse half a description.
+
+        Raises:
+            ValueError: an id without a release, or a layer without a model.
+        """
+        if self.sae is None and (self.sae_id is not None or self.layer is not None):
+            raise ValueError("--sae-id and --layer belong to --sae: name the dictionary, its model and the rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """Which dictionary is trained. Its numbers have no default, for they depend on the model; the testbed has some."""
+
+    model: str | None = None
+    """Folder (safetensors) or hub name; without it a small dictionary of the testbed is trained."""
+    layer: int | None = None
+    """Block whose output is read."""
+    architecture: Literal["topk", "batchtopk"] = "topk"
+    """TopK, or BatchTopK, which is saved as a JumpReLU."""
+    active: int | None = None
+    """Features that are on at a token."""
+    features: int | None = None
+    """Features of the dictionary."""
+    steps: int | None = None
+    """Optimiser steps."""
+    tokens_per_step: int = 1024
+    """Activations a step, drawn by chance."""
+    lr: float | None = None
+    """Learning rate; 1e-3 worked at widths of 64 and 128."""
+    least_variance: float | None = None
+    """Share of variance to be explained on every tenth row, which is left out; below it nothing is saved."""
+    seed: int = 0
+    """Fixes initial weights and the order of activations."""
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """Flags of the models that belong to the rows, and what they were given."""
+        return {"--model": self.model}
+
+    def check(self) -> None:
+        """Refuse an own model without the numbers of its dictionary.
+
+        Raises:
+            ValueError: some are missing.
+        """
+        needed = ("layer", "active", "features", "steps", "lr", "least_variance")
+        missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(self, name) is None]
+        if self.model is not None and missing:
+            raise ValueError(f"{', '.join(missing)} missing: they have no default that fits every model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankJob(Attachment):
+    """Which rules put features in order."""
+
+    rules: tuple[str, ...] = ("frequency:0.01", "mean-square-ratio:95", "attribution-ratio")
+    """By name, a setting after a colon: frequency:T, mean-square-ratio:P, crisp:N, saeuron:P, mean-difference, auroc,
+    attribution, attribution-ratio."""
+    top: int = 20
+    """How many features of each rule are listed, and compared under resampling."""
+    view: int = 8
+    """How many features of the first rule are shown in features.html."""
+    seed: int = 0
+    """Fixes the resampling."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuppressJob(Attachment):
+    """What is tried, and what it may cost."""
+
+    retrained: str | None = None
+    """A model that never saw the forget rows: what its answers are compared with, instead of chance."""
+    rules: tuple[str, ...] = ("frequency:0.01", "attribution-ratio")
+    """As for `probe sae rank`."""
+    counts: tuple[int, ...] = (10, 50)
+    """Numbers of features."""
+    scales: tuple[float, ...] = (3.0, 10.0)
+    """Multiples c: an active feature f becomes -c f."""
+    pushes: tuple[float, ...] = (0.1, 0.3, 1.0)
+    """An active feature is set to minus so many median residual norms."""
+    budget: float = 0.1
+    """Largest mean rise of the retain loss (nats a token) that a choice may cost where it is made."""
+    most: int = 150
+    """Retain rows that are looked at, at most, taken in turn from every entity; every edit is run on all of them."""
+    controls: bool = True
+    """Also random features, a random dictionary, the neuron basis, the difference of means and LEACE."""
+    seed: int = 0
+    """Of the halves, of random features and of the random dictionary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditJob(Attachment):
+    """A model whose weights were edited against features of its original's dictionary."""
+
+    edited: str | None = None
+    """The model after the edit; --model is the one before. Without models the testbed is orthogonalised here."""
+    retrained: str | None = None
+    """A model that never saw the forget rows."""
+    features: tuple[int, ...] = ()
+    """Ids of the features that were to fall silent."""
+    steps: int = 0
+    """Steps of relearning on a fifth of the forget rows; 0 leaves that out."""
+    lr: float | None = None
+    """Learning rate of relearning."""
+    seed: int = 0
+    """Which forget rows are relearned."""
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """Flags of what belongs to the rows, and what they were given."""
+        return {**super().models, "--edited": self.edited}
+
+    def check(self) -> None:
+        """Refuse an audit that cannot be made.
+
+        Raises:
+            ValueError: as for ``Attachment``, no features for an own model, or steps without a learning rate.
+        """
+        super().check()
+        if (self.model is None) != (not self.features):
+            raise ValueError("--features names the features of --sae that --edited was to lose; give both, or neither")
+        if self.steps < 0 or (self.steps > 0) != (self.lr is not None):
+            raise ValueError(f"--steps (at least 0) and --lr belong together, got {self.steps} and {self.lr}")
