@@ -1,11 +1,15 @@
 """What a run leaves behind: one JSON object a line, written so that a kill loses nothing."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+
+# No space on the disk, a file too large for it or for a limit, a quota used up.
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)

@@ -612,3 +612,12 @@ def test_a_vector_of_another_width_is_named_with_its_site_52():
         pytest.raises(ValueError, match=r"at Site\(2\): .*9"),
     ):
         model(torch.ones(1, 3, dtype=torch.long))
+
+
+def test_a_flag_given_twice_is_refused_rather_than_read_once(capsys):
+    from probe.cli import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["unlearn", "npo", "--out", "x", "--set", "beta=0.1", "--set", "retain_weight=2"])
+    assert stopped.value.code == 2
+    assert "--set is given 2 times" in capsys.readouterr().err

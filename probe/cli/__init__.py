@@ -1,6 +1,8 @@
 """The shell's view of the library. Nothing heavy is imported before the arguments are read."""
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,11 +25,13 @@ from probe.cli.asked import (
     Unlearn,
     Verdict,
 )
-from probe.commands.manifest import FULL
+from probe.rows import FULL
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``probe`` and ``python -m probe``: exit code 2 for a user's mistake, 74 for a full disk."""
+    given = sys.argv[1:] if arguments is None else arguments
+    _check_once(given)
     commands: dict[str, Any] = {
         "report": Report,
         "figures": Figures,
@@ -45,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         commands,
         prog="probe",
         description="Find out what unlearning really does inside a language model.",
-        args=arguments,
+        args=given,
     )
     try:
         if isinstance(command, Doctor):
@@ -66,6 +70,14 @@ def main(arguments: list[str] | None = None) -> None:
         }
         _fail(f"stopped; {kept.get(type(command), 'nothing was written')}", 130)
     print(done)
+
+
+def _check_once(given: Sequence[str]) -> None:
+    """A flag that is given twice would keep its last values only, and nobody would know."""
+    flags = [word.split("=")[0] for word in given if word.startswith("--") and len(word) > 2]
+    twice = [flag for flag, count in Counter(flags).items() if count > 1]
+    if twice:
+        _fail(f"{twice[0]} is given {flags.count(twice[0])} times; give it once, with all its values after it", 2)
 
 
 def _done(command: Report | Figures | Unlearn | Evaluate | Layers | GEffects | Verdict | Sae | Methods) -> object:

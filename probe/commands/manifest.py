@@ -1,6 +1,5 @@
 """What made a run: versions, seeds, threads, hashes of data and weights, the command line."""
 
-import errno
 import json
 import os
 import platform
@@ -14,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from probe.rows import FULL
+
 _PACKAGES = (
     "torch",
     "transformers",
@@ -26,10 +27,6 @@ _PACKAGES = (
     "safetensors",
     "rouge-score",
 )
-
-
-# No space on the disk, a file too large for it or for a limit, a quota used up.
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def open_run(folder: Path, settings: Any) -> dict[str, Any]:

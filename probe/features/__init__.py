@@ -1,1 +1,1 @@
-"""Which features of a dictionary matter: what they do on forget and retain rows, rules that rank them, their effects."""
+"""Which features of a dictionary matter: what they do on forget and retain rows, and the rules that rank them."""

@@ -1,6 +1,5 @@
 """Finished cells on disk: journals that only grow, and the canonical file once all cells are there."""
 
-import errno
 import json
 import os
 import warnings
@@ -9,13 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from probe.rows import append_lines
+from probe.rows import FULL, append_lines
 from probe.sweep.cell import Shard, canonical, named
 
 RESULTS = "results.jsonl"
 ARRAYS = "arrays"
-# No space on the disk, a file too large for it or for a limit, a quota used up.
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 Record = dict[str, Any]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from probe.rows import FULL
 from probe.sweep.cell import RESERVED, Cell, canonical
-from probe.sweep.journal import FULL
 
 
 @dataclass(frozen=True)
