@@ -17,7 +17,6 @@ from probe.attacks.quantisation import rounded
 from probe.attacks.recovery import interval
 from probe.attacks.relearning import relearn
 from probe.data import QA, Batch
-from probe.diagnostics.logit_lens import logit_lens
 from probe.diagnostics.squeezing import sampled_bands, squeezing
 from probe.dictionaries.adapters import dictionary
 from probe.hooks import captured, edited
@@ -104,7 +103,7 @@ def bench() -> Bench:
 
 
 def models(at: Bench) -> Iterator[Row]:
-    """The report's diagnostics of original, retrained and five unlearned models, with attacks and lens."""
+    """The report's diagnostics of original, retrained and five unlearned models, with attacks."""
     yield from reference_fragility(at.study, at.sample, at.measuring)
     made = [*conditions.references(at.study)]
     for condition in made:
@@ -120,13 +119,12 @@ def models(at: Bench) -> Iterator[Row]:
 
 
 def beyond_the_report(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
-    """Quantisation, relearning, lens and aggregates of one model."""
+    """Quantisation, relearning and aggregates of one model."""
     for bits in (16, 8, 4):
         with rounded(model, bits=bits):
             for on, batch in (("forget", at.sample.split.forget), ("retain", at.sample.split.retain)):
                 found = at.probabilities(model, batch)
                 yield mean_row(name, "quantisation", "probability", found, on, at.measuring, item=bits)
-    yield from lens_rows(at, name, model)
     yield from aggregates(at, name, model, f"{len(at.study.split.forget_rows)} forget rows at once")
     if name in (*ATTACKED, "original", "retrained"):
         yield from relearned(at, name, model)
@@ -151,25 +149,6 @@ def aggregates(at: Bench, name: str, model: nn.Module, split: str) -> Iterator[R
     for on, found in (("forget", suite), ("retain", at.suite(model, at.sample.split.retain_rows))):
         value_N = found.extraction("0", perturbed=True)
         yield mean_row(name, "performance", "perturbed_strength", value_N, on, at.measuring)
-
-
-def lens_rows(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
-    """Probability of every token of one forget answer at every layer."""
-    row = at.sample.split.forget.select(range(1))
-    places = row.target_BT[0].nonzero()[:, 0].tolist()
-    # One copy of the row for each token of its answer, with that token alone as the target.
-    target_BT = torch.zeros(len(places), row.target_BT.shape[1], dtype=torch.bool)
-    target_BT[range(len(places)), places] = True
-    copies = replace(row.select([0] * len(places)), target_BT=target_BT)
-    found = logit_lens(model, copies)
-    tokenizer = at.study.tokenizer
-    for item, place in enumerate(places):
-        # A single token loses its leading blank when it is decoded.
-        piece = tokenizer.convert_ids_to_tokens(int(row.tokens_BT[0, place]))
-        text = piece.replace("Ġ", " ").replace("▁", " ")
-        for k, layer in enumerate(found.layers):
-            value = float(found.logprob_LB[k, item].exp())
-            yield Row(name, "logit_lens", "probability", value, text, layer=layer, item=item)
 
 
 def relearned(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:

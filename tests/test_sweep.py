@@ -371,6 +371,15 @@ def test_sigterm_ends_with_143_and_keeps_what_is_done_77(tmp_path):
     assert all(json.loads(line) for line in journal.read_bytes().split(b"\n")[:-1])
 
 
+@pytest.fixture
+def interruptible():
+    """A suite that a shell started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_finishes_the_cell_and_a_second_one_does_not(tmp_path):
     cells, seen = grid(layer=[0, 1, 2], seed=[0]), []
 

@@ -20,6 +20,7 @@ from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import forget_quality
+from probe.report.lens import lens_rows
 from probe.report.settings import Measuring
 from probe.report.study import Condition, Study
 from probe.rows import Row
@@ -90,6 +91,7 @@ def diagnosed(study: Study, sample: Sample, condition: Condition, measuring: Mea
         yield from _separability(sample, condition.name, model)
         yield from _collapse(study, sample, condition.name, model, measuring)
         yield from _pca(sample, condition.name, model)
+        yield from lens_rows(study.tokenizer, sample.split.forget, condition.name, model)
 
 
 def mean_row(

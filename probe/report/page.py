@@ -18,6 +18,7 @@ SECTIONS = (
     ("u_shape", "One layer at a time", "fragility"),
     ("logit_collapse", "What the logits look like", "logit_collapse"),
     ("hidden_states", "Hidden states", "pca"),
+    ("logit_lens", "One forget answer, read at every layer", "logit_lens"),
     ("dose_response", "Dose and response", "dose"),
     ("sae_choices", "SAE features: chosen on half of the people, judged on the other half", "sae_choice"),
 )

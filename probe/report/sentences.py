@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from probe.report.lens import what_the_lens_reads
 from probe.rows import Row
 
 # A method "forgot" below this answer probability on forget rows, and "kept" above this one on retain rows.
@@ -257,6 +258,7 @@ def _sae_choice(rows: Sequence[Row]) -> list[str]:
         gap = by.get((name, "gap", "forget"))
         if gap is not None and not (gap.low is not None and gap.low > 0):
             lines.append(f"The SAE does not beat {name}: it raises the forget loss by {_spread(gap)} more.")
+    lines.append("One rule (mean difference), this report's rows; `probe sae suppress` tries more rules on more rows.")
     return lines
 
 
@@ -273,6 +275,7 @@ SAYS: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "fragility": _fragility,
     "logit_collapse": _logit_collapse,
     "pca": _pca,
+    "logit_lens": what_the_lens_reads,
     "dose": _dose,
     "sae_choice": _sae_choice,
 }

@@ -40,10 +40,10 @@ class TrainJob:
     """Folder (safetensors) or hub name; without it a small dictionary of the testbed is trained."""
     layer: int | None = None
     """Block whose output is read."""
-    architecture: Literal["topk", "batchtopk"] = "topk"
-    """TopK, or BatchTopK, which is saved as a JumpReLU."""
+    architecture: Literal["topk", "batchtopk", "jumprelu"] = "topk"
+    """TopK; BatchTopK, which is saved as a JumpReLU; or a JumpReLU (see ``probe.features.architectures``)."""
     active: int | None = None
-    """Features that are on at a token."""
+    """Features that are on at a token; a JumpReLU's target."""
     features: int | None = None
     """Features of the dictionary."""
     steps: int | None = None

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from probe.commands.data import Data
 from probe.commands.folder import appearing
 from probe.commands.opening import opened, opened_testbed
 from probe.data import encode
-from probe.features.architectures import BatchTopK, TopK
+from probe.features.architectures import Architecture, BatchTopK, JumpReLU, TopK
 from probe.features.quality import Quality
 from probe.features.training import train_dictionary
 from probe.harvest import harvest
@@ -80,9 +81,9 @@ def run_train(job: TrainJob, data: Data) -> Path:
 
 def _numbers(job: TrainJob) -> dict[str, Any]:
     assert job.active is not None
-    kind = TopK if job.architecture == "topk" else BatchTopK
+    made: dict[str, Callable[[int], Architecture]] = {"topk": TopK, "batchtopk": BatchTopK, "jumprelu": JumpReLU}
     return {
-        "architecture": kind(job.active),
+        "architecture": made[job.architecture](job.active),
         "n_features": job.features,
         "steps": job.steps,
         "batch_size": job.tokens_per_step,
