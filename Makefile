@@ -1,6 +1,8 @@
 .PHONY: install dev report test test-all lint docs clean
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that share the test files.
+JOBS ?= 2
 
 install: .venv/.installed
 dev: .venv/.installed-dev
@@ -18,10 +20,10 @@ report: install
 	$(BIN)/python -m probe report
 
 test: dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-all: dev
-	$(BIN)/python -m pytest -q -m ''
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m ''
 
 lint: dev
 	$(BIN)/ruff format --check .
