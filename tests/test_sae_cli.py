@@ -128,7 +128,8 @@ def test_a_dictionary_off_target_is_not_saved(places, tmp_path, capsys):
     said = fails(capsys, "train", *model, *SMALL[:-1], "0.999", "--out", tmp_path / "out")
     assert "off target" in said
     assert not (tmp_path / "out").exists()
-    assert "blocks 0 to 7" in fails(capsys, "train", *model, *SMALL, "--layer", 8, "--out", tmp_path / "out")
+    beyond = [8 if value == 4 else value for value in model]
+    assert "blocks 0 to 7" in fails(capsys, "train", *beyond, *SMALL, "--out", tmp_path / "out")
 
 
 def test_no_dictionary_where_one_is_named(places, tmp_path, capsys):

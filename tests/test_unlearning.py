@@ -428,7 +428,7 @@ CLAMP = "sae_suppression --set features=3 value=-3"
         (f"npo_irm --set beta=1 retain_weight=1 irm_weight=1 {TRAINING} --environment {{tmp}}/no", "no file at"),
         (LABELLED, "--labels missing.*answers or vocabulary"),
         (TARF, "give either share .* or groups"),
-        (f"{TARF} --set share=0.5 groups=1 k0=1 t1=1 t0=2", "give either share .* or groups"),
+        (f"tarf --set k0=1 t1=1 t0=2 share=0.5 groups=1 {TRAINING}", "give either share .* or groups"),
         (f"tarf --set k0=1 t1=3 t0=2 share=0.5 {TRAINING}", "0 <= t1 <= t0"),
         (f"tarf --set annealing=3 {TRAINING}", "no hyper-parameter 'annealing'"),
         ("in_context --set forget_shown=2 retain_shown=1", "--refusals missing.*one a line"),

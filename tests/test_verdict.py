@@ -337,7 +337,10 @@ def test_the_truth_of_a_model():
 def test_figures_show_what_they_are_given():
     with paper_style():
         curves = {
-            "hidden against removed": {"one": (0.9, (0.0, 0.1, 1.0), (0.0, 0.9, 1.0)), "two": (0.2, (0.0, 1.0), (0.0, 1.0))}
+            "hidden against removed": {
+                "one": (0.9, (0.0, 0.1, 1.0), (0.0, 0.9, 1.0)),
+                "two": (0.2, (0.0, 1.0), (0.0, 1.0)),
+            }
         }
         assert roc_figure(curves, {"one": "outputs", "two": "states"}, new_figure(4, 3)) == {
             "hidden against removed": {"one": 0.9, "two": 0.2}
