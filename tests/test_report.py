@@ -23,7 +23,7 @@ SMALL = replace(
     measuring=Measuring(rows=20, generated=3, new_tokens=5, bootstrap=50),
 )
 FIGURES = ("tradeoff", "g_effect", "separability", "u_shape", "logit_collapse", "hidden_states", "dose_response")
-ON_PAGE = (*FIGURES, "sae_choices")
+ON_PAGE = (*FIGURES, "logit_lens", "sae_choices")
 
 
 @pytest.fixture(scope="module")
