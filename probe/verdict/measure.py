@@ -133,7 +133,15 @@ def _states(model: nn.Module, given: Material) -> tuple[dict[str, float], dict[s
     by_layer = {"cka_forget": alike, "lens": lens.probability_L}
     found = {"lens_hidden": lens.hidden_from_output, "cka_forget": _mean(alike)}
     if given.has_retain:
-        content = content_probe(states, given.tokenizer, given.values, codes_from=given.original, shuffles=0)
+        content = content_probe(
+            states,
+            given.tokenizer,
+            given.values,
+            codes_from=given.original,
+            shuffles=0,
+            # Few people are to be kept in a small trial; the zoo has more than five.
+            folds=max(2, min(5, len(states.retain_group_N.unique()))),
+        )
         apart = ridge_probes(states, shuffles=0).auc_L
         kept = similarity(states.retain_LND, before.retain_LND).debiased_cka_L
         by_layer |= {"content": content.above_L, "separability": apart, "cka_retain": kept}
