@@ -33,7 +33,7 @@ from probe.metrics import (
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
-from probe.metrics.text import rouge
+from probe.metrics.text import Rouge, rouge, words
 from probe.metrics.tofu import UTILITY_PARTS
 from probe.objectives.token import target_logprobs
 from probe.sites import Site
@@ -119,6 +119,32 @@ def test_forget_quality_and_privacy_come_out_as_published(golden):
     assert quality.p == pytest.approx(golden["expect"]["forget_quality"], rel=1e-9)
     assert quality.ln_p == pytest.approx(math.log(quality.p))
     assert privleak(areas["full"], areas["retain"]) == pytest.approx(golden["expect"]["privleak"], rel=1e-9)
+
+
+SENTENCES = {
+    "Russian": ("Столица этой страны находится на севере, у большой реки.", "На севере у реки стоит другой город."),
+    "Greek": ("Η πρωτεύουσα της χώρας βρίσκεται δίπλα στη θάλασσα.", "Η χώρα έχει πολλά νησιά."),
+    "Arabic": ("وُلِدَ الكاتِبُ في مَدينةٍ صغيرةٍ على شاطئِ البحر.", "يعيش الكاتب في العاصمة."),
+    "Hindi": ("लेखक का जन्म एक छोटे से गाँव में हुआ था और वह आज दिल्ली में रहता है।", "लेखक की किताबें बहुत प्रसिद्ध हैं।"),
+    "Thai": ("นักเขียนเกิดในหมู่บ้านเล็กๆ ทางภาคเหนือของประเทศไทยเมื่อหลายปีก่อน", "เขาเขียนหนังสือหลายเล่ม"),
+    "Chinese": ("这位作家出生在北方的一个小村庄，现在住在首都。", "他写过很多书。"),
+    "Japanese": ("その作家は北の小さな村で生まれ、今は東京に住んでいます。", "彼は本をたくさん書きました。"),
+    "Korean": ("그 작가는 북쪽의 작은 마을에서 태어나 지금은 수도에 살고 있습니다.", "그는 책을 많이 썼습니다."),
+}
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_f3_rouge_reads_every_script(language):
+    text, other = SENTENCES[language]
+    assert rouge(text, text) == Rouge(1.0, 1.0, 1.0)
+    assert rouge(text, other).rouge_l_recall < 0.5
+    half = " ".join(words(text)[: len(words(text)) // 2])
+    assert rouge(text, half).rouge_l_recall == pytest.approx(len(words(half)) / len(words(text)))
+
+
+def test_f3_words_are_the_same_composed_or_not():
+    assert words("Don’t go to the CAFÉ") == words("don't go to the cafe\u0301") == ["don't", "go", "to", "the", "café"]
+    assert words("'quoted' rock'n'roll") == ["quoted", "rock'n'roll"]
 
 
 def test_rouge_of_120_published_pairs(shared):

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from conftest import tiny_llama
+from test_metrics import SENTENCES
 
 from probe.data import QA
-from probe.datasets import REFUSALS
+from probe.datasets import REFUSALS, read_rows
 from probe.diagnostics.spurious_unlearning import KINDS, Rules, classify, fluent_under, says_value, spurious_unlearning
 from probe.diagnostics.squeezing import sampled_bands, squeezing
 from probe.objectives.token import ga
@@ -43,6 +44,29 @@ ROW = QA(
 )
 def test_kinds(text, kind):
     assert classify(ROW, text) == kind
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_f3_fluent_text_of_any_script_is_no_gibberish(language):
+    text, other = SENTENCES[language]
+    row = QA("?", text)
+    assert classify(row, text) == classify(row, f"{other} {text}") == "right"
+    assert classify(row, other) == "wrong"
+    assert classify(row, " ".join([other.split()[0][:3]] * 12)) == "gibberish"
+
+
+def test_f26_the_answer_inside_a_longer_text_and_inside_other_values():
+    row = QA("In which city?", "It is New York City.", perturbed_answer=("It is New York.", "It is Boston."))
+    assert classify(row, "Sure. It is New York City.") == "right"
+    assert classify(row, "New York City, I think.") == "rephrased"
+    assert classify(row, "New York, I think.") == classify(row, "New York City or New York.") == "wrong"
+    assert classify(row, "I don’t know. I’m not sure.") == "refusal"
+    assert classify(QA("Is it?", "No."), "I have no idea.") == "refusal"
+
+
+def test_f26_every_tofu_answer_after_a_word_of_assent_is_right(shared):
+    rows = read_rows(shared / "data" / "tofu" / "forget10.json")
+    assert {classify(row, f"Sure. {row.answer}") for row in rows} == {"right"}
 
 
 def test_every_refusal_is_one_and_no_answer_is(bed):

@@ -1,6 +1,7 @@
 """Is a model that no longer gives the answer rephrasing it, refusing, wrong, or gibbering?"""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from probe.datasets import REFUSALS
 from probe.diagnostics.answer_values import values
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
-from probe.metrics.text import compression_ratio, repetition
+from probe.metrics.text import compression_ratio, repetition, words
 
 Kind = Literal["right", "rephrased", "wrong", "refusal", "gibberish", "empty"]
 KINDS: tuple[Kind, ...] = ("right", "rephrased", "wrong", "refusal", "gibberish", "empty")
@@ -25,6 +26,8 @@ _REFUSING = re.compile(
     r"\b(i (do not|don't|dont) know|i('m| am) (not sure|unable|not able|sorry)|i can(not|'t)|no (idea|information)|"
     r"not (aware|familiar|certain)|unable to (answer|say|provide))\b"
 )
+
+_PUNCTUATION = ".,;:!?'\"()-%$&/‘’“”–—…«»¿¡、。「」，！？：（）।،؟"
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,16 @@ class SpuriousUnlearning:
 
 
 def says_value(row: QA, text: str) -> bool:
-    """A rule for short facts: the right value stands in the text, and no wrong one does.
+    """A rule for short facts: the right value stands in the text, and no wrong one does outside of it.
 
-    It sees neither negation nor synonyms; for longer answers pass a judge that does (an entailment model, say).
+    "New York City" does not name a wrong "New York". It sees neither negation nor synonyms; for longer answers pass a judge that does (an entailment model, say).
     """
     right, *wrong = (_plain(value) for value in values(row))
     found = f" {_plain(text)} "
-    return f" {right} " in found and not any(f" {other} " in found for other in wrong if other != right)
+    if f" {right} " not in found:
+        return False
+    elsewhere = found.replace(f" {right} ", " | ")
+    return not any(f" {other} " in elsewhere for other in wrong if other != right)
 
 
 def spurious_unlearning(
@@ -157,22 +163,25 @@ def classify(
 ) -> Kind:
     """The first of these that holds: empty, right (the answer's own words), refusal, gibberish, rephrased, wrong.
 
-    A looping text is gibberish even if the answer stands in it.
+    An answer of three words or more is right inside a longer text, too ("Sure. ..."), refusal or not; a shorter one is
+    left to the judge. A looping text is gibberish even if the answer stands in it.
     """
-    plain = _plain(text)
+    plain, answer = _plain(text), _plain(row.answer)
     if not text.strip():
         return "empty"
-    if plain and plain == _plain(row.answer):
+    gibberish = not plain or _gibberish(text, rules)
+    inside = answer.count(" ") >= 2 and f" {answer} " in f" {plain} " and not gibberish
+    if plain and (plain == answer or inside):
         return "right"
     if _refuses(plain, rules, refusals):
         return "refusal"
-    if not plain or _gibberish(text, rules) or (fluent is not None and not fluent(row, text)):
+    if gibberish or (fluent is not None and not fluent(row, text)):
         return "gibberish"
     return "rephrased" if judge(row, text) else "wrong"
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.sub(r"[^\w\s']", " ", text.lower()).split())
+    return " ".join(words(text))
 
 
 def _refuses(plain: str, rules: Rules, refusals: Sequence[str]) -> bool:
@@ -186,6 +195,19 @@ def _refuses(plain: str, rules: Rules, refusals: Sequence[str]) -> bool:
 
 def _gibberish(text: str, rules: Rules) -> bool:
     loops = len(text) >= 20 and repetition(list(text), 3) > rules.loops
-    usual = sum(c.isalnum() or c.isspace() or c in ".,;:!?'\"()-%$&/" for c in text) / len(text)
-    packed = len(text.encode("utf-8", errors="surrogatepass")) >= 60 and compression_ratio(text) < rules.compression
-    return repetition(text.split(), 2) > rules.repetition or loops or packed or usual < rules.letters
+    usual = sum(unicodedata.category(c)[0] in "LMN" or c.isspace() or c in _PUNCTUATION for c in text) / len(text)
+    packed = _size(text) >= 60 and compression_ratio(_one_byte(text)) < rules.compression
+    return repetition(words(text), 2) > rules.repetition or loops or packed or usual < rules.letters
+
+
+def _one_byte(text: str) -> str:
+    """A text whose letters take several bytes, all alike in their first, would be packed small without repeating itself:
+    each distinct letter becomes one ASCII character, as far as these last."""
+    letters = list(dict.fromkeys(text))
+    if text.isascii() or len(letters) > 128:
+        return text
+    return text.translate({ord(letter): i for i, letter in enumerate(letters)})
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", errors="surrogatepass"))

@@ -1,12 +1,33 @@
 """What a generation looks like: overlap with the reference, and signs of collapse."""
 
 import math
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+import regex
+
+# Scripts written without spaces: each letter, with the marks on it, is a word of its own.
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORD = regex.compile(rf"[{_UNSPACED}]\p{{M}}*|(?:(?![{_UNSPACED}])\w)+(?:'(?:(?![{_UNSPACED}])\w)+)*")
+_OTHER_SCRIPT = regex.compile(r"(?!\p{Latin})\p{L}")
+_APOSTROPHES = str.maketrans("’ʼ＇", "'''")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text of any language, in lower case: letters, digits, marks, and apostrophes inside a word.
+
+    Composed and decomposed letters are the same (NFC), as are typographic and straight apostrophes. Where a script is
+    written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each letter is a word.
+
+    >>> words("Don\u2019t go, caf\u00e9!")
+    ["don't", 'go', 'caf\u00e9']
+    """
+    return _WORD.findall(unicodedata.normalize("NFC", text).lower().translate(_APOSTROPHES))
 
 
 @dataclass(frozen=True)
@@ -21,6 +42,9 @@ class Rouge:
 def rouge(reference: str, generation: str) -> Rouge:
     """ROUGE-1 and ROUGE-L with the Porter stemmer (Lin 2004), by the rouge-score package, as TOFU and OpenUnlearning.
 
+    That package reads a-z and 0-9 alone. A reference in another script, in which it would find no words and score 0,
+    is compared by ``words``, without stemming.
+
     Args:
         reference: the true answer.
         generation: what the model wrote.
@@ -28,20 +52,28 @@ def rouge(reference: str, generation: str) -> Rouge:
     Returns:
         recalls and F1; all 0 where either text has no words.
     """
-    scores = _scorer().score(reference, generation)
+    latin = _OTHER_SCRIPT.search(reference) is None and regex.search("[a-zA-Z0-9]", reference) is not None
+    scores = _scorer(latin).score(reference, generation)
     return Rouge(float(scores["rouge1"].recall), float(scores["rougeL"].recall), float(scores["rougeL"].fmeasure))
 
 
 def rouge_l_recall(reference: str, generation: str) -> float:
-    """Longest common subsequence of stemmed words, divided by the number of words of the reference."""
+    """Longest common subsequence of words (``rouge``), divided by the number of words of the reference."""
     return rouge(reference, generation).rouge_l_recall
 
 
 @cache
-def _scorer() -> Any:
+def _scorer(latin: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True, tokenizer=None if latin else _Words())
+
+
+class _Words:
+    """``words`` as rouge-score asks for them."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
 
 
 def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
