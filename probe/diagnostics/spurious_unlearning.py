@@ -72,7 +72,8 @@ class SpuriousUnlearning:
 def says_value(row: QA, text: str) -> bool:
     """A rule for short facts: the right value stands in the text, and no wrong one does outside of it.
 
-    "New York City" does not name a wrong "New York". It sees neither negation nor synonyms; for longer answers pass a judge that does (an entailment model, say).
+    "New York City" does not name a wrong "New York". The rule sees neither negation nor synonyms; for longer answers
+    pass a judge that does (an entailment model, say).
     """
     right, *wrong = (_plain(value) for value in values(row))
     found = f" {_plain(text)} "
@@ -201,8 +202,10 @@ def _gibberish(text: str, rules: Rules) -> bool:
 
 
 def _one_byte(text: str) -> str:
-    """A text whose letters take several bytes, all alike in their first, would be packed small without repeating itself:
-    each distinct letter becomes one ASCII character, as far as these last."""
+    """Each distinct letter as one ASCII character, where these suffice.
+
+    Letters of several bytes, all alike in their first, are packed small without repeating themselves.
+    """
     letters = list(dict.fromkeys(text))
     if text.isascii() or len(letters) > 128:
         return text
