@@ -93,8 +93,12 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments for a model's forward; positions are explicit so that padding cannot shift them."""
-        position_BT = (self.attention_BT.long().cumsum(1) - 1).clamp(min=0)
+        """Keyword arguments for a model's forward; positions are explicit so that padding cannot shift them.
+
+        Real tokens are counted from 0, and padding behind them counts on, as Hugging Face's models count by default.
+        """
+        behind_BT = self.attention_BT.flip(1).cumsum(1).flip(1) == 0
+        position_BT = ((self.attention_BT | behind_BT).long().cumsum(1) - 1).clamp(min=0)
         return {"input_ids": self.tokens_BT, "attention_mask": self.attention_BT.long(), "position_ids": position_BT}
 
     def select(self, rows: Sequence[int] | Tensor) -> "Batch":

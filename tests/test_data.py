@@ -143,3 +143,27 @@ def test_tofu_slices(shared):
     perturbed = read_rows(shared / "data" / "tofu" / "forget01_perturbed.json")
     assert [r.question for r in perturbed] == [r.question for r in forget]
     assert all(len(r.perturbed_answer) == 5 for r in perturbed)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_p1_padding_counts_on_behind_the_last_real_token(before):
+    """As Hugging Face counts where no positions are given; real tokens are counted from 0 on either side of padding."""
+    from conftest import random_batch, tiny_llama
+
+    batch = random_batch()
+    left = torch.zeros(len(batch), before, dtype=torch.bool)
+    mask_BT = torch.cat([left, batch.attention_BT], 1)
+    shifted = Batch(
+        torch.cat([left.long(), batch.tokens_BT], 1),
+        torch.cat([left, batch.target_BT], 1),
+        mask_BT,
+        batch.group_B,
+        batch.prompt_B,
+    )
+    positions_BT = shifted.inputs["position_ids"]
+    assert torch.equal(positions_BT, (torch.arange(mask_BT.shape[1]) - before).clamp(min=0).expand_as(mask_BT))
+    if before == 0:
+        model, given = tiny_llama(), {"input_ids": batch.tokens_BT, "attention_mask": batch.attention_BT.long()}
+        with torch.no_grad():
+            # At padding, too.
+            assert torch.equal(model(**batch.inputs).logits, model(**given).logits)
