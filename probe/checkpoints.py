@@ -4,13 +4,16 @@ import hashlib
 import json
 import struct
 import warnings
+from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probe.modes import check_loaded
+from probe.quantised import beside_parameters, parts
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # How torch.save (a zip, or a bare pickle of protocol 2 to 5) begins, whatever the file is called.
@@ -87,21 +90,45 @@ def save_model(model: Any, folder: str | Path, *, tokenizer: Any = None) -> None
 
 
 def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all parameters; equal iff the weights are bit-identical.
+    """sha256 over names, shapes, dtypes and bytes of all weights; equal iff the weights are bit-identical.
+
+    Weights are the parameters, whatever they hold inside, and what quantised modules keep beside them.
 
     Raises:
         ValueError: a weight on the meta device.
     """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
-            raise ValueError(
-                f"{name} lies on the meta device (not loaded, or offloaded), so its bytes cannot be hashed; load the "
-                "model whole, without a device_map"
-            )
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for name, weight in sorted(_weights(model), key=itemgetter(0)):
+        _add(digest, name, weight)
     return digest.hexdigest()
+
+
+def weight_hashes(model: nn.Module) -> dict[str, str]:
+    """The hash of each weight by its name, as ``weights_hash`` of all of them."""
+    found = {}
+    for name, weight in _weights(model):
+        digest = hashlib.sha256()
+        _add(digest, name, weight)
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    for prefix, module in model.named_modules():
+        for name, weight in beside_parameters(module).items():
+            yield (f"{prefix}.{name}" if prefix else name), weight
+
+
+def _add(digest: Any, name: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise ValueError(
+            f"{name} lies on the meta device (not loaded, or offloaded), so its bytes cannot be hashed; load the "
+            "model whole, without a device_map"
+        )
+    digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
+    for part in parts(weight.detach()):
+        digest.update(part.cpu().contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def file_hash(path: str | Path) -> str:

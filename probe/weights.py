@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from probe.axes import PerLayerL
-from probe.sites import blocks, layer_of, n_layers, unwrapped
+from probe.quantised import quantised
+from probe.sites import layer_of, n_layers, unwrapped
 
 # Config fields that change what weights mean without changing their shape.
 _SHAPE_NEUTRAL = (
@@ -70,20 +71,23 @@ def blended(
 
 @contextmanager
 def swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
-    """Other tensors in the parameters for which ``new`` gives one, and the very same ones again on leaving."""
-    saved: list[tuple[nn.Parameter, Tensor]] = []
+    """Other tensors in the parameters for which ``new`` gives one, and the very same ones again on leaving.
+
+    A ``model.half()`` or ``model.to(device)`` inside the block is undone, too: of all parameters and buffers.
+    """
+    saved = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     try:
         for name, parameter in model.named_parameters():
             found = new(name, parameter.data)
             if found is not None:
-                saved.append((parameter, parameter.data))
                 parameter.data = found
         yield
     finally:
         try:
-            _restore(saved)
+            _restore(saved, buffers)
         finally:  # once more, should a Ctrl-C have come in between
-            _restore(saved)
+            _restore(saved, buffers)
 
 
 @contextmanager
@@ -103,9 +107,14 @@ def borrowed(module: nn.Module, other: nn.Module) -> Iterator[None]:
         yield
 
 
-def _restore(saved: list[tuple[nn.Parameter, Tensor]]) -> None:
+def _restore(saved: list[tuple[nn.Parameter, Tensor]], buffers: list[tuple[nn.Module, str, Tensor]]) -> None:
     for parameter, original in saved:
         parameter.data = original
+    for module, name, buffer in buffers:
+        now = module._buffers.get(name)
+        # One that a forward has set anew (rotary frequencies, say) stays: other attributes go with it.
+        if now is not None and (now.dtype, now.device) != (buffer.dtype, buffer.device):
+            module._buffers[name] = buffer
 
 
 @contextmanager
@@ -173,32 +182,6 @@ def layers(chosen: Sequence[int], depth: int) -> PerLayerL:
             raise ValueError(f"layer {layer} does not exist; the model has layers 0..{depth - 1}")
         alpha_L[layer] = 1.0
     return alpha_L
-
-
-def quantised(model: nn.Module) -> dict[str, int]:
-    """Names of integer weights, parameters or buffers of blocks, and how many weights each stands for.
-
-    4-bit and 8-bit formats keep them without gradient; two 4-bit weights share a byte, so the count comes from the
-    layer's widths where it has them.
-    """
-    inside = {id(module) for module in blocks(model).modules()}
-    found: dict[str, int] = {}
-    for prefix, module in model.named_modules():
-        kept: dict[str, Tensor | None] = dict(module._parameters)
-        if id(module) in inside:
-            kept |= module._buffers
-        integer = {
-            name: t
-            for name, t in kept.items()
-            if t is not None and t.ndim > 1 and t.dtype != torch.bool and not t.is_floating_point()
-        }
-        if not integer:
-            continue
-        largest = max(integer, key=lambda name: integer[name].numel())
-        rows, columns = getattr(module, "out_features", None), getattr(module, "in_features", None)
-        size = rows * columns if isinstance(rows, int) and isinstance(columns, int) else integer[largest].numel()
-        found[f"{prefix}.{largest}" if prefix else largest] = size
-    return found
 
 
 def check_exchangeable(model: nn.Module, other: nn.Module) -> None:

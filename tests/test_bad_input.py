@@ -41,13 +41,14 @@ from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
 from probe.objectives.representation import hidden_at
 from probe.objectives.token import ga, nll
+from probe.quantised import quantised
 from probe.report.measure import draw_sample
 from probe.report.settings import Measuring
 from probe.report.study import Study
 from probe.rows import Row, append, load
 from probe.sites import Site, blocks
 from probe.train import Term, minimise
-from probe.weights import blended, layers, one_layer, quantised
+from probe.weights import blended, layers, one_layer
 
 ROWS = {1, 2, 4, 5, 6, 12, 13, 14, 15, 17, *range(21, 28), 30, 33, 34, 35, *range(37, 49), *range(52, 64)} | {
     *range(65, 70)

@@ -15,6 +15,7 @@ LEVEL = {
     "rows": 0,
     "records": 0,
     "modes": 0,
+    "quantised": 0,
     "sites": 1,
     "data": 1,
     "datasets": 2,

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from probe.attacks.facts import Facts
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.attacks.restoring import kept
+from probe.quantised import quantised
 from probe.sites import blocks
-from probe.weights import quantised
 
 Scheme = Literal["round-to-nearest", "nf4", "bitsandbytes-nf4", "bitsandbytes-int8", "torchao-int8"]
 

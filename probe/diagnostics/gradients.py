@@ -10,7 +10,7 @@ from probe.data import Batch
 from probe.objectives import Objective
 from probe.objectives.given import LogprobsAlone, NotAReweighting
 from probe.objectives.logprobs import predicted_targets, target_logprobs
-from probe.weights import quantised
+from probe.quantised import quantised
 
 Gradient = dict[str, Tensor]
 Rows = Batch | Iterable[Batch]

@@ -15,7 +15,7 @@ from probe.metrics.forward import check_context, device_of
 from probe.metrics.privacy import auc, privleak
 from probe.metrics.tokens import NumberT, TokenStats
 from probe.modes import check_loaded, evaluating
-from probe.weights import quantised
+from probe.quantised import quantised
 
 # The share of tokens that MUSE and OpenUnlearning's configuration take; OpenUnlearning's class default is 0.2.
 PUBLISHED_K = 0.4

@@ -11,6 +11,7 @@ from torch import nn
 
 from probe.checkpoints import weights_hash
 from probe.modes import check_loaded
+from probe.quantised import is_coded
 from probe.sites import matching_parameters
 from probe.train.averaging import Averaging
 from probe.train.configuration import configuration_hash, described
@@ -61,7 +62,7 @@ def trained_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
     check_present(model)
     _check_ties(model, parameters)
     trained = matching_parameters(model, parameters)
-    coded = [name for name, p in trained.items() if not p.is_floating_point()]
+    coded = [name for name, p in trained.items() if is_coded(p) or not p.is_floating_point()]
     if coded:
         raise ValueError(
             f"{len(coded)} of the {len(trained)} parameters to be trained are quantised and have no gradient (the "

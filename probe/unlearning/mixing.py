@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from probe.checkpoints import weight_hashes
 from probe.methods.method import Method
 from probe.methods.uwc import Calibration
 from probe.sites import n_layers
 from probe.unlearning.job import Job
 from probe.unlearning.material import Material
-from probe.unlearning.saving import digests, saved
+from probe.unlearning.saving import saved
 from probe.weights import blended
 
 
@@ -30,7 +31,7 @@ def mix(method: Method, job: Job, at: Material, arguments: dict[str, Any], folde
             "forget_quality_L": found.forget_quality_L.tolist(),
             "utility_L": found.utility_L.tolist(),
         }
-    before = digests(model)
+    before = weight_hashes(model)
     with blended(model, arguments["unlearned"], alphas, rest):
         remedy = "nothing is taken from the unlearned model; ask for less to be kept, or for more layers"
         facts = saved(model, at.tokenizer, folder, before, remedy)

@@ -1,22 +1,12 @@
 """Which weights a method changed, and the folder of the model that has them."""
 
 import errno
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from probe.checkpoints import check_model, save_model, weights_hash
-
-
-def digests(model: nn.Module) -> dict[str, str]:
-    """A hash of each parameter: a second set of weights may not fit."""
-    return {
-        name: hashlib.sha256(p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, p in model.named_parameters()
-    }
+from probe.checkpoints import check_model, save_model, weight_hashes, weights_hash
 
 
 def saved(model: nn.Module, tokenizer: Any, folder: Path, before: dict[str, str], remedy: str) -> dict[str, Any]:
@@ -26,7 +16,7 @@ def saved(model: nn.Module, tokenizer: Any, folder: Path, before: dict[str, str]
         model: as it is to be saved.
         tokenizer: saved beside it.
         folder: of the run.
-        before: ``digests`` of the model before unlearning.
+        before: ``weight_hashes`` of the model before unlearning.
         remedy: what to do if nothing changed.
 
     Raises:
@@ -35,7 +25,7 @@ def saved(model: nn.Module, tokenizer: Any, folder: Path, before: dict[str, str]
     """
     from safetensors import SafetensorError
 
-    changed = [name for name, digest in digests(model).items() if digest != before[name]]
+    changed = [name for name, digest in weight_hashes(model).items() if digest != before[name]]
     if not changed:
         raise ValueError(f"the method changed no weight; {remedy}")
     check_model(model, tokenizer)

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from probe.checkpoints import weight_hashes
 from probe.methods.method import Method
 from probe.unlearning.job import Job
 from probe.unlearning.material import Material
-from probe.unlearning.saving import digests, saved
+from probe.unlearning.saving import saved
 
 
 def train(method: Method, job: Job, at: Material, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -15,7 +16,7 @@ def train(method: Method, job: Job, at: Material, arguments: dict[str, Any], fol
     Raises:
         ValueError: what the recipe raises, or no weight changed.
     """
-    before = digests(at.model)
+    before = weight_hashes(at.model)
     result = method.run(at.model, at.split, **arguments, progress=method.name)
     facts = saved(at.model, at.tokenizer, folder, before, "raise --steps, --lr or the method's strength")
     # One run of the loop, or several.
