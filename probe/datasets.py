@@ -123,8 +123,8 @@ def read_rows(path: str | Path) -> list[QA]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not UTF-8, not JSON (with line and column), NaN, a missing or misspelt field, a field of another
-            type (each with path and line), or no rows.
+        ValueError: not UTF-8, not JSON (with line and column) or what ``probe.records.parsed`` refuses, a missing or
+            misspelt field, a field of another type, an empty question or answer (each with path and line), or no rows.
     """
     return [qa_row(record) for record in read_records(path)]
 
@@ -136,8 +136,10 @@ def qa_row(record: Record) -> QA:
         ValueError: as ``read_rows``.
     """
     value = fields(record, ("question", "answer"), FIELDS[2:])
-    given: dict[str, Any] = {name: text_of(record, name) for name in FIELDS[:4]}
+    given: dict[str, Any] = {name: text_of(record, name, needed=name in ("question", "answer")) for name in FIELDS[:4]}
     group = value.get("group")
+    if isinstance(group, dict | list):
+        raise ValueError(f"{record.where}, field 'group' is a {type(group).__name__}; expected a text or a number")
     return QA(**given, perturbed_answer=texts_of(record, "perturbed_answer"), group="" if group is None else str(group))
 
 

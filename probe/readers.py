@@ -251,16 +251,16 @@ def _choice(record: Record) -> Choice:
         raise ValueError(
             f"{record.where}, field 'answer' is {value['answer']!r}; expected an index from 0 to {len(choices) - 1}"
         )
-    return Choice(text_of(record, "question"), tuple(choices), answer, text_of(record, "subject"))
+    return Choice(text_of(record, "question", needed=True), tuple(choices), answer, text_of(record, "subject"))
 
 
 def _continuation(record: Record) -> Continuation:
     fields(record, ("prompt", "gt"))
-    return Continuation(text_of(record, "prompt"), text_of(record, "gt"))
+    return Continuation(text_of(record, "prompt", needed=True), text_of(record, "gt", needed=True))
 
 
 def _text(record: Record) -> str:
     if isinstance(record.value, str):
-        return record.value
+        record = Record(record.where, {"text": record.value})
     fields(record, ("text",))
-    return text_of(record, "text")
+    return text_of(record, "text", needed=True)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,6 +16,9 @@ _OTHER_FILES = {
     b"PK\x03\x04": "a zip archive (or was written by torch.save)",
     b"\x80": "a pickle, which can run code when loaded",
 }
+
+# Python itself stops at 4300, without a place; no row has a number of this length.
+_DIGITS = 1000
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def read_records(path: str | Path) -> list[Record]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as ``read_text``, not JSON (with line and column), NaN, or no rows.
+        ValueError: as ``read_text`` and ``parsed``, or no rows.
     """
     path = Path(path)
     text = read_text(path)
@@ -75,18 +79,11 @@ def parsed(path: str | Path, text: str, line: int = 1) -> Any:
     """What JSON makes of a text that begins on the given line of a file.
 
     Raises:
-        ValueError: not JSON (with path, line and column), or NaN in it.
+        ValueError: not JSON (with path, line and column), NaN, an object with a key twice, half of a surrogate pair, a
+            number of thousands of digits, or lists nested without end.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{path}:{line}: holds {constant}, which is not JSON; write null or drop the row")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        where = f"{path}:{line + error.lineno - 1}:{error.colno}"
-        excerpt = text[max(0, error.pos - 30) : error.pos + 30]
-        raise ValueError(f"{where}: not JSON ({error.msg}) near {excerpt!r}; mend or remove the line") from None
+    with _placed(path, text, line):
+        return _whole(f"{path}:{line}", _decoder(f"{path}:{line}").decode(text), text)
 
 
 def fields(record: Record, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[str, Any]:
@@ -117,17 +114,24 @@ def fields(record: Record, required: tuple[str, ...], optional: tuple[str, ...] 
     return value
 
 
-def text_of(record: Record, name: str) -> str:
+def text_of(record: Record, name: str, *, needed: bool = False) -> str:
     """A field that must be a text; null and a missing field are "".
 
+    Args:
+        record: of which row.
+        name: of the field.
+        needed: whether null and a text of blanks are refused.
+
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, or nothing where something is needed.
     """
     value = record.value.get(name)
-    if value is None:
+    if value is None and not needed:
         return ""
     if not isinstance(value, str):
         raise ValueError(f"{record.where}, field {name!r} is {_shown(value)}; expected a text")
+    if needed and not value.strip():
+        raise ValueError(f"{record.where}, field {name!r} is empty; write a text or drop the row")
     return value
 
 
@@ -144,11 +148,13 @@ def texts_of(record: Record, name: str) -> tuple[str, ...]:
         return (value,) if value else ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"{record.where}, field {name!r} is {_shown(value)}; expected a list of texts")
+    if not all(text.strip() for text in value):
+        raise ValueError(f"{record.where}, field {name!r} holds an empty text; leave it out of the list")
     return tuple(value)
 
 
 def _shown(value: Any) -> str:
-    return f"{json.dumps(value, ensure_ascii=False)[:40]} (a {type(value).__name__})"
+    return "null" if value is None else f"{json.dumps(value, ensure_ascii=False)[:40]} (a {type(value).__name__})"
 
 
 def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
@@ -158,8 +164,8 @@ def _lines(path: Path, text: str) -> list[tuple[int, Any]]:
 
 def _array(path: Path, text: str) -> list[tuple[int, Any]]:
     # The whole is read first, so that what follows walks over valid JSON.
-    parsed(path, text)
-    decoder = json.JSONDecoder()
+    with _placed(path, text, 1):
+        json.loads(text, parse_int=str)
     found: list[tuple[int, Any]] = []
     place, line = text.index("[") + 1, 1 + text[: text.index("[")].count("\n")
     while True:
@@ -169,7 +175,55 @@ def _array(path: Path, text: str) -> list[tuple[int, Any]]:
         line += text.count("\n", start, place)
         if text[place] == "]":
             return found
-        value, end = decoder.raw_decode(text, place)
-        found.append((line, value))
+        value, end = _decoder(f"{path}:{line}").raw_decode(text, place)
+        found.append((line, _whole(f"{path}:{line}", value, text[place:end])))
         line += text.count("\n", place, end)
         place = end
+
+
+@contextmanager
+def _placed(path: str | Path, text: str, line: int) -> Iterator[None]:
+    """Faults that the parser finds in a text get the place where they stand."""
+    try:
+        yield
+    except json.JSONDecodeError as error:
+        where = f"{path}:{line + error.lineno - 1}:{error.colno}"
+        excerpt = text[max(0, error.pos - 30) : error.pos + 30]
+        raise ValueError(f"{where}: not JSON ({error.msg}) near {excerpt!r}; mend or remove the line") from None
+    except RecursionError:
+        raise ValueError(f"{path}:{line}: nested too deeply to be a row; mend or remove the line") from None
+
+
+def _decoder(where: str) -> json.JSONDecoder:
+    """Refuses what Python takes in silence, or fails on without a place."""
+
+    def constant(name: str) -> None:
+        raise ValueError(f"{where}: holds {name}, which is not JSON; write null or drop the row")
+
+    def number(digits: str) -> int:
+        if len(digits) > _DIGITS:
+            raise ValueError(f"{where}: holds a number of {len(digits)} digits; write it as a text, or drop the row")
+        return int(digits)
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{where}: an object has the key {twice!r} {names.count(twice)} times; keep one of them")
+        return found
+
+    return json.JSONDecoder(parse_constant=constant, parse_int=number, object_pairs_hook=once)
+
+
+def _whole(where: str, value: Any, text: str) -> Any:
+    """The value, if all its texts are Unicode. A file in UTF-8 holds half a character only as an escape."""
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ValueError(
+                f"{where}: holds {half}, half of a surrogate pair and no character; mend the text"
+            ) from None
+    return value

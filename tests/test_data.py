@@ -131,6 +131,65 @@ def test_bad_files_are_refused_12_to_17(tmp_path, content, message):
         read_rows(path)
 
 
+GOOD = '{"question": "a", "answer": "b"}'
+
+
+@pytest.mark.parametrize("layout", ["{good}\n{bad}\n", "[{good},\n{bad}]"])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (r'{"question": "a", "answer": "b \ud83d c"}', r":2: holds \\ud83d, half of a surrogate pair"),
+        (r'{"question": "a", "answer": "b", "perturbed_answer": ["\uDE00"]}', r":2: holds \\ude00, half of a"),
+        ('{"question": "a", "answer": "b", "n": ' + 5000 * "1" + "}", ":2: holds a number of 5000 digits"),
+        ('{"question": "a", "answer": "b", "answer": "c"}', ":2: an object has the key 'answer' 2 times"),
+        ('{"question": "a", "answer": "b", "x": NaN}', ":2: holds NaN"),
+    ],
+)
+def test_f12_what_json_cannot_mean_is_refused_with_its_line(tmp_path, layout, bad, message):
+    path = tmp_path / "rows.json"
+    path.write_text(layout.replace("{good}", GOOD).replace("{bad}", bad))
+    with pytest.raises(ValueError, match=message) as caught:
+        read_rows(path)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("text", [GOOD + "\n" + 100_000 * "[", 100_000 * "[" + 100_000 * "]"])
+def test_f12_nesting_without_end_is_refused(tmp_path, text):
+    path = tmp_path / "rows.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="nested too deeply to be a row"):
+        read_rows(path)
+
+
+def test_f12_whole_surrogate_pairs_and_escaped_backslashes_are_text(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(r'{"question": "\ud83d\ude00", "answer": "\\ud83d"}')
+    assert read_rows(path) == [QA("\N{GRINNING FACE}", r"\ud83d")]
+
+
+@pytest.mark.parametrize("field", ["question", "answer"])
+@pytest.mark.parametrize(("value", "message"), [(None, "is null; expected a text"), (" \n", "is empty; write a text")])
+def test_r7_f13_rows_without_question_or_answer_are_refused(tmp_path, field, value, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(GOOD + "\n" + json.dumps({"question": "a", "answer": "b", field: value}))
+    with pytest.raises(ValueError, match=rf"rows\.jsonl:2: row 2, field '{field}' {message}"):
+        read_rows(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"perturbed_answer": ["c", ""]}, "field 'perturbed_answer' holds an empty text"),
+        ({"group": ["x"]}, "field 'group' is a list; expected a text or a number"),
+    ],
+)
+def test_f13_empty_wrong_answers_and_groups_that_are_lists_are_refused(tmp_path, change, message):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"question": "a", "answer": "b", **change}))
+    with pytest.raises(ValueError, match=message):
+        read_rows(path)
+
+
 def test_missing_file_names_the_path(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file at .*absent"):
         read_rows(tmp_path / "absent")

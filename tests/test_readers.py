@@ -188,6 +188,19 @@ def test_muse_without_its_files_or_with_bad_rows_is_refused(tmp_path):
         read_muse(tmp_path / "absent")
 
 
+@pytest.mark.parametrize("value", [None, " "])
+def test_r7_null_and_empty_texts_are_refused_in_every_layout(tmp_path, value):
+    message = r":1: row 1, field '{}' is (null; expected a text|empty; write a text)"
+    choice = {"question": value, "choices": ["a", "b"], "answer": 0}
+    with pytest.raises(ValueError, match=message.format("question")):
+        read_choices(lines(tmp_path / "mcq.jsonl", choice))
+    with pytest.raises(ValueError, match=message.format("text")):
+        read_texts(lines(tmp_path / "texts.jsonl", {"text": value}))
+    lines(tmp_path / "verbmem/forget.json", {"prompt": "a", "gt": value})
+    with pytest.raises(ValueError, match=message.format("gt")):
+        read_muse(tmp_path)
+
+
 def test_plain_texts(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("first\nstill first\n\n \r\n\nsecond\n")
