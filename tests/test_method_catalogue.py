@@ -169,6 +169,7 @@ NUMBERS = {
     "positions": "answers",
     "eta": 2.0,
     "leading": 1,
+    "text_ids": (5, 6),
     "expert_ids": (5, 6),
     "novice_ids": (7,),
     "share": 0.5,

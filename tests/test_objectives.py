@@ -16,8 +16,9 @@ from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, mse_lo
 from probe.data import QA, Batch, paired
 from probe.datasets import REFUSALS, idk_rows
 from probe.modes import evaluating
-from probe.objectives.bootstrap import BSS, BST, Sampled
+from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
 from probe.objectives.distribution import CEU, UNDIAL, ELMErase, KLFromUniform, KLToUniform, LogitMargin
+from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.logprobs import all_but_last, before_targets, predicted_targets, target_logprobs
 from probe.objectives.preference import DPO, FLAT, AnswerPreservation, idk, idk_with_retain
 from probe.objectives.reference import Reference, reference_logprobs
@@ -171,6 +172,12 @@ OF_DISTRIBUTIONS = {
     "LogitMargin unshifted": lambda o: LogitMargin(answer_tokens),
     "ELMErase": lambda o: ELMErase(o, (5, 6, 7), (8,), 2.0, 1),
     "BST": lambda o: BST(0.2, 20),
+    "BST attached": lambda o: BST(0.2, 20, detach=False),
+    "BSTW": lambda o: BSTW(o, 0.2, 20, 0.5),
+    "BSTW attached": lambda o: BSTW(o, 0.2, 20, 0.5, detach=False),
+    "JS to targets": lambda o: JensenShannonToText(),
+    "JS to text": lambda o: JensenShannonToText((5, 6, 7)),
+    "JS to the original": lambda o: JensenShannon(o),
     "BSS": lambda o: BSS(BST(0.5, 5), 0.5, lambda m, b: other_answers(random_batch(), 3)),
     "ForwardKL": lambda o: ForwardKL(o),
     "ReverseKL": lambda o: ReverseKL(o, real_tokens, sequence_mean),

@@ -1,4 +1,4 @@
-"""Push down what the model believes instead of the answer too: BS-T and BS-S (Li et al., arXiv 2510.19422)."""
+"""Push down what the model believes instead of the answer too: BS-T, BSTW and BS-S (Li et al., arXiv 2510.19422)."""
 
 from typing import Any
 
@@ -6,17 +6,24 @@ import torch
 from torch import nn
 
 from probe.data import Split
-from probe.methods.baselines import unlearn
+from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.objectives import Objective
-from probe.objectives.bootstrap import BSS, BST, Sampled
+from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
+from probe.objectives.reference import Reference
 from probe.objectives.token import ga
 from probe.sites import unwrapped
 from probe.train import History
 
 PUBLISHED = {
     "bs_t": {"tofu": Published("code of Li et al., arXiv 2510.19422, TOFU", {"weight": 0.2, "k": 20})},
+    "bstw": {
+        "tofu": Published(
+            "configuration in the code of Li et al., arXiv 2510.19422",
+            {"weight": 0.2, "k": 20, "beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0},
+        )
+    },
     "bs_s": {
         "tofu": Published(
             "code of Li et al., arXiv 2510.19422, TOFU; drawn anew every 2 epochs there, at every step here",
@@ -26,9 +33,38 @@ PUBLISHED = {
 }
 
 
-def bs_t(model: nn.Module, split: Split, *, weight: float, k: int, retain_weight: float, **training: Any) -> History:
-    """Ascent on a mix of the answer and the model's k likeliest tokens, with the retain NLL."""
-    return unlearn(model, split, BST(weight, k), retain_weight=retain_weight, **training)
+def bs_t(
+    model: nn.Module,
+    split: Split,
+    *,
+    weight: float,
+    k: int,
+    retain_weight: float,
+    detach: bool = True,
+    **training: Any,
+) -> History:
+    """Ascent on a mix of the answer and the model's k likeliest tokens, with the retain NLL.
+
+    ``detach=False`` lets the weights of those tokens carry a gradient too, as the code can.
+    """
+    return unlearn(model, split, BST(weight, k, detach=detach), retain_weight=retain_weight, **training)
+
+
+def bstw(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module | Reference,
+    weight: float,
+    k: int,
+    beta: float,
+    retain_weight: float,
+    detach: bool = True,
+    **training: Any,
+) -> History:
+    """BS-T with the weight that NPO gives each answer, and the retain NLL (the authors' code alone has it)."""
+    check_apart(model, original)
+    return unlearn(model, split, BSTW(original, weight, k, beta, detach), retain_weight=retain_weight, **training)
 
 
 def bs_s(
@@ -81,6 +117,16 @@ METHODS = (
         "all parameters",
         bs_t,
         PUBLISHED["bs_t"],
+        unlearn,
+    ),
+    Method(
+        "bstw",
+        "divergence",
+        "mean sg[2 sigmoid(beta log pi/pi0)] sum sum_v t_v log pi_v, t as in bs_t, + w NLL(retain)",
+        "code of Li et al., arXiv 2510.19422",
+        "all parameters",
+        bstw,
+        PUBLISHED["bstw"],
         unlearn,
     ),
     Method(

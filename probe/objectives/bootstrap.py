@@ -1,4 +1,4 @@
-"""Push down what the model believes instead of the target too: BS-T and BS-S (Li et al., arXiv 2510.19422)."""
+"""Push down what the model believes instead of the target too: BS-T, BSTW and BS-S (Li et al., arXiv 2510.19422)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from probe.axes import Scalar
+from probe.axes import LogpBT, Scalar
 from probe.data import Batch
 from probe.objectives import Objective
 from probe.objectives.logprobs import before_targets, logits_at, next_tokens, scattered
+from probe.objectives.reference import Reference, reference_logprobs
 from probe.objectives.token import Normalise, check_positive, sequence_mean
 
 
@@ -24,6 +25,7 @@ class BST:
         weight: lambda in [0, 1]; published configuration 0.2 (0.5 in the code's defaults).
         k: how many tokens a belief spans; published 20.
         normalise: how tokens are averaged.
+        detach: whether beliefs carry no gradient (sg), as published; the code can also leave it to them.
 
     Raises:
         ValueError: a weight outside [0, 1], or k below 1 or above the vocabulary.
@@ -32,6 +34,7 @@ class BST:
     weight: float
     k: int
     normalise: Normalise = sequence_mean
+    detach: bool = True
 
     def __post_init__(self) -> None:
         _check_share(self.weight)
@@ -39,16 +42,54 @@ class BST:
             raise ValueError(f"k must be at least 1, got {self.k}")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
+        return self.normalise(self.values(model, batch)[1], before_targets(batch))
+
+    def values(self, model: nn.Module, batch: Batch) -> tuple[LogpBT, LogpBT]:
+        """log pi of each target, and sum_v t_v log pi_v, both where it is predicted from; 0 elsewhere."""
         positions_BT = before_targets(batch)
         logits_NV = logits_at(model, batch, positions_BT)
         if self.k > logits_NV.shape[1]:
             raise ValueError(f"k is {self.k} and the vocabulary has {logits_NV.shape[1]} tokens; lower k")
         logp_NV = torch.log_softmax(logits_NV, -1)
         target_N = logp_NV.gather(-1, next_tokens(batch, positions_BT)[:, None])[:, 0]
-        top = logits_NV.detach().topk(self.k, -1)
+        top = (logits_NV.detach() if self.detach else logits_NV).topk(self.k, -1)
         belief_N = (torch.softmax(top.values, -1) * logp_NV.gather(-1, top.indices)).sum(-1)
         value_N = (1 - self.weight) * target_N + self.weight * belief_N
-        return self.normalise(scattered(value_N, positions_BT), positions_BT)
+        return scattered(target_N, positions_BT), scattered(value_N, positions_BT)
+
+
+@dataclass(frozen=True)
+class BSTW:
+    """L = mean_b sg[2 sigmoid(beta log pi(y|x) / pi0(y|x))] sum_i sum_v t_iv log pi_iv: BS-T with the weights of NPO.
+
+    BSTW of the code of Li et al., arXiv 2510.19422 (not in the paper), t as in ``BST``; sums over answers (SS), and the
+    weight has no gradient. lambda = 0 has the gradient of NPO.
+
+    Args:
+        original: the model before unlearning, frozen, or a ``Reference`` made from it.
+        weight: lambda in [0, 1]; the code's configuration has 0.2.
+        k: how many tokens a belief spans; the code's configuration has 20.
+        beta: inverse temperature of the weight, above 0; the code's configuration has 0.1.
+        detach: as for ``BST``.
+
+    Raises:
+        ValueError: a beta that is not positive, or what ``BST`` raises.
+    """
+
+    original: nn.Module | Reference = field(repr=False)
+    weight: float
+    k: int
+    beta: float
+    detach: bool = True
+
+    def __post_init__(self) -> None:
+        check_positive("beta", self.beta)
+        BST(self.weight, self.k)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
+        target_BT, value_BT = BST(self.weight, self.k, detach=self.detach).values(model, batch)
+        ratio_B = target_BT.detach().sum(1) - reference_logprobs(self.original, batch).sum(1)
+        return (2 * torch.sigmoid(self.beta * ratio_B) * value_BT.sum(1)).mean()
 
 
 @dataclass(frozen=True)
