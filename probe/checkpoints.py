@@ -36,8 +36,10 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
         the model in eval mode.
 
     Raises:
-        ValueError: pickled weights, a truncated or missing safetensors file, or a path that does not exist.
+        ValueError: pickled weights, a truncated or missing safetensors file, a path that does not exist, or a
+            device that is not here.
     """
+    check_device(device)
     source = _source(name)
     from transformers import AutoModelForCausalLM
 
@@ -283,7 +285,7 @@ def check_device(device: str, *, spread: bool = True) -> None:
             raise ValueError("device 'auto' spreads a large model over GPUs; the testbed is small, pass cpu or cuda")
         return
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

@@ -261,13 +261,30 @@ def layer_of(model: nn.Module, parameter_name: str) -> int | None:
     return int(match.group(1)) if match else None
 
 
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A regular expression over names of parameters.
+
+    Raises:
+        ValueError: it is none; the message says where.
+    """
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        shown = repr(pattern if len(pattern) <= 80 else pattern[:80] + "...")
+        raise ValueError(
+            f"pattern {shown} is no regular expression ({error}); write one over names of parameters, such as mlp or "
+            r"layers\.[34]\., with a backslash before a character that is meant as it stands"
+        ) from None
+
+
 def matching_parameters(model: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
     """Parameters whose name matches the regular expression ``pattern`` (by name, never by index).
 
     Raises:
-        ValueError: nothing matched.
+        ValueError: no regular expression, or nothing matched.
     """
-    chosen = {name: p for name, p in model.named_parameters() if re.search(pattern, name)}
+    wanted = compiled(pattern)
+    chosen = {name: p for name, p in model.named_parameters() if wanted.search(name)}
     if not chosen:
         some = ", ".join(name for name, _ in list(model.named_parameters())[:4])
         raise ValueError(f"pattern {pattern!r} matches no parameter; names look like {some}")

@@ -12,6 +12,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 LEVEL = {
     "axes": 0,
     "display": 0,
+    "ranges": 0,
     "rows": 0,
     "records": 0,
     "modes": 0,

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from probe.cli.asked import (
     Unlearn,
     Verdict,
 )
+from probe.ranges import check_ranges
 from probe.rows import FULL
 
 
@@ -52,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
         args=given,
     )
     try:
+        for part in vars(command).values():
+            if is_dataclass(part):
+                check_ranges(part)
         if isinstance(command, Doctor):
             _doctor(command)
         if isinstance(command, Sweep):

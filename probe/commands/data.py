@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probe.ranges import Count, Length, check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -15,15 +17,15 @@ class Data:
     """Retain rows in the same layout."""
     out: Path
     """Folder of the results; it must not exist, or be empty."""
-    rows: int | None = None
+    rows: Count | None = None
     """Only the first so many rows of each side: a trial run, and said to be one."""
     prompt: str = "Question: {question}\nAnswer:"
     """Text before the answer."""
     answer: str = " {answer}"
     """The answer's text."""
-    max_length: int = 256
+    max_length: Length = 256
     """Longest text in tokens."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Rows a pass."""
     device: str = "cpu"
     """Where models run."""
@@ -37,15 +39,12 @@ class Data:
             models: flags of the models that belong to the rows, and what they were given.
 
         Raises:
-            ValueError: some but not all of models and rows are given, sizes below 1, or out is in use.
+            ValueError: some but not all of models and rows are given, numbers outside of their range, or out is in use.
         """
         given = {**models, "--forget": self.forget, "--retain": self.retain}
         missing = [name for name, value in given.items() if value is None]
         if missing and len(missing) < len(given):
             raise ValueError(f"{', '.join(missing)} missing: your own model needs {', '.join(given)}")
-        for name in ("rows", "batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        check_ranges(self)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ValueError(f"{self.out} exists and is not empty; choose another --out, or remove it first")

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probe.ranges import Count, Length, check_ranges
+
 TEMPLATES: dict[str, tuple[str, str]] = {
     "plain": ("Question: {question}\nAnswer:", " {answer}"),
     "llama2": ("[INST] {question} [/INST]", "{answer}"),
@@ -44,7 +46,7 @@ class EvaluationJob:
     """Where the tokenizer lies, if not beside the model."""
     out: Path | None = None
     """Folder of the results; it must not exist, or be empty. By default results/evaluation/MODEL-SPLIT."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many rows of each set: a trial run, and said to be one."""
     template: Literal["plain", "llama2", "llama3", "phi", "chat"] = "plain"
     """How question and answer become one text; chat takes the tokenizer's own chat template."""
@@ -54,11 +56,11 @@ class EvaluationJob:
     """The answer's text with {answer} in it; takes precedence over --template."""
     generate: bool = True
     """Whether ROUGE is measured; most of the time goes to it, and there is no model utility without it."""
-    batch_size: int = 32
+    batch_size: Count = 32
     """Rows a forward pass."""
-    max_length: int = 512
+    max_length: Length = 512
     """Longest question with answer, in tokens."""
-    max_new_tokens: int = 200
+    max_new_tokens: Count = 200
     """Longest generation, in tokens (OpenUnlearning's 200)."""
     device: str = "cpu"
     """Where the model runs."""
@@ -69,7 +71,7 @@ class EvaluationJob:
         """Refuse half a description before anything is loaded.
 
         Raises:
-            ValueError: no data or data of two kinds, half of a pair, or sizes below 1.
+            ValueError: no data or data of two kinds, half of a pair, or numbers outside of their range.
         """
         if self.tofu is not None and (self.forget is not None or self.retain is not None):
             raise ValueError("--tofu and --forget/--retain are given; choose one: TOFU has its own retain rows")
@@ -80,10 +82,7 @@ class EvaluationJob:
             raise ValueError("no data given: pass --tofu FOLDER --split forget10, or --forget and --retain, or --mcq")
         if (self.retrained or self.holdout) and self.tofu is None and self.forget is None:
             raise ValueError("--retrained and --holdout compare forget rows; pass --tofu, or --forget and --retain")
-        for name in ("limit", "batch_size", "max_length", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        check_ranges(self)
 
     def folder(self, model: str) -> Path:
         """Where results go.

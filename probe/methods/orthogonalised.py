@@ -18,7 +18,7 @@ from probe.interventions.activations import activations, content
 from probe.interventions.attaching import check_site
 from probe.methods.method import Method
 from probe.methods.rmu import mlp_output_parameters
-from probe.sites import Site, blocks, n_layers, place_of, trunk, unwrapped
+from probe.sites import Site, blocks, compiled, n_layers, place_of, trunk, unwrapped
 
 BasisDR = Float[Tensor, "D R"]
 
@@ -116,9 +116,10 @@ def orthogonalise(
         kept: gets a copy of each weight before it is changed.
 
     Raises:
-        ValueError: nothing matches.
+        ValueError: no regular expression, or nothing matches.
     """
-    chosen = {name: axis for name, axis in writers(model).items() if re.search(parameters, name)}
+    wanted = compiled(parameters)
+    chosen = {name: axis for name, axis in writers(model).items() if wanted.search(name)}
     if not chosen:
         raise ValueError(f"pattern {parameters!r} matches none of the weights that write to the residual stream")
     named = dict(unwrapped(model).named_parameters())

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from probe.checkpoints import check_tokenizer, load_model, load_tokenizer
+from probe.checkpoints import check_device, check_tokenizer, load_model, load_tokenizer
 from probe.data import Template, make_split
 from probe.datasets import read_rows
 from probe.dictionaries.folders import load_dictionary
@@ -30,6 +30,7 @@ def user_study(own: OwnModels) -> Study:
     assert own.original is not None
     assert own.forget is not None
     assert own.retain is not None
+    check_device(own.device)
     # Rows are read first: a mistake in them should not cost the loading of models.
     forget, retain = read_rows(own.forget), read_rows(own.retain)
     tokenizer = load_tokenizer(own.original)

@@ -3,38 +3,40 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from probe.ranges import Count, Length, Place, Positive, Seed, Threads, Weight
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """How the trained methods are run. Every number is the caller's; the testbed's are in ``TESTBED``."""
 
-    steps: int
+    steps: Count
     """Optimiser steps of each method."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Rows of forget and of retain data a step."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the order of rows, random directions and control features."""
-    gradient_lr: float
+    gradient_lr: Positive
     """Learning rate of GA, GradDiff, WGA and NPO."""
-    grad_diff_retain: float
+    grad_diff_retain: Weight
     """Weight of GradDiff's retain NLL; its forget term has weight 1."""
-    npo_retain: float
+    npo_retain: Weight
     """Weight of NPO's retain NLL."""
-    wga_retain: float
+    wga_retain: Weight
     """Weight of WGA's retain NLL."""
-    ga_steps: int
+    ga_steps: Count
     """Steps of plain gradient ascent, which has nothing to hold it back."""
-    npo_beta: float
+    npo_beta: Positive
     """Inverse temperature of NPO."""
-    wga_beta: float
+    wga_beta: Weight
     """Exponent of WGA's weights."""
-    rmu_layer: int
+    rmu_layer: Place
     """Block whose output RMU redirects; it trains this block and the two before."""
-    rmu_coefficient: float
+    rmu_coefficient: Weight
     """Length of RMU's random target."""
-    rmu_alpha: float
+    rmu_alpha: Weight
     """Weight of RMU's retain term."""
-    rmu_lr: float
+    rmu_lr: Positive
     """Learning rate of RMU."""
     rmu_whole_blocks: bool
     """Train every weight of the three blocks; off, their MLP output weights only, as published."""
@@ -44,19 +46,19 @@ class Training:
 class Editing:
     """How activations are edited at inference time."""
 
-    layer: int
+    layer: Place
     """Block at which the forget-minus-retain direction is subtracted or projected out."""
-    steer_doses: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)
+    steer_doses: tuple[Weight, ...] = (0.0, 0.5, 1.0, 2.0)
     """Lengths of the subtracted vector, in units of the median residual norm at the block."""
-    steer_dose: float = 1.0
+    steer_dose: Weight = 1.0
     """The dose that is diagnosed in full."""
-    sae_doses: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
+    sae_doses: tuple[Weight, ...] = (0.0, 0.1, 0.3, 1.0, 3.0)
     """Clamp values (negated), in units of the median residual norm at the site; 0 is zero ablation."""
-    sae_features: tuple[int, ...] = (5, 20, 50)
+    sae_features: tuple[Count, ...] = (5, 20, 50)
     """How many features are clamped."""
-    sae_budget: float = 0.1
+    sae_budget: Weight = 0.1
     """Largest rise of the retain loss (nats a token) that a chosen SAE edit may cost where it is chosen."""
-    sae_dose: float = 1.0
+    sae_dose: Weight = 1.0
     """The clamp that is diagnosed in full, with the middle number of features."""
     cru_from: tuple[str, ...] = ("GradDiff",)
     """Trained methods that CRU takes layers from; models that were given are all used."""
@@ -66,17 +68,17 @@ class Editing:
 class Measuring:
     """How much is measured."""
 
-    rows: int = 50
+    rows: Count = 50
     """Rows per side that diagnostics see, drawn by the seed (all if there are fewer)."""
-    generated: int = 20
+    generated: Count = 20
     """Rows per side for which text is generated."""
-    new_tokens: int = 20
+    new_tokens: Count = 20
     """Tokens generated per row."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Rows a forward pass."""
-    layers_replaced: int = 2
+    layers_replaced: Count = 2
     """How many layers CRU takes from the unlearned model."""
-    bootstrap: int = 1000
+    bootstrap: Count = 1000
     """Resamples behind each 95 % interval of a mean."""
 
 
@@ -87,7 +89,7 @@ class Settings:
     training: Training
     editing: Editing
     measuring: Measuring = Measuring()
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads; by default torch's own choice, but one for models under 10 M parameters: there a second thread
     brings a quarter on an idle machine and costs more than half on a busy one."""
 
@@ -130,13 +132,13 @@ class OwnModels:
     """Retain rows in the same layout."""
     sae: Path | None = None
     """Folder of a sae-lens SAE trained on the original's block outputs."""
-    sae_layer: int | None = None
+    sae_layer: Place | None = None
     """The block it was trained on."""
     prompt: str = "Question: {question}\nAnswer:"
     """Text before the answer."""
     answer: str = " {answer}"
     """The answer's text."""
-    max_length: int = 256
+    max_length: Length = 256
     """Longest text in tokens."""
     device: str = "cpu"
     """Where models run."""

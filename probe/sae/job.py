@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from probe.ranges import Count, CountOrNone, Place, Positive, Seed, Share, Weight, check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
@@ -14,7 +16,7 @@ class Attachment:
     """Folder of a dictionary (sae-lens, sparsify, Gemma Scope or Llama Scope files), or a release with --sae-id."""
     sae_id: str | None = None
     """Which dictionary of a release of sae-lens."""
-    layer: int | None = None
+    layer: Place | None = None
     """Block whose output the dictionary reads; from its metadata by default. Measured before anything is done."""
 
     @property
@@ -26,8 +28,9 @@ class Attachment:
         """Refuse half a description.
 
         Raises:
-            ValueError: an id without a release, or a layer without a model.
+            ValueError: an id without a release, a layer without a model, or a number outside of its range.
         """
+        check_ranges(self)
         if self.sae is None and (self.sae_id is not None or self.layer is not None):
             raise ValueError("--sae-id and --layer belong to --sae: name the dictionary, its model and the rows")
 
@@ -38,23 +41,23 @@ class TrainJob:
 
     model: str | None = None
     """Folder (safetensors) or hub name; without it a small dictionary of the testbed is trained."""
-    layer: int | None = None
+    layer: Place | None = None
     """Block whose output is read."""
     architecture: Literal["topk", "batchtopk", "jumprelu"] = "topk"
     """TopK; BatchTopK, which is saved as a JumpReLU; or a JumpReLU (see ``probe.features.architectures``)."""
-    active: int | None = None
+    active: Count | None = None
     """Features that are on at a token; a JumpReLU's target."""
-    features: int | None = None
+    features: Count | None = None
     """Features of the dictionary."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimiser steps."""
-    tokens_per_step: int = 1024
+    tokens_per_step: Count = 1024
     """Activations a step, drawn by chance."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate; 1e-3 worked at widths of 64 and 128."""
-    least_variance: float | None = None
+    least_variance: Share | None = None
     """Share of variance to be explained on every tenth row, which is left out; below it nothing is saved."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes initial weights and the order of activations."""
 
     @property
@@ -66,8 +69,9 @@ class TrainJob:
         """Refuse an own model without the numbers of its dictionary.
 
         Raises:
-            ValueError: some are missing.
+            ValueError: some are missing, or a number is outside of its range.
         """
+        check_ranges(self)
         needed = ("layer", "active", "features", "steps", "lr", "least_variance")
         missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(self, name) is None]
         if self.model is not None and missing:
@@ -81,11 +85,11 @@ class RankJob(Attachment):
     rules: tuple[str, ...] = ("frequency:0.01", "mean-square-ratio:95", "attribution-ratio")
     """By name, a setting after a colon: frequency:T, mean-square-ratio:P, crisp:N, saeuron:P, mean-difference, auroc,
     attribution, attribution-ratio."""
-    top: int = 20
+    top: Count = 20
     """How many features of each rule are listed, and compared under resampling."""
-    view: int = 8
+    view: CountOrNone = 8
     """How many features of the first rule are shown in features.html."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the resampling."""
 
 
@@ -97,19 +101,19 @@ class SuppressJob(Attachment):
     """A model that never saw the forget rows: what its answers are compared with, instead of chance."""
     rules: tuple[str, ...] = ("frequency:0.01", "attribution-ratio")
     """As for `probe sae rank`."""
-    counts: tuple[int, ...] = (10, 50)
+    counts: tuple[Count, ...] = (10, 50)
     """Numbers of features."""
-    scales: tuple[float, ...] = (3.0, 10.0)
+    scales: tuple[Weight, ...] = (3.0, 10.0)
     """Multiples c: an active feature f becomes -c f."""
-    pushes: tuple[float, ...] = (0.1, 0.3, 1.0)
+    pushes: tuple[Weight, ...] = (0.1, 0.3, 1.0)
     """An active feature is set to minus so many median residual norms."""
-    budget: float = 0.1
+    budget: Weight = 0.1
     """Largest mean rise of the retain loss (nats a token) that a choice may cost where it is made."""
-    most: int = 150
+    most: Count = 150
     """Retain rows that are looked at, at most, taken in turn from every entity; every edit is run on all of them."""
     controls: bool = True
     """Also random features, a random dictionary, the neuron basis, the difference of means and LEACE."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the halves, of random features and of the random dictionary."""
 
 
@@ -121,13 +125,13 @@ class AuditJob(Attachment):
     """The model after the edit; --model is the one before. Without models the testbed is orthogonalised here."""
     retrained: str | None = None
     """A model that never saw the forget rows."""
-    features: tuple[int, ...] = ()
+    features: tuple[Place, ...] = ()
     """Ids of the features that were to fall silent."""
-    steps: int = 0
+    steps: CountOrNone = 0
     """Steps of relearning on a fifth of the forget rows; 0 leaves that out."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate of relearning."""
-    seed: int = 0
+    seed: Seed = 0
     """Which forget rows are relearned."""
 
     @property
@@ -144,5 +148,5 @@ class AuditJob(Attachment):
         super().check()
         if (self.model is None) != (not self.features):
             raise ValueError("--features names the features of --sae that --edited was to lose; give both, or neither")
-        if self.steps < 0 or (self.steps > 0) != (self.lr is not None):
-            raise ValueError(f"--steps (at least 0) and --lr belong together, got {self.steps} and {self.lr}")
+        if (self.steps > 0) != (self.lr is not None):
+            raise ValueError(f"--steps and --lr belong together, got {self.steps} and {self.lr}")

@@ -43,8 +43,6 @@ def run_rank(job: RankJob, data: Data) -> Path:
     """
     job.check()
     data.check(job.models)
-    if job.top < 1 or job.view < 0:
-        raise ValueError(f"--top must be at least 1 and --view at least 0, got {job.top} and {job.view}")
     rules = dict(zip(job.rules, read_rules(job.rules), strict=True))
     with appearing(job, data) as (folder, manifest):
         at = fitted(job, data)

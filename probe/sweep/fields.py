@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from probe.ranges import check_ranges
 from probe.sweep.cell import canonical
 
 OUT = "out"
@@ -108,7 +109,10 @@ def arguments(known: Mapping[str, Field], values: Mapping[str, Any], out: Path) 
             continue
         (found if field.made is None else parts[field.parameter])[name] = value
     made = {field.parameter: field.made for field in known.values() if field.made is not None}
-    return {**found, **{parameter: made[parameter](**part) for parameter, part in parts.items()}}
+    whole = {parameter: made[parameter](**part) for parameter, part in parts.items()}
+    for one in whole.values():
+        check_ranges(one)
+    return {**found, **whole}
 
 
 @cache

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from probe.ranges import Count
+
 
 @dataclass(frozen=True, kw_only=True)
 class Then:
@@ -14,9 +16,9 @@ class Then:
     """A model trained without the forget rows, for forget quality and the verdict; the testbed has its own."""
     generate: bool = True
     """Whether ROUGE is measured; most of the time of an evaluation goes to it."""
-    limit: int | None = None
+    limit: Count | None = None
     """Only the first so many rows of each side are measured: a trial run."""
-    measure_batch_size: int = 32
+    measure_batch_size: Count = 32
     """Rows a pass where something is measured."""
     keep: bool = False
     """Keep each cell's model; without it only its manifest and what was measured stay."""

@@ -1,6 +1,5 @@
 """What a run needs before its first step: which weights, which shares, and what it must refuse."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from torch import nn
 from probe.checkpoints import weights_hash
 from probe.modes import check_loaded
 from probe.quantised import is_coded
-from probe.sites import matching_parameters
+from probe.sites import compiled, matching_parameters
 from probe.train.averaging import Averaging
 from probe.train.configuration import configuration_hash, described
 from probe.train.sharding import is_sharded, site_in, whole
@@ -56,7 +55,8 @@ def trained_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
     """Parameters whose names match, once each.
 
     Raises:
-        ValueError: weights that are not loaded or quantised, no match, or only one name of tied weights matches.
+        ValueError: weights that are not loaded or quantised, no regular expression, no match, or only one
+            name of tied weights matches.
     """
     check_loaded(model)
     check_present(model)
@@ -73,11 +73,12 @@ def trained_parameters(model: nn.Module, parameters: str) -> dict[str, nn.Parame
 
 def _check_ties(model: nn.Module, parameters: str) -> None:
     """Refuse to train a weight under one of its names while another name of it is not meant."""
+    wanted = compiled(parameters)
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
     for tied in names.values():
-        matched = [name for name in tied if re.search(parameters, name)]
+        matched = [name for name in tied if wanted.search(name)]
         if matched and len(matched) < len(tied):
             others = ", ".join(name for name in tied if name not in matched)
             raise ValueError(

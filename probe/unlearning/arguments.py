@@ -9,6 +9,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from probe.methods.method import Method
+from probe.sites import compiled
 from probe.unlearning.job import Job
 
 _FLAGS = ("steps", "lr", "batch_size", "seed", "parameters")
@@ -18,7 +19,8 @@ def resolved(method: Method, job: Job) -> dict[str, Any]:
     """Every keyword argument that is a number or a word: the setting, then --set, then flags; later ones win.
 
     Raises:
-        ValueError: an unknown setting or key, a value that cannot be read, or hyper-parameters without a value.
+        ValueError: an unknown setting or key, a value that cannot be read, hyper-parameters without a value, or
+            parameters that are no regular expression.
     """
     known = method.hyperparameters
     values: dict[str, Any] = {}
@@ -43,6 +45,8 @@ def resolved(method: Method, job: Job) -> dict[str, Any]:
 
 def _flags(method: Method, job: Job, known: Mapping[str, Any]) -> dict[str, Any]:
     given = {key: getattr(job, key) for key in _FLAGS if getattr(job, key) is not None}
+    if job.parameters is not None:
+        compiled(job.parameters)
     # The seed has a default, so it says nothing of what the user wants.
     odd = [key for key in given if key not in known and key != "seed"]
     if not method.trains_in_place:

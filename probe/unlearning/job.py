@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probe.ranges import Count, Length, Place, Positive, Seed, check_ranges
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -21,13 +23,13 @@ class Job:
     """Start from published settings, by name (`probe methods` lists them)."""
     set: tuple[str, ...] = ()
     """Hyper-parameters as key=value; they take precedence over --setting."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimiser steps."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate."""
-    batch_size: int | None = None
+    batch_size: Count | None = None
     """Rows of each term a step; where nothing is trained, rows a pass of what is measured (64 by default)."""
-    seed: int = 0
+    seed: Seed = 0
     """Fixes the order of rows, random directions and which refusal each question gets."""
     parameters: str | None = None
     """Regular expression over the names of the parameters to be trained; the method's own choice by default."""
@@ -50,15 +52,15 @@ class Job:
     """Folder of the assistant before unlearning; on the testbed the testbed's model unless given."""
     sae: Path | None = None
     """Folder of a sae-lens SAE on a block's output (written by save_inference_model); the testbed has one."""
-    sae_layer: int | None = None
+    sae_layer: Place | None = None
     """The block that --sae was trained on."""
     prompt: str = "Question: {question}\nAnswer:"
     """Text before the answer."""
     answer: str = " {answer}"
     """The answer's text."""
-    max_length: int = 256
+    max_length: Length = 256
     """Longest text in tokens."""
-    max_new_tokens: int = 40
+    max_new_tokens: Count = 40
     """Longest answer generated in tokens, where answers are measured."""
     device: str = "cpu"
     """Where the model is trained."""
@@ -69,9 +71,10 @@ class Job:
         """Refuse half a description, and a folder that holds something.
 
         Raises:
-            ValueError: some but not all of model, forget and retain are given, an SAE without its layer, or out is in
-                use.
+            ValueError: some but not all of model, forget and retain are given, an SAE without its layer, a number
+                outside of its range, or out is in use.
         """
+        check_ranges(self)
         missing = [f"--{name}" for name in ("model", "forget", "retain") if getattr(self, name) is None]
         if missing and len(missing) < 3:
             raise ValueError(f"{', '.join(missing)} missing: your own model needs --model, --forget and --retain")

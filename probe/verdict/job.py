@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from probe.ranges import Length
+
 
 @dataclass(frozen=True, kw_only=True)
 class VerdictJob:
@@ -22,7 +24,7 @@ class VerdictJob:
     """Text before the answer, with {question} in it."""
     answer: str = " {answer}"
     """The answer's text, with {answer} in it."""
-    max_length: int = 256
+    max_length: Length = 256
     """Longest question with answer, in tokens."""
     device: str = "cpu"
     """Where the models run."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from probe.checkpoints import check_tokenizer, load_model, load_tokenizer, weights_hash
+from probe.checkpoints import check_device, check_tokenizer, load_model, load_tokenizer, weights_hash
 from probe.data import Template
 from probe.datasets import read_rows
+from probe.ranges import check_ranges
 from probe.verdict.job import VerdictJob
 from probe.verdict.judge import FITTED, Judge, Verdict, judged, load_judge
 from probe.verdict.material import material
@@ -27,6 +28,8 @@ def run_verdict(model: str, job: VerdictJob) -> str:
         ValueError: files or models that cannot be read or do not belong together, or facts the original never knew.
         FileNotFoundError: a file that does not exist.
     """
+    check_ranges(job)
+    check_device(job.device)
     judge = load_judge(job.fitted or FITTED)
     # Rows are read first: a mistake in them should not cost the loading of models.
     forget = read_rows(job.forget)

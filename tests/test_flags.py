@@ -1,0 +1,140 @@
+"""Flags of the shell: numbers, regular expressions and devices that cannot be are one line each, before any work."""
+
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from probe.checkpoints import check_device, load_model
+from probe.cli import asked, main
+from probe.cli.asked import Doctor, Evaluate, Figures, GEffects, Layers, Methods, Report, Sae, Sweep, Unlearn, Verdict
+from probe.ranges import Count, Positive, Seed, check_ranges, ranges_in
+from probe.report.settings import TESTBED
+from probe.sites import compiled
+from probe.swept.job import Then
+from probe.unlearning.job import Job
+
+ROWS = ["--forget", "f.jsonl", "--retain", "r.jsonl"]
+
+
+def refused(capsys, *words):
+    """The one line of a user's mistake."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(words))
+    printed = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2, printed
+    assert printed.startswith("probe: ")
+    assert len(printed.splitlines()) == 1
+    assert len(printed) < 400
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report", "--measuring.rows", "-1"], "--measuring.rows must be a whole number from 1 to 2147483647, got -1"),
+        (["report", "--measuring.generated", "-1"], "--measuring.generated must be a whole number"),
+        (["report", "--training.steps", "0"], "--training.steps must be a whole number"),
+        (["report", "--training.rmu-alpha", "nan"], "--training.rmu-alpha must be at least 0, got nan"),
+        (["report", "--editing.sae-doses", "1", "-2"], "--editing.sae-doses must be at least 0, got -2.0"),
+        (["report", "--threads", "1000000000"], f"to {os.cpu_count()}, the cores of this machine, got 1000000000"),
+        (["report", "--threads", "0"], "--threads must be a whole number from 1"),
+        (["unlearn", "ga", "--out", "o", "--lr", "nan"], "--lr must be above 0, got nan"),
+        (["unlearn", "ga", "--out", "o", "--lr", "inf"], "--lr must be above 0, got inf"),
+        (["unlearn", "ga", "--out", "o", "--steps", "9" * 4000], "got a number of about 4000 digits"),
+        (["unlearn", "ga", "--out", "o", "--seed", "-1"], "--seed must be a whole number from 0 to 4294967295"),
+        (["evaluate", "m", *ROWS, "--max-length", "1"], "--max-length must be a whole number from 2"),
+        (["layers", "--out", "o", "--batch-size", "0"], "--batch-size must be a whole number"),
+        (["verdict", "m", "--original", "o", *ROWS, "--max-length", "0"], "--max-length must be a whole number"),
+        (["sae", "train", "--out", "o", "--least-variance", "1.5"], "--least-variance must be from 0 to 1, got 1.5"),
+        (["sae", "suppress", "--out", "o", "--counts", "5", "0"], "--counts must be a whole number from 1"),
+        (["sae", "audit", "--out", "o", "--features", "-1"], "--features must be a whole number from 0"),
+    ],
+)
+def test_r7_r20_r21_numbers_outside_their_range_are_refused_with_flag_and_range(
+    capsys, tmp_path, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_r7_every_number_of_every_command_states_its_range():
+    commands = [Doctor, Evaluate, Figures, GEffects, Layers, Methods, Report, Sweep, Unlearn, Verdict, Then]
+    commands += [get_args(one)[0] for one in get_args(Sae)]
+    seen, without = set(), []
+
+    def walk(kind):
+        if kind in seen:
+            return
+        seen.add(kind)
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            inner = get_type_hints(kind)[name]
+            if is_dataclass(inner):
+                walk(inner)
+            without.extend(f"{kind.__name__}.{name}" for _, limits in ranges_in(hint) if limits is None)
+
+    for command in commands:
+        walk(command)
+    # Every command of the shell was looked at, and the walk finds numbers.
+    assert {one for one in vars(asked).values() if is_dataclass(one) and one.__module__ == asked.__name__} <= seen
+    assert sum(len(fields(one)) for one in seen) > 150
+    assert without == []
+    check_ranges(TESTBED)
+
+
+def test_r7_ranges_hold_their_ends_and_nothing_beyond():
+    limits = {kind: next(ranges_in(kind))[1] for kind in (Count, Seed, Positive)}
+    assert limits[Count].holds(1)
+    assert not limits[Count].holds(0)
+    assert not limits[Count].holds(10**400)
+    assert limits[Seed].holds(0)
+    assert not limits[Positive].holds(0.0)
+    assert not limits[Positive].holds(float("inf"))
+    with pytest.raises(ValueError, match="--lr must be above 0, got nan"):
+        Job(out=Path("nowhere"), lr=float("nan")).check()
+
+
+@pytest.mark.parametrize("pattern", ["[", "(" * 5000, "a{99999999999}", "*mlp"])
+def test_r6_a_pattern_that_is_no_regular_expression_is_refused_before_a_model_is_loaded(
+    capsys, tmp_path, monkeypatch, pattern
+):
+    monkeypatch.chdir(tmp_path)
+    words = ["--steps", "1", "--lr", "1e-3", "--batch-size", "4"]
+    said = refused(capsys, "unlearn", "ga", "--out", "o", *words, f"--parameters={pattern}")
+    assert "is no regular expression (" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_r6_patterns_are_refused_by_name_wherever_they_are_used(bed):
+    from probe.methods.orthogonalised import orthogonalise
+    from probe.sites import matching_parameters
+    from probe.train.setup import trained_parameters
+
+    uses = (
+        lambda: matching_parameters(bed.original, "["),
+        lambda: trained_parameters(bed.original, "["),
+        lambda: orthogonalise(bed.original, torch.eye(bed.original.config.hidden_size)[:, :1], parameters="["),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match=r"pattern '\[' is no regular expression \(unterminated character set"):
+            use()
+    assert compiled(r"layers\.[34]\.").search("model.layers.3.mlp")
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", "", "meta", "gpu"])
+def test_r6_a_device_that_is_not_here_is_refused_by_every_command(capsys, tmp_path, monkeypatch, bed, device):
+    monkeypatch.chdir(tmp_path)
+    model = str(bed.folder / "original")
+    for words in (
+        ["verdict", model, "--original", model, *ROWS],
+        ["report", "--original", model, *ROWS],
+        ["doctor", model],
+    ):
+        assert f"device {device!r} cannot be used here (" in refused(capsys, *words, f"--device={device}")
+    for use in (lambda: check_device(device), lambda: load_model(model, device=device)):
+        with pytest.raises(ValueError, match="cannot be used here"):
+            use()
