@@ -75,15 +75,21 @@ def read_records(path: str | Path) -> list[Record]:
     return [Record(f"{path}:{line}: row {number}", value) for number, (line, value) in enumerate(found, 1)]
 
 
-def parsed(path: str | Path, text: str, line: int = 1) -> Any:
+def parsed(path: str | Path, text: str, line: int = 1, *, nan_is_null: bool = False) -> Any:
     """What JSON makes of a text that begins on the given line of a file.
+
+    Args:
+        path: for messages.
+        text: the JSON.
+        line: number of its first line.
+        nan_is_null: whether NaN and infinities, which Python's json writes though JSON has none, are read as null.
 
     Raises:
         ValueError: not JSON (with path, line and column), NaN, an object with a key twice, half of a surrogate pair, a
             number of thousands of digits, or lists nested without end.
     """
     with _placed(path, text, line):
-        return _whole(f"{path}:{line}", _decoder(f"{path}:{line}").decode(text), text)
+        return _whole(f"{path}:{line}", _decoder(f"{path}:{line}", nan_is_null).decode(text), text)
 
 
 def fields(record: Record, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> Mapping[str, Any]:
@@ -194,10 +200,12 @@ def _placed(path: str | Path, text: str, line: int) -> Iterator[None]:
         raise ValueError(f"{path}:{line}: nested too deeply to be a row; mend or remove the line") from None
 
 
-def _decoder(where: str) -> json.JSONDecoder:
+def _decoder(where: str, nan_is_null: bool = False) -> json.JSONDecoder:
     """Refuses what Python takes in silence, or fails on without a place."""
 
     def constant(name: str) -> None:
+        if nan_is_null:
+            return
         raise ValueError(f"{where}: holds {name}, which is not JSON; write null or drop the row")
 
     def number(digits: str) -> int:

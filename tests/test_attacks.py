@@ -261,6 +261,16 @@ def test_rounding_is_the_formula_and_16_bits_are_nearly_nothing():
     assert not absmax(torch.zeros(2, 3), 4, 64).any()
 
 
+def test_f30_nf4_scales_run_on_from_row_to_row_as_bitsandbytes_counts_them():
+    weight_OI = torch.randn(5, 24, generator=torch.Generator().manual_seed(0))
+    flat_N = weight_OI.flatten()
+    found = nf4(weight_OI, 32).flatten()
+    for start in range(0, 120, 32):
+        group = slice(start, start + 32)
+        assert found[group].abs().max() == flat_N[group].abs().max()
+        torch.testing.assert_close(found[group], nf4(flat_N[None, group], 32)[0])
+
+
 def test_nf4_takes_the_nearest_level_of_normal_quantiles():
     weight_OI = torch.randn(4, 128, generator=torch.Generator().manual_seed(0))
     found = nf4(weight_OI, 64).reshape(4, 2, 64)

@@ -19,9 +19,10 @@ from probe.datasets import write_rows
 from probe.evaluation.ask import evaluate, reference_log
 from probe.evaluation.data import Material, material, template_of
 from probe.evaluation.job import TEMPLATES, EvaluationJob
-from probe.evaluation.log import EvaluationLog, read_log, recomputed, truth_ratios, write_log
+from probe.evaluation.log import EvaluationLog, read_log, write_log
 from probe.evaluation.measure import Asking
 from probe.evaluation.numbers import quality_rows
+from probe.evaluation.recomputed import MUSE_ROUGE, recomputed, truth_ratios
 from probe.evaluation.run import run_evaluation
 from probe.evaluation.table import latex_table, text_table
 from probe.metrics.suite import answer_suite
@@ -113,7 +114,7 @@ def test_samples_go_by_number_not_by_place(tmp_path):
 def test_scores_that_are_null_leave_the_published_mean(tmp_path):
     log = EvaluationLog({"exact_memorization": indexed(score=[0.5, None, 1.0])})
     assert recomputed(log) == {"exact_memorization": 0.75}
-    with pytest.raises(ValueError, match="1 of 3 samples of exact_memorization have no score; fields found: score"):
+    with pytest.raises(ValueError, match="1 of 3 samples of exact_memorization have no score"):
         log.samples("exact_memorization", "score")
 
 
@@ -123,7 +124,8 @@ def test_scores_that_are_null_leave_the_published_mean(tmp_path):
         ([1], "is no evaluation log .a list.; expected metric -> "),
         ({}, "is no evaluation log"),
         ({"model_utility": 0.6, "forget_quality": None}, "is a summary without samples; take the EVAL file"),
-        ({"eval_log_forget.json": {"avg_gt_loss": {}}}, "log of TOFU's first code"),
+        ({"avg_gt_loss": {}}, "one set of TOFU's first code; take eval_log_aggregated.json"),
+        ({"eval_log.json": {"avg_gt_loss": [1.0]}}, "avg_gt_loss of eval_log.json is a list; expected number -> value"),
         ({"retain_Q_A_Prob": {"values": []}}, "retain_Q_A_Prob holds values; expected"),
         ({"retain_Q_A_Prob": {"value_by_index": [1.0]}}, "value_by_index of retain_Q_A_Prob is a list"),
         ({"mia_loss": {"forget": {"value_by_index": {"a": {}}}}}, "sample 'a' of mia_loss is"),
@@ -136,11 +138,16 @@ def test_files_of_other_layouts_are_named(tmp_path, content, message):
         read_log(path)
 
 
+def test_f15_refusals_are_short(tmp_path):
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps({"rougeL_recall": {str(i): 0.5 for i in range(400)}}))
+    with pytest.raises(ValueError, match=r"rougeL_recall holds 0, 1, 2, .*; expected metric") as refused:
+        read_log(path)
+    assert len(str(refused.value)) < 400
+
+
 def test_broken_logs_say_where(tmp_path):
     path = tmp_path / "log.json"
-    path.write_text('{"a":\n {"agg_value": NaN}}')
-    with pytest.raises(ValueError, match=r"log\.json:1: holds NaN, which is not JSON"):
-        read_log(path)
     path.write_text('{"a":\n {"agg_value": }}')
     with pytest.raises(ValueError, match=r"log\.json:2:16: not JSON"):
         read_log(path)
@@ -150,9 +157,79 @@ def test_broken_logs_say_where(tmp_path):
         write_log(path, EvaluationLog({"a": {"agg_value": math.nan}}))
 
 
+def test_f9_samples_are_paired_by_number_and_unequal_sets_are_refused(golden):
+    results = published(golden["full"])
+    right, wrong = (results[f"forget_Q_A_{name}_Prob"]["value_by_index"] for name in ("PARA", "PERT"))
+    both = np.array([[s["avg_loss"] for s in right.values()], [np.mean(s["avg_loss"]) for s in wrong.values()]])
+    kept = np.delete(np.arange(both.shape[1]), [7, 20])
+    expected = np.exp(both[0] - both[1])[kept]
+    right["7"], wrong["20"] = None, {"avg_loss": None}
+    assert truth_ratios(EvaluationLog(results)) == pytest.approx(expected, rel=1e-6)
+    del right["7"], wrong["20"]
+    with pytest.raises(ValueError, match=r"2 are in one alone \(7, 20\).*evaluate both on the same rows"):
+        recomputed(EvaluationLog(results))
+
+
+def test_f15_logs_of_forks_and_nulls_are_read_as_their_own_code_reads_them(tmp_path):
+    path = tmp_path / "log.json"
+    odd = {"0.0": {"prob": 0.5}, "1.0": {"prob": NAN}, "2": {"prob": 0.25}, "3": None}
+    path.write_text(json.dumps({"retain_Q_A_Prob": {"value_by_index": odd}, "theirs": {"value_by_index": {"x": 1}}}))
+    assert recomputed(read_log(path)) == {"retain_Q_A_Prob": 0.375}
+    odd |= {"0": {"prob": 0.1}}
+    path.write_text(json.dumps({"retain_Q_A_Prob": {"value_by_index": odd}}))
+    with pytest.raises(ValueError, match="holds a sample number twice"):
+        read_log(path)
+    muse = {name: indexed(rougeL_f1=[0.5, None, 1.0], rougeL_recall=[0, 0, 0]) for name in MUSE_ROUGE}
+    assert recomputed(EvaluationLog(muse)) == dict.fromkeys(MUSE_ROUGE, 0.75)
+    sides = {"forget": indexed(score=[1.0, 3.0]), "holdout": indexed(score=[2.0, 4.0])}
+    assert recomputed(EvaluationLog({"mia_min_k": sides}))["privleak"] == pytest.approx(-50)
+
+
+@pytest.mark.parametrize("with_losses", [True, False])
+def test_f15_truth_ratios_of_the_form_prob_mean_stay_in_it(golden, with_losses):
+    results = published(golden["full"])
+    ratio_N = truth_ratios(EvaluationLog(results))
+    share_N = 1 / (1 + ratio_N)
+    stated = {**indexed(score=share_N.tolist()), "agg_value": float(share_N.mean())}
+    log = EvaluationLog({**(results if with_losses else {}), "forget_Truth_Ratio": stated})
+    assert recomputed(log)["forget_truth_ratio"] == pytest.approx(share_N.mean(), rel=1e-9)
+    if with_losses:
+        # Alone, scores of at most 1 have the same mean in both forms, and nothing tells the two apart.
+        assert truth_ratios(log) == pytest.approx(ratio_N, rel=1e-9)
+    usual = {**indexed(score=ratio_N.tolist()), "agg_value": recomputed(EvaluationLog(results))["forget_truth_ratio"]}
+    log = EvaluationLog({**(results if with_losses else {}), "forget_truth_ratio": usual})
+    assert recomputed(log)["forget_truth_ratio"] == pytest.approx(usual["agg_value"], rel=1e-9)
+
+
+def test_f15_logs_of_tofus_first_code_give_the_values_of_its_script(golden, tmp_path):
+    """Its script: exp of losses, no 1e-10 in any denominator, the forget set's min(R, 1/R)."""
+    new, old = published(golden["full"]), {}
+    new = {name: result for name, result in new.items() if "_Q_A_" in name}
+    fields = {
+        "avg_gt_loss": "Q_A_Prob",
+        "avg_paraphrased_loss": "Q_A_PARA_Prob",
+        "average_perturb_loss": "Q_A_PERT_Prob",
+    }
+    files = {"forget": "eval_log_forget", "retain": "eval_log", "ra": "eval_real_author_wo_options"}
+    for on, file in (files | {"wf": "eval_real_world_wo_options"}).items():
+        for field, metric in fields.items():
+            metric = "Q_A_Prob" if on in ("ra", "wf") and metric == "Q_A_PARA_Prob" else metric
+            samples = new.get(f"{on}_{metric}", {"value_by_index": {}})["value_by_index"]
+            old.setdefault(f"{file}.json", {})[field] = {key: sample["avg_loss"] for key, sample in samples.items()}
+        rouge = new.setdefault(f"{on}_Q_A_ROUGE", indexed(rougeL_recall=[0.5]))["value_by_index"]
+        old[f"{file}.json"]["rougeL_recall"] = {key: sample["rougeL_recall"] for key, sample in rouge.items()}
+    path = tmp_path / "eval_log_aggregated.json"
+    path.write_text(json.dumps(old))
+    found, ours = recomputed(read_log(path)), recomputed(EvaluationLog(new, eps=0.0))
+    assert {"model_utility", "forget_truth_ratio", "wf_Q_A_Prob_normalised"} <= set(found)
+    assert {found.pop(f"{on}_Q_A_PARA_Prob") for on in ("ra", "wf")} == {found[f"{on}_Q_A_Prob"] for on in ("ra", "wf")}
+    assert found == pytest.approx(ours, rel=1e-12)
+
+
 # The shell
 
 
+NAN = float("nan")
 LIMIT, WHOLE = 5, 7
 
 

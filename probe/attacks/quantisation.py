@@ -86,7 +86,8 @@ def rounded(
             its largest magnitude. ``"nf4"`` gives the weights of bitsandbytes' 4-bit format without double
             quantisation, computed here. The others are made by the library named; of bitsandbytes' int8 the weights
             only (it rounds activations too).
-        group: weights that share a scale, counted along the input; int8 libraries take whole rows.
+        group: weights that share a scale, counted along the input (NF4: along memory, from row to row); int8 libraries
+            take whole rows.
 
     Yields:
         the names of the modules whose weights are rounded.
@@ -120,10 +121,15 @@ def absmax(weight_OI: Tensor, bits: int, group: int) -> Tensor:
 
 
 def nf4(weight_OI: Tensor, group: int) -> Tensor:
-    """max |w| times the nearest of NF4's levels, one scale for each group of ``group`` inputs of a row."""
+    """max |w| times the nearest of NF4's levels, one scale for each ``group`` weights in the order of memory.
+
+    As in bitsandbytes, whose groups run on from one row into the next where the width is no multiple of them.
+    """
     level_K = torch.tensor(_NF4, device=weight_OI.device)
     middle_K = (level_K[1:] + level_K[:-1]) / 2
-    return _by_group(weight_OI, group, lambda unit: level_K[torch.bucketize(unit.contiguous(), middle_K)])
+    flat_1N = weight_OI.reshape(1, -1)
+    snapped = _by_group(flat_1N, group, lambda unit: level_K[torch.bucketize(unit.contiguous(), middle_K)])
+    return snapped.reshape(weight_OI.shape)
 
 
 def _by_group(weight_OI: Tensor, group: int, snap: Callable[[Tensor], Tensor]) -> Tensor:

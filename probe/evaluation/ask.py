@@ -6,7 +6,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from probe.evaluation.data import Material
-from probe.evaluation.log import EvaluationLog, recomputed
+from probe.evaluation.log import EvaluationLog
 from probe.evaluation.measure import Asking, Measured, attacks, measured, n_steps, samples
 from probe.evaluation.numbers import (
     aggregate_rows,
@@ -17,6 +17,7 @@ from probe.evaluation.numbers import (
     set_rows,
     utility_rows,
 )
+from probe.evaluation.recomputed import recomputed
 from probe.evaluation.table import text_table
 from probe.metrics.choices import choice_suite
 from probe.rows import Row

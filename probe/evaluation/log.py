@@ -13,12 +13,15 @@ metric                                                    fields of a sample
                                                           ``input``, ``ground_truth``, ``generation`` are kept)
 ``forget_truth_ratio``, ``*_Truth_Ratio``                 ``score``: R, before it is aggregated
 ``extraction_strength``, ``exact_memorization``           ``score``
+``{forget,retain}_knowmem_ROUGE``, ``forget_verbmem_ROUGE``   MUSE's, fields as ``*_Q_A_ROUGE``; F1 is averaged
 ``mia_*``                                                 ``forget`` and ``holdout``, each with ``value_by_index`` of
                                                           ``score``; ``auc``
 ``forget_quality``, ``model_utility``, ``privleak``       none: ``agg_value`` alone
 ========================================================  ===========================================================
 
-Other metrics are kept as they are and written back unchanged.
+Sample numbers of forks such as "0.0" are read as 0. A sample, or a field of it, that is null or NaN was not measured
+and counts in no mean, as in OpenUnlearning. Other metrics are kept as they are and written back unchanged. Logs of
+TOFU's first code (``eval_log_aggregated.json``: file -> field -> number -> value) are brought into this layout.
 """
 
 import json
@@ -30,22 +33,30 @@ from typing import Any
 
 import numpy as np
 
-from probe.metrics.privacy import auc, privleak
-from probe.metrics.tofu import (
-    forget_quality,
-    model_utility,
-    normalised_probability,
-    probability,
-    truth_ratio,
-    truth_ratio_forget,
-    truth_ratio_retain,
-)
 from probe.records import parsed, read_text
 
 SETS = ("forget", "retain", "ra", "wf")
 EPS = 1e-10
 """What OpenUnlearning adds to denominators."""
 _KEYS = {"agg_value", "value_by_index", "forget", "holdout", "auc"}
+_UNDERSTOOD = re.compile(
+    r"(forget|retain|ra|wf)_(Q_A_.*|[Tt]ruth_[Rr]atio|knowmem_ROUGE|verbmem_ROUGE)|mia_.*|"
+    r"extraction_strength|exact_memorization"
+)
+_TOFU_FILES = {
+    "eval_log_forget.json": "forget",
+    "eval_log.json": "retain",
+    "eval_real_author_wo_options.json": "ra",
+    "eval_real_world_wo_options.json": "wf",
+}
+# Field of TOFU's first code -> metric and field of a sample.
+_TOFU_FIELDS = {
+    "avg_gt_loss": ("Q_A_Prob", "avg_loss"),
+    "avg_paraphrased_loss": ("Q_A_PARA_Prob", "avg_loss"),
+    "average_perturb_loss": ("Q_A_PERT_Prob", "avg_loss"),
+    "rougeL_recall": ("Q_A_ROUGE", "rougeL_recall"),
+    "rouge1_recall": ("Q_A_ROUGE", "rouge1_recall"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,10 +66,12 @@ class EvaluationLog:
     Args:
         results: metric -> result.
         where: what error messages call it.
+        eps: what the log's own code adds to denominators.
     """
 
     results: Mapping[str, Mapping[str, Any]]
     where: str = "the log"
+    eps: float = EPS
 
     def __contains__(self, name: str) -> bool:
         return name in self.results
@@ -79,48 +92,104 @@ class EvaluationLog:
         Raises:
             ValueError: no such metric or field, samples without a value, or lists of unequal length.
         """
-        values = [sample.get(field) for _, sample in self._ordered(name, part)]
-        absent = sum(value is None for value in values)
+        found = self.measured(name, field, part)
+        absent = len(self._by_number(name, part)) - len(found)
         if absent:
-            known = sorted({key for _, sample in self._ordered(name, part) for key in sample})
+            raise ValueError(f"{self.where}: {absent} of {absent + len(found)} samples of {name} have no {field}")
+        return self._array(name, field, list(found.values()))
+
+    def measured(self, name: str, field: str, part: str | None = None) -> dict[int, Any]:
+        """Sample number -> field, in the order of numbers, for the samples that have it.
+
+        Raises:
+            ValueError: no such metric, or a field that no sample has.
+        """
+        samples = self._by_number(name, part)
+        found = {number: sample[field] for number, sample in samples.items() if sample.get(field) is not None}
+        if not found:
+            known = sorted({key for sample in samples.values() for key in sample})
             raise ValueError(
-                f"{self.where}: {absent} of {len(values)} samples of {name} have no {field}; fields found: "
-                f"{', '.join(known)}"
+                f"{self.where}: {len(samples)} of {len(samples)} samples of {name} have no {field}; fields found: "
+                f"{', '.join(known)[:120]}"
             )
+        return found
+
+    def has(self, name: str, field: str | None = None) -> bool:
+        """Whether the log holds samples of a metric (with a field)."""
+        samples = self.results.get(name, {}).get("value_by_index") or {}
+        return any(sample and (field is None or sample.get(field) is not None) for sample in samples.values())
+
+    def mean(self, name: str, field: str) -> float:
+        """Mean of a field over the samples that have it.
+
+        Raises:
+            ValueError: as ``measured``, or values that are no numbers.
+        """
+        return float(self._array(name, field, list(self.measured(name, field).values())).mean())
+
+    def paired(self, first: str, second: str, field: str) -> tuple[np.ndarray, np.ndarray]:
+        """A field of two metrics of the same samples, number by number; a sample that lacks either is left out.
+
+        Raises:
+            ValueError: the two metrics hold different samples, or none has both.
+        """
+        numbers, others = set(self._by_number(first, None)), set(self._by_number(second, None))
+        alone = sorted(numbers ^ others)
+        if alone:
+            shown = ", ".join(map(str, alone[:5])) + (", ..." if len(alone) > 5 else "")
+            raise ValueError(
+                f"{self.where}: {first} has {len(numbers)} samples and {second} {len(others)}; {len(alone)} are in one "
+                f"alone ({shown}), and the two are compared sample by sample: evaluate both on the same rows"
+            )
+        left, right = self.measured(first, field), self.measured(second, field)
+        both = [number for number in left if number in right]
+        if not both:
+            raise ValueError(f"{self.where}: no sample has {field} in both {first} and {second}")
+        return tuple(  # type: ignore[return-value]
+            self._array(name, field, [found[number] for number in both])
+            for name, found in ((first, left), (second, right))
+        )
+
+    def _array(self, name: str, field: str, values: list[Any]) -> np.ndarray:
         try:
             return np.asarray(values, dtype=np.float64)
-        except ValueError:
+        except (TypeError, ValueError):
             raise ValueError(f"{self.where}: {field} of {name} is no number, or lists of unequal length") from None
 
-    def _ordered(self, name: str, part: str | None) -> list[tuple[int, Mapping[str, Any]]]:
+    def _by_number(self, name: str, part: str | None) -> dict[int, Mapping[str, Any]]:
         result = self.results.get(name, {})
         samples = (result.get(part) or {} if part else result).get("value_by_index")
         if not samples:
             raise ValueError(f"{self.where} holds no samples of {name}{f' ({part})' if part else ''}")
-        return sorted((int(number), sample) for number, sample in samples.items())
+        return {number: samples[key] or {} for number, key in sorted((int(float(key)), key) for key in samples)}
 
 
 def read_log(path: str | Path) -> EvaluationLog:
     """Read a log that OpenUnlearning or ``probe evaluate`` wrote.
 
+    NaN and infinities, which Python's json writes though they are not JSON, are read as null.
+
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not JSON, or JSON of another layout; TOFU's older logs and summaries are named as such.
+        ValueError: not JSON, or JSON of another layout; summaries are named as such.
     """
     path = Path(path)
-    results = parsed(path, read_text(path))
+    results = parsed(path, read_text(path), nan_is_null=True)
     expected = "expected metric -> {agg_value, value_by_index}, as in OpenUnlearning's TOFU_EVAL.json"
     if not isinstance(results, dict) or not results:
         raise ValueError(f"{path} is no evaluation log (a {type(results).__name__}); {expected}")
-    if any(name.startswith("eval_log") or name == "avg_gt_loss" for name in results):
-        raise ValueError(f"{path} is a log of TOFU's first code (eval_log...), which has other fields; {expected}")
+    if "avg_gt_loss" in results:
+        raise ValueError(f"{path} is one set of TOFU's first code; take eval_log_aggregated.json beside it")
+    if any(name in _TOFU_FILES for name in results):
+        return EvaluationLog(_from_tofu(path, results), str(path), eps=0.0)
     if all(value is None or isinstance(value, int | float) for value in results.values()):
         raise ValueError(f"{path} is a summary without samples; take the EVAL file beside it ({expected})")
     for name, result in results.items():
         if not isinstance(result, dict) or not _KEYS & set(result):
             found = ", ".join(result) if isinstance(result, dict) else f"a {type(result).__name__}"
-            raise ValueError(f"{path} is no evaluation log: {name} holds {found or 'nothing'}; {expected}")
-        for part in (result, result.get("forget"), result.get("holdout")):
+            found = f"{found[:60]}..." if len(found) > 60 else found or "nothing"
+            raise ValueError(f"{path} is no evaluation log: {name[:60]} holds {found}; {expected}")
+        for part in (result, result.get("forget"), result.get("holdout")) if _UNDERSTOOD.fullmatch(name) else ():
             _check_samples(path, name, part)
     return EvaluationLog(results, str(path))
 
@@ -138,130 +207,6 @@ def write_log(path: str | Path, log: EvaluationLog) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def truth_ratios(log: EvaluationLog, on: str = "forget") -> np.ndarray:
-    """R of each sample of a set: from losses where the log has them, else the ``score`` it holds.
-
-    Raises:
-        ValueError: the log holds neither.
-    """
-    right = f"{on}_Q_A_Prob" if on in ("ra", "wf") else f"{on}_Q_A_PARA_Prob"
-    if right in log and f"{on}_Q_A_PERT_Prob" in log:
-        return truth_ratio(log.samples(right, "avg_loss"), log.samples(f"{on}_Q_A_PERT_Prob", "avg_loss"), eps=EPS)
-    names = (f"{on}_truth_ratio", f"{on}_Truth_Ratio")
-    found = next((name for name in names if name in log), None)
-    if found is None:
-        raise ValueError(
-            f"{log.where} holds no truth ratios of {on} ({right} with {on}_Q_A_PERT_Prob, or {names[0]}); it has "
-            f"{', '.join(sorted(log.results))}"
-        )
-    return log.samples(found, "score")
-
-
-def recomputed(log: EvaluationLog, retrained: EvaluationLog | None = None) -> dict[str, float]:
-    """Every aggregate that the samples allow, by OpenUnlearning's names and definitions.
-
-    Probabilities are means of ``prob`` (of exp(-avg_loss) where it is absent: published logs took the exponential in
-    float32 on a GPU, so the two differ by up to 2e-8). Truth ratios are geometric. Denominators carry ``EPS``.
-
-    Args:
-        log: of the model.
-        retrained: of the retrained model, for forget quality and privleak.
-
-    Returns:
-        metric -> value; what samples are missing for is left out.
-
-    Raises:
-        ValueError: samples that are broken: negative losses, lists of unequal length, missing fields.
-    """
-    found: dict[str, float] = {}
-    for on in SETS:
-        found |= _set_values(log, on)
-    for name in ("extraction_strength", "exact_memorization"):
-        if _has(log, name):
-            # Answers of one token have no score, and the published mean goes over the others.
-            scores = [s.get("score") for s in log.results[name]["value_by_index"].values()]
-            given = [score for score in scores if score is not None]
-            found |= {name: float(np.mean(given))} if given else {}
-    parts = utility_parts(found)
-    if len(parts) == 9:
-        found["model_utility"] = model_utility(parts).value
-    attacks = [name for name in log.results if name.startswith("mia_") and "holdout" in log.results[name]]
-    for name in attacks:
-        found[name] = auc(log.samples(name, "score", "forget"), log.samples(name, "score", "holdout"))
-    if retrained is not None:
-        found |= _against(log, retrained, found)
-    return found
-
-
-def utility_parts(found: Mapping[str, float]) -> dict[str, float]:
-    """The nine parts of model utility by this package's names, as far as they are there."""
-    theirs = {"probability": "Q_A_Prob", "rouge": "Q_A_ROUGE", "truth_ratio": "Truth_Ratio"}
-    parts = {}
-    for on in SETS[1:]:
-        for ours, name in theirs.items():
-            key = f"{on}_{name}" + ("_normalised" if ours == "probability" and on != "retain" else "")
-            if key in found:
-                parts[f"{on}_{ours}"] = found[key]
-    return parts
-
-
-def _set_values(log: EvaluationLog, on: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    plain, wrong, rouge = f"{on}_Q_A_Prob", f"{on}_Q_A_PERT_Prob", f"{on}_Q_A_ROUGE"
-    for name in (plain, f"{on}_Q_A_PARA_Prob", wrong):
-        if _has(log, name):
-            found[name] = float(_probabilities(log, name).mean())
-    if _has(log, rouge):
-        found[rouge] = float(log.samples(rouge, "rougeL_recall").mean())
-    if on in ("ra", "wf") and _has(log, plain) and _has(log, wrong):
-        found[f"{plain}_normalised"] = float(_normalised(log, plain, wrong).mean())
-    right = plain if on in ("ra", "wf") else f"{on}_Q_A_PARA_Prob"
-    ratio = "forget_truth_ratio" if on == "forget" else f"{on}_Truth_Ratio"
-    if (_has(log, right) and _has(log, wrong)) or _has(log, ratio):
-        aggregate = truth_ratio_forget if on == "forget" else truth_ratio_retain
-        found[ratio] = aggregate(truth_ratios(log, on))
-    return found
-
-
-def _against(log: EvaluationLog, retrained: EvaluationLog, found: Mapping[str, float]) -> dict[str, float]:
-    added = {}
-    if _has(log, "forget_truth_ratio") or _has(log, "forget_Q_A_PARA_Prob"):
-        added["forget_quality"] = forget_quality(truth_ratios(log), truth_ratios(retrained)).p
-    theirs = attack_auc(retrained, "mia_min_k")
-    # At an AUC of 1 privleak would divide by 0.
-    if "mia_min_k" in found and theirs not in (None, 1):
-        added["privleak"] = privleak(found["mia_min_k"], theirs)
-    return added
-
-
-def attack_auc(log: EvaluationLog, name: str) -> float | None:
-    """AUC of an attack: from its scores where the log has them, else as it states it; None where it does neither."""
-    result = log.results.get(name, {})
-    if result.get("forget") and result.get("holdout"):
-        return auc(log.samples(name, "score", "forget"), log.samples(name, "score", "holdout"))
-    return log.value(name)
-
-
-def _has(log: EvaluationLog, name: str) -> bool:
-    return bool(log.results.get(name, {}).get("value_by_index"))
-
-
-def _probabilities(log: EvaluationLog, name: str) -> np.ndarray:
-    first = next(iter(log.results[name]["value_by_index"].values()))
-    if first.get("prob") is not None:
-        return log.samples(name, "prob")
-    losses = log.samples(name, "avg_loss")
-    return probability(losses) if losses.ndim == 1 else np.exp(-losses)
-
-
-def _normalised(log: EvaluationLog, plain: str, wrong: str) -> np.ndarray:
-    first = next(iter(log.results[plain]["value_by_index"].values()))
-    if first.get("prob") is None:
-        return normalised_probability(log.samples(plain, "avg_loss"), log.samples(wrong, "avg_loss"), eps=EPS)
-    right_N, wrong_NK = _probabilities(log, plain), _probabilities(log, wrong)
-    return right_N / (right_N + wrong_NK.sum(1) + EPS)
-
-
 def _check_samples(path: Path, name: str, part: Any) -> None:
     samples = part.get("value_by_index") if isinstance(part, dict) else None
     if samples is None:
@@ -269,5 +214,28 @@ def _check_samples(path: Path, name: str, part: Any) -> None:
     if not isinstance(samples, dict):
         raise ValueError(f"{path}: value_by_index of {name} is a {type(samples).__name__}; expected number -> fields")
     for number, sample in samples.items():
-        if not re.fullmatch(r"\d+", number) or not isinstance(sample, dict):
-            raise ValueError(f"{path}: sample {number!r} of {name} is {str(sample)[:40]!r}; expected number -> fields")
+        if not re.fullmatch(r"\d+(\.0)?", number) or not isinstance(sample, dict | None):
+            raise ValueError(
+                f"{path}: sample {number[:40]!r} of {name} is {str(sample)[:40]!r}; expected number -> fields"
+            )
+    if len({int(float(number)) for number in samples}) < len(samples):
+        raise ValueError(f"{path}: {name} holds a sample number twice (as 0 and 0.0, say); keep one of each")
+
+
+def _from_tofu(path: Path, files: Mapping[str, Any]) -> dict[str, Any]:
+    results: dict[str, dict[str, Any]] = {}
+    for file, on in _TOFU_FILES.items():
+        if file in files and not isinstance(files[file], dict):
+            raise ValueError(f"{path}: {file} is a {type(files[file]).__name__}; expected field -> number -> value")
+        for theirs, (metric, field) in _TOFU_FIELDS.items():
+            column = files.get(file, {}).get(theirs)
+            if column is None:
+                continue
+            if not isinstance(column, dict):
+                raise ValueError(f"{path}: {theirs} of {file} is a {type(column).__name__}; expected number -> value")
+            samples = results.setdefault(f"{on}_{metric}", {"agg_value": None, "value_by_index": {}})["value_by_index"]
+            for number, value in column.items():
+                samples.setdefault(number, {})[field] = value
+    for name, result in results.items():
+        _check_samples(path, name, result)
+    return results

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from probe.evaluation.log import EvaluationLog, attack_auc, truth_ratios
+from probe.evaluation.log import EvaluationLog
 from probe.evaluation.measure import Measured
+from probe.evaluation.recomputed import attack_auc, truth_ratios
 from probe.metrics.aggregates import PRIVACY_ATTACKS, bs_aggregate, harmonic, memorisation_score, privacy_score
 from probe.metrics.choices import ChoiceResult
 from probe.metrics.memorisation import exact_memorisation, extraction_strength

@@ -18,8 +18,9 @@ from probe.commands.manifest import whole_folder
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
 from probe.evaluation.data import Material, material, template_of
 from probe.evaluation.job import EvaluationJob
-from probe.evaluation.log import EvaluationLog, read_log, truth_ratios, write_log
+from probe.evaluation.log import EvaluationLog, read_log, write_log
 from probe.evaluation.measure import Asking
+from probe.evaluation.recomputed import truth_ratios
 from probe.evaluation.table import latex_table
 from probe.metrics.choices import Form
 from probe.rows import append
@@ -118,7 +119,7 @@ def _retrained_log(model: str, job: EvaluationJob, asked: Material) -> Evaluatio
 def _cut(log: EvaluationLog, n: int) -> EvaluationLog:
     """The log's first samples of the forget set; attacks are left out, for they compare sets of rows."""
     results = {
-        name: {**result, "value_by_index": {k: v for k, v in result["value_by_index"].items() if int(k) < n}}
+        name: {**result, "value_by_index": {k: v for k, v in result["value_by_index"].items() if int(float(k)) < n}}
         for name, result in log.results.items()
         if name.startswith("forget") and result.get("value_by_index")
     }
