@@ -213,7 +213,7 @@ def arguments(method, data: Split, model) -> dict:
         "special_ids": lambda: (0, 1, 2),
     }
     required = [n for n, p in method.hyperparameters.items() if p.default is p.empty]
-    required += ["share"] if method.name == "tarf" else []
+    required += ["share"] if method.name in ("tarf", "dr_npo", "dr_simnpo", "dr_sat_imp") else []
     return {name: given[name]() for name in method.needs} | {name: NUMBERS[name] for name in required}
 
 
@@ -276,6 +276,10 @@ def test_an_original_that_is_the_model_itself_is_refused(method):
         ("crisp", {"retain_weight": -1.0}, "retain_weight must be at least 0"),
         ("crisp", {"ratio": 1e9}, "no feature at .* fires more on forget rows"),
         ("crisp_released", {"beta": 2.0}, "beta must lie in"),
+        ("dr_npo", {"temperature": 1.0}, "either temperature or share"),
+        ("dr_npo", {"share": None}, "either temperature or share"),
+        ("dr_simnpo", {"share": 1.5}, "share must lie above 0"),
+        ("dr_sat_imp", {"share": None, "temperature": 0.0}, "temperature must be above 0"),
         ("sspu", {"features": 99}, "are ever on"),
         ("sspu", {"coefficient": 0.0}, "coefficient must be above 0"),
         ("orthogonalised", {"ratio": 1e9}, "lower ratio"),

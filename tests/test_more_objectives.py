@@ -12,8 +12,9 @@ from torch import nn
 from probe.objectives.bootstrap import BST, BSTW
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.logprobs import before_targets
-from probe.objectives.sequence import NPO
-from probe.objectives.token import sequence_sum
+from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst
+from probe.objectives.sequence import NPO, SimNPO
+from probe.objectives.token import SatImp, nll, sequence_mean, sequence_sum
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +90,54 @@ def test_beliefs_that_carry_a_gradient_have_the_gradient_of_the_entropy(model):
         return -torch.distributions.Categorical(logits=logits_NV).entropy().sum() / len(batch)
 
     same(model, BST(1.0, 48, sequence_sum, detach=False), negative_entropy, batch)
+
+
+# --- BalDRO ---
+
+
+def test_the_soft_worst_is_the_supremum_over_weights_of_rows():
+    loss_B = torch.tensor([0.3, 2.0, 1.1, -0.4], dtype=torch.float64, requires_grad=True)
+    for easiest, sign in ((False, 1.0), (True, -1.0)):
+        found = SoftWorst(0.7, easiest)(loss_B)
+        weight_B = torch.autograd.grad(found, loss_B)[0]
+        torch.testing.assert_close(weight_B, torch.softmax(sign * loss_B.detach() / 0.7, 0))
+
+        def penalised(q_B, sign=sign):
+            return (q_B * loss_B.detach()).sum() - sign * 0.7 * (q_B * (4 * q_B).log()).sum()
+
+        torch.testing.assert_close(penalised(weight_B), found.detach())
+        others = torch.distributions.Dirichlet(torch.ones(4, dtype=torch.float64)).sample((50,))
+        assert all(sign * penalised(q_B) <= sign * found for q_B in others)
+    # Between the mean and the extremes.
+    assert SoftWorst(1e6)(loss_B).item() == pytest.approx(0.75, abs=1e-5)
+    assert SoftWorst(1e-3)(loss_B).item() == pytest.approx(2.0, abs=2e-3)
+    assert SoftWorst(1e-3, easiest=True)(loss_B).item() == pytest.approx(-0.4, abs=2e-3)
+
+
+def test_hot_weights_give_the_plain_losses(original, model):
+    batch, hot = random_batch(), SoftWorst(1e9)
+    for robust, plain in (
+        (NPO(original, 0.5, hot), NPO(original, 0.5)),
+        (SimNPO(2.5, over_rows=hot), SimNPO(2.5)),
+        (SatImp(5.0, 1.0, OfRows(hot)), SatImp(5.0, 1.0, sequence_mean)),
+        (SatImp(5.0, 1.0, OfTokens(hot)), SatImp(5.0, 1.0)),
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(robust(model, batch), plain(model, batch), rtol=1e-6, atol=1e-6)
+
+
+def test_the_hardest_rows_by_hand(original, model):
+    batch, npo = random_batch(rows=5), NPO(original, 0.5)
+    with torch.no_grad():
+        loss = [npo(model, batch.select([b])).item() for b in range(5)]
+        mean = [-nll(model, batch.select([b])).item() for b in range(5)]
+    for by, hardness in (("loss", loss), ("likelihood", mean)):
+        kept = sorted(sorted(range(5), key=lambda b, hardness=hardness: -hardness[b])[:2])
+        found, expected = HardestRows(npo, 0.5, by), npo
+        for a, b in zip(gradient(model, found, batch), gradient(model, expected, batch.select(kept)), strict=True):
+            torch.testing.assert_close(a, b)
+        with torch.no_grad():
+            torch.testing.assert_close(found(model, batch), npo(model, batch.select(kept)))
+            torch.testing.assert_close(HardestRows(npo, 1.0, by)(model, batch), npo(model, batch))
+    # For SimNPO they are the same rows, since its loss rises with the mean log-probability.
+    same(model, HardestRows(SimNPO(2.5), 0.5), HardestRows(SimNPO(2.5), 0.5, "likelihood"), batch)

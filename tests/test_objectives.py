@@ -33,6 +33,7 @@ from probe.objectives.representation import (
     real_tokens,
 )
 from probe.objectives.retain import EmbeddingDifference, ForwardKL, ReverseKL
+from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, BatchNPO, BatchSimNPO, LogitNPO, SimNPO
 from probe.objectives.token import (
     GA,
@@ -153,6 +154,13 @@ OF_DISTRIBUTIONS = {
     "selected share": lambda o: SelectedTokens(ga, "likely", share=0.6),
     "selected count": lambda o: SelectedTokens(NPO(o, 0.5), "unlikely", count=2),
     "NPO": lambda o: NPO(o, 0.5),
+    "NPO soft worst": lambda o: NPO(o, 0.5, SoftWorst(2.0)),
+    "SimNPO easiest": lambda o: SimNPO(2.5, over_rows=SoftWorst(0.5, easiest=True)),
+    "SatImp rows": lambda o: SatImp(5.0, 1.0, OfRows(SoftWorst(0.5))),
+    "SatImp tokens": lambda o: SatImp(5.0, 1.0, OfTokens(SoftWorst(0.5, easiest=True))),
+    "hardest by loss": lambda o: HardestRows(NPO(o, 0.5), 0.5),
+    "hardest by likelihood": lambda o: HardestRows(ga, 0.5, "likelihood"),
+    "summed nll": lambda o: summed_nll,
     "BatchNPO": lambda o: BatchNPO(o, 0.5),
     "SimNPO": lambda o: SimNPO(2.5, gamma=0.3),
     "BatchSimNPO": lambda o: BatchSimNPO(0.3),

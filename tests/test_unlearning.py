@@ -144,7 +144,7 @@ def words(method, tmp) -> list[str]:
     """The shortest line that runs a method on the user's own model."""
     known = method.hyperparameters
     needed = [n for n, p in known.items() if p.default is p.empty and n in NUMBERS]
-    needed += ["share"] if method.name == "tarf" else []
+    needed += ["share"] if method.name in ("tarf", "dr_npo", "dr_simnpo", "dr_sat_imp") else []
     said = TRAINING.split() if "lr" in known else []
     if "steps" not in known and said:
         said = said[2:]

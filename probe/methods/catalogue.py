@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from probe.methods import (
     adversarial,
+    baldro,
     baselines,
     bootstrapping,
     classwise,
@@ -107,6 +108,7 @@ def methods() -> tuple[Method, ...]:
         baselines,
         preference,
         weighting,
+        baldro,
         distribution,
         bootstrapping,
         jensun,

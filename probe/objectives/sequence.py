@@ -5,10 +5,12 @@ what derives from it compares raw logits entry by entry: ``LogitNPO``. The code 
 batch: ``BatchNPO``. Rows without a target enter the means over rows with a log-probability of 0.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from probe.axes import Scalar
@@ -16,6 +18,14 @@ from probe.data import Batch
 from probe.objectives.logprobs import predicted_targets, target_logprobs
 from probe.objectives.reference import Reference, check_vocabulary, reference_logprobs
 from probe.objectives.token import check_not_negative, check_positive, nll, token_mean
+
+ValueB = Float[Tensor, " B"]
+OverRows = Callable[[ValueB], Scalar]
+
+
+def row_mean(value_B: ValueB) -> Scalar:
+    """The mean over rows, as published; ``probe.objectives.robust`` has others."""
+    return value_B.mean()
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class NPO:
     Args:
         original: the model before unlearning, frozen, or a ``Reference`` made from it.
         beta: inverse temperature, above 0; published runs use 0.1.
+        over_rows: how losses of rows are put together.
 
     Raises:
         ValueError: beta is not positive.
@@ -35,6 +46,7 @@ class NPO:
 
     original: nn.Module | Reference = field(repr=False)
     beta: float
+    over_rows: OverRows = row_mean
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta)
@@ -42,7 +54,7 @@ class NPO:
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         logp_B = target_logprobs(model, batch).sum(1)
         reference_B = reference_logprobs(self.original, batch).sum(1)
-        return -(2 / self.beta) * logsigmoid(-self.beta * (logp_B - reference_B)).mean()
+        return self.over_rows(-(2 / self.beta) * logsigmoid(-self.beta * (logp_B - reference_B)))
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ class SimNPO:
         beta: inverse temperature, above 0.
         gamma: margin as in the paper, at least 0.
         delta: margin as in the code, at least 0; give one of the two.
+        over_rows: how losses of rows are put together.
 
     Raises:
         ValueError: beta is not positive, a margin is negative, or both are given.
@@ -120,6 +133,7 @@ class SimNPO:
     beta: float
     gamma: float = 0.0
     delta: float = 0.0
+    over_rows: OverRows = row_mean
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta)
@@ -132,7 +146,7 @@ class SimNPO:
         n_B = predicted_targets(batch).sum(1).clamp(min=1)
         mean_B = target_logprobs(model, batch).sum(1) / n_B
         margin = self.gamma + self.beta * self.delta
-        return -(2 / self.beta) * logsigmoid(-self.beta * mean_B - margin).mean()
+        return self.over_rows(-(2 / self.beta) * logsigmoid(-self.beta * mean_B - margin))
 
 
 @dataclass(frozen=True)

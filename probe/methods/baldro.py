@@ -1,0 +1,172 @@
+"""BalDRO (Shao et al., arXiv 2601.09172): NPO, SimNPO and SatImp on the rows that are hardest to forget.
+
+``temperature`` weighs all rows of a batch smoothly (BalDRO-DV; DrNPO and its kin in the code), ``share`` keeps a part
+of them (BalDRO-G; GroupNPO and its kin); give one of the two. ``form`` is the paper's, or that of the released code,
+which differs: its smooth weights are largest for the *easiest* rows (for SatImp: tokens), the retain loss beside it is
+a sum over each answer, and its part is the rows with the largest mean log-probability, whatever the loss. ``training``
+is as in ``probe.methods.baselines``.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch import nn
+
+from probe.data import Split
+from probe.methods.baselines import check_apart, unlearn
+from probe.methods.method import Method
+from probe.methods.published import Published
+from probe.objectives import Objective
+from probe.objectives.reference import Reference
+from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
+from probe.objectives.sequence import NPO, OverRows, SimNPO, row_mean
+from probe.objectives.token import SatImp, nll, token_mean
+from probe.train import History
+
+Form = Literal["paper", "released"]
+
+_SOURCE = "configuration in the code of Shao et al., arXiv 2601.09172; form released"
+PUBLISHED = {
+    "dr_npo": {"soft": Published(_SOURCE, {"temperature": 1.0}), "group": Published(_SOURCE, {"share": 0.5})},
+    "dr_simnpo": {"soft": Published(_SOURCE, {"temperature": 1.0}), "group": Published(_SOURCE, {"share": 0.5})},
+    "dr_sat_imp": {
+        "soft": Published(_SOURCE, {"temperature": 1.0, "beta1": 5.0, "beta2": 1.0}),
+        "group": Published(_SOURCE, {"share": 0.5, "beta1": 5.0, "beta2": 1.0}),
+    },
+}
+
+
+def dr_npo(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module | Reference,
+    beta: float,
+    retain_weight: float,
+    temperature: float | None = None,
+    share: float | None = None,
+    form: Form = "paper",
+    **training: Any,
+) -> History:
+    """NPO on the hardest rows, with the retain NLL; see the module's text."""
+    check_apart(model, original)
+    return _on_hard_rows(
+        model,
+        split,
+        lambda over: NPO(original, beta, over or row_mean),
+        retain_weight,
+        temperature,
+        share,
+        form,
+        training,
+    )
+
+
+def dr_simnpo(
+    model: nn.Module,
+    split: Split,
+    *,
+    beta: float,
+    retain_weight: float,
+    gamma: float = 0.0,
+    delta: float = 0.0,
+    temperature: float | None = None,
+    share: float | None = None,
+    form: Form = "paper",
+    **training: Any,
+) -> History:
+    """SimNPO on the hardest rows, with the retain NLL; see the module's text."""
+    return _on_hard_rows(
+        model,
+        split,
+        lambda over: SimNPO(beta, gamma, delta, over or row_mean),
+        retain_weight,
+        temperature,
+        share,
+        form,
+        training,
+    )
+
+
+def dr_sat_imp(
+    model: nn.Module,
+    split: Split,
+    *,
+    beta1: float,
+    beta2: float,
+    retain_weight: float,
+    temperature: float | None = None,
+    share: float | None = None,
+    form: Form = "paper",
+    **training: Any,
+) -> History:
+    """SatImp on the hardest rows, with the retain NLL; see the module's text."""
+    across = OfRows if form == "paper" else OfTokens
+    return _on_hard_rows(
+        model,
+        split,
+        lambda over: SatImp(beta1, beta2, across(over) if over else token_mean),
+        retain_weight,
+        temperature,
+        share,
+        form,
+        training,
+    )
+
+
+def _on_hard_rows(
+    model: nn.Module,
+    split: Split,
+    make: Callable[[OverRows | None], Objective],
+    retain_weight: float,
+    temperature: float | None,
+    share: float | None,
+    form: Form,
+    training: dict[str, Any],
+) -> History:
+    if (temperature is None) == (share is None):
+        raise ValueError(f"give either temperature or share, got temperature={temperature} and share={share}")
+    if form not in ("paper", "released"):
+        raise ValueError(f"form must be paper or released, got {form!r}")
+    released = form == "released"
+    if temperature is not None:
+        retain = summed_nll if released else nll
+        forget = make(SoftWorst(temperature, easiest=released))
+        return unlearn(model, split, forget, retain, retain_weight=retain_weight, **training)
+    assert share is not None
+    forget = HardestRows(make(None), share, "likelihood" if released else "loss")
+    return unlearn(model, split, forget, retain_weight=retain_weight, **training)
+
+
+METHODS = (
+    Method(
+        "dr_npo",
+        "divergence",
+        "NPO, rows weighed by softmax(loss / temperature) or the hardest share of them, + w NLL(retain)",
+        "Shao et al., arXiv 2601.09172",
+        "all parameters",
+        dr_npo,
+        PUBLISHED["dr_npo"],
+        unlearn,
+    ),
+    Method(
+        "dr_simnpo",
+        "divergence",
+        "SimNPO, rows weighed by softmax(loss / temperature) or the hardest share of them, + w NLL(retain)",
+        "Shao et al., arXiv 2601.09172",
+        "all parameters",
+        dr_simnpo,
+        PUBLISHED["dr_simnpo"],
+        unlearn,
+    ),
+    Method(
+        "dr_sat_imp",
+        "divergence",
+        "SatImp, rows weighed by softmax(loss / temperature) or the hardest share of them, + w NLL(retain)",
+        "Shao et al., arXiv 2601.09172",
+        "all parameters",
+        dr_sat_imp,
+        PUBLISHED["dr_sat_imp"],
+        unlearn,
+    ),
+)
