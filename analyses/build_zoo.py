@@ -18,10 +18,10 @@ import tyro
 from analyses.zoo_claims import METHOD_FAMILIES, extras
 from analyses.zoo_models import MEMBERS, Ground, Label, Member, Subject, ground
 from probe.attacks.curves import Training
-from probe.attacks.recovery import grouped
 from probe.attacks.relearning import relearn
 from probe.attacks.score import Score
 from probe.datasets import rows_hash
+from probe.metrics.intervals import grouped
 from probe.sweep import sweep
 from probe.testbed.facts import authors
 from probe.verdict.material import Material, Protocol, material

@@ -14,7 +14,6 @@ from probe.attacks.curves import Curves, Training
 from probe.attacks.facts import divided
 from probe.attacks.finetuning import finetune
 from probe.attacks.quantisation import rounded
-from probe.attacks.recovery import interval
 from probe.attacks.relearning import relearn
 from probe.data import QA, Batch
 from probe.diagnostics.squeezing import sampled_bands, squeezing
@@ -23,6 +22,7 @@ from probe.hooks import captured, edited
 from probe.methods.catalogue import method_named
 from probe.methods.sequential import requests, sequential
 from probe.metrics.aggregates import bs_aggregate, harmonic, memorisation_score
+from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_known

@@ -215,7 +215,10 @@ def _screening(runs: Sequence[Record]) -> list[str]:
 
     lines = []
     for on in ("forget", "retain"):
-        found = _per_method(runs, lambda r, on=on: rank(r, on))  # type: ignore[misc]
+        found = {
+            name: (mean, max(low, -1.0), min(high, 1.0))  # a correlation goes no further
+            for name, (mean, low, high) in _per_method(runs, lambda r, on=on: rank(r, on)).items()  # type: ignore[misc]
+        }
         lines.append(f"Screening from one gradient, rank correlation with the exact map, {on} rows: {_listed(found)}.")
     return lines
 

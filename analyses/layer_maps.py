@@ -31,7 +31,7 @@ from probe.diagnostics.layer_maps import ReplacementMap, every_span, replacement
 from probe.diagnostics.replaced_texts import ReplacedTexts, replaced_texts, words_of
 from probe.diagnostics.screening import screened
 from probe.methods.catalogue import method_named
-from probe.methods.cru import best_layers, held_out_cru
+from probe.methods.cru import best_layers, changed_blocks, held_out_cru
 from probe.modes import threads
 from probe.sites import blocks, n_layers
 from probe.sweep import load, sweep
@@ -139,9 +139,10 @@ def chosen_layers(
             scored[key] = report.scores(model)
         return scored[key]
 
+    changed = changed_blocks(original, unlearned)
     for k in sorted({1, depth // 4, depth // 2} - {0}):
         for rule in RULES:
-            layers = best_layers(*score_LL, k, rule=rule)
+            layers = best_layers(*score_LL, k, rule=rule, among=changed)
             if tuple(sorted(layers)) not in seen:
                 outcome = held_out_cru(
                     original,

@@ -11,7 +11,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from probe.methods.baselines import unlearn
 from probe.methods.catalogue import method_named
 from probe.methods.sequential import requests, sequential
 from probe.methods.uwc import mixed, uwc
+from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 from probe.modes import threads
@@ -167,8 +167,6 @@ def study(arguments: Arguments) -> Any:
 
 def as_rows(records: list[dict[str, Any]]) -> list[Row]:
     """Mean over seeds with the 95 % t-interval of the mean, cut at 0 and 1, which a probability cannot leave."""
-    from scipy.stats import t
-
     rows = []
     for name in dict.fromkeys(r["method"] for r in records):
         own = [r for r in records if r["method"] == name and r["status"] == "ok"]
@@ -177,12 +175,9 @@ def as_rows(records: list[dict[str, Any]]) -> list[Row]:
                 values = [r[f"{label}_{quantity}"] for r in own if f"{label}_{quantity}" in r]
                 if not values:
                     continue
-                half = (
-                    t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-                    if len(values) > 1
-                    else 0.0
-                )
-                mean = fmean(values)
+                mean, low, high = interval(values, within=(0.0, 1.0)).ends
+                # One seed has no interval.
+                low, high = (low, high) if len(values) > 1 else (mean, mean)
                 rows.append(
                     Row(
                         name,
@@ -190,8 +185,8 @@ def as_rows(records: list[dict[str, Any]]) -> list[Row]:
                         quantity,
                         mean,
                         label,
-                        low=max(0.0, float(mean - half)),
-                        high=min(1.0, float(mean + half)),
+                        low=low,
+                        high=high,
                         n=len(values),
                     )
                 )

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from analyses.squeezing_measures import GROUPS, METRICS
-from probe.attacks.recovery import Interval, interval
 from probe.diagnostics.spurious_unlearning import KINDS
+from probe.metrics.intervals import Interval, interval
 from probe.rows import Row
 
 Record = Mapping[str, Any]

@@ -7,6 +7,7 @@ import numpy as np
 
 from probe.figures.scenarios import scenario_figure, scenario_table
 from probe.figures.style import new_figure, paper_style, save
+from probe.metrics.intervals import interval
 from probe.rows import Row
 
 CONVENTIONAL = ("FT", "GA", "RL", "L1-sparse", "SalUn", "SCRUB")
@@ -33,11 +34,7 @@ Seeds = dict[tuple[str, str, str], list[float]]
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Mean of first - second over seeds with its 95 % t-interval."""
-    from scipy.stats import t
-
-    difference = np.array(first) - np.array(second)
-    half = t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / len(difference) ** 0.5
-    return float(difference.mean()), float(difference.mean() - half), float(difference.mean() + half)
+    return interval(np.array(first) - np.array(second)).ends
 
 
 def judged(found: Interval, limit: float, above: str, below: str) -> str:

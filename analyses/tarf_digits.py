@@ -24,6 +24,7 @@ from analyses.tarf_claims import drawn
 from probe.methods.baselines import ga
 from probe.methods.classwise import fine_tune, l1_sparse, random_labels, salun, scrub
 from probe.methods.tarf import Annealing, Selection, TARFResult, TopGroups, TopShare, tarf
+from probe.metrics.intervals import interval
 from probe.metrics.membership import called_unseen
 from probe.metrics.privacy import auc
 from probe.rows import Row, append
@@ -249,14 +250,13 @@ def entanglement(at: Case) -> Numbers:
 
 def summary(name: str, scenario: str, runs: Sequence[Numbers], diagnostic: str = "tarf") -> list[Row]:
     """Mean and 95 % t-interval over seeds of each number; the single seeds follow, with the seed's place as item."""
-    from scipy.stats import t
-
     rows = []
     for quantity in runs[0]:
-        values = np.array([run[quantity] for run in runs])
-        half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-        mean = float(values.mean())
-        rows.append(Row(name, diagnostic, quantity, mean, scenario, low=mean - half, high=mean + half, n=len(values)))
+        values = [run[quantity] for run in runs]
+        mean, low, high = interval(values).ends
+        # One seed has no interval.
+        low, high = (low, high) if len(values) > 1 else (mean, mean)
+        rows.append(Row(name, diagnostic, quantity, mean, scenario, low=low, high=high, n=len(values)))
         rows += [Row(name, f"{diagnostic}_seed", quantity, float(v), scenario, item=i) for i, v in enumerate(values)]
     return rows
 

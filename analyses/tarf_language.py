@@ -23,6 +23,7 @@ from probe.data import Batch, Split, make_split
 from probe.methods.baselines import ga, grad_diff, npo
 from probe.methods.classwise import fine_tune, scrub
 from probe.methods.tarf import Annealing, Selection, TARFResult, TopGroups, TopShare, tarf
+from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.privacy import auc
 from probe.rows import Row, append
@@ -122,15 +123,12 @@ def study(bed: Bed, seed: int) -> dict[str, Numbers]:
 
 def rows_of(studies: Sequence[dict[str, Numbers]]) -> list[Row]:
     """Mean and 95 % t-interval over seeds, then the single seeds."""
-    from scipy.stats import t
-
     rows = []
     for name, first in studies[0].items():
         for quantity in first:
-            values = np.array([study[name][quantity] for study in studies])
-            half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-            ends = {"low": float(values.mean() - half), "high": float(values.mean() + half), "n": len(values)}
-            rows.append(Row(name, "tarf_language", quantity, float(values.mean()), "half listed", **ends))
+            values = [study[name][quantity] for study in studies]
+            mean, low, high = interval(values).ends
+            rows.append(Row(name, "tarf_language", quantity, mean, "half listed", low=low, high=high, n=len(values)))
             rows += [
                 Row(name, "tarf_language_seed", quantity, float(v), "half listed", item=i) for i, v in enumerate(values)
             ]

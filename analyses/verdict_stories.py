@@ -22,10 +22,10 @@ from analyses.build_zoo import relearned, truth
 from analyses.subjects import Where
 from analyses.zoo_gates import gated
 from analyses.zoo_models import Label, Subject
-from probe.attacks.recovery import grouped
 from probe.attacks.score import Score
 from probe.data import Split
 from probe.methods.baselines import ga, npo
+from probe.metrics.intervals import grouped
 from probe.report.study import Study
 from probe.sweep import load, sweep
 from probe.verdict.judge import Verdict, judged, load_judge

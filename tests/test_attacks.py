@@ -19,7 +19,7 @@ from probe.attacks.mixing import mix_back
 from probe.attacks.placeholders import Placed, placed
 from probe.attacks.prompts import JAILBREAKS, Prompt, few_shot, prompted
 from probe.attacks.quantisation import absmax, nf4, quantise, rounded
-from probe.attacks.recovery import Outcome, Recovery, check_never_known, grouped, interval
+from probe.attacks.recovery import Outcome, Recovery, check_never_known
 from probe.attacks.relearning import PUBLISHED as RELEARNING
 from probe.attacks.relearning import relearn
 from probe.attacks.restoring import kept
@@ -33,6 +33,7 @@ from probe.hooks import edited, our_hooks
 from probe.interventions.features import Clamp
 from probe.interventions.steering import Steer
 from probe.methods.rmu import rmu
+from probe.metrics.intervals import grouped, grouped_share, interval
 from probe.metrics.suite import answer_suite
 from probe.sites import Site, n_layers
 from tests.conftest import random_batch, tiny_gpt2, tiny_llama
@@ -121,6 +122,31 @@ def test_intervals_are_those_of_scipy_and_count_groups():
     assert grouped(rows, groups).low == grouped(rows, groups).high == 0.5
     assert grouped(rows, ("a",) * 4).low == -np.inf
     assert grouped(np.array([0.0, 1.0, 1.0]), ("a", "b", "b")).mean == pytest.approx(2 / 3)
+    assert interval([0.1, 0.9], within=(-1.0, 1.0)).ends == (0.5, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_f28_intervals_of_shares_count_groups_and_stay_within_their_range(share):
+    """Half of the variance lies between ten groups of ten rows: counting rows covers .43 to .6 of the time."""
+    generator, rows, hits = np.random.default_rng(0), 10, []
+    groups = tuple(np.repeat(np.arange(10), rows).astype(str))
+    for _ in range(300):
+        of_group_K = generator.beta(share, 1 - share, 10)
+        values_N = (generator.random((10, rows)) < of_group_K[:, None]).ravel().astype(float)
+        found = grouped_share(values_N, groups)
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+        hits.append(found.low <= share <= found.high)
+    assert np.mean(hits) > 0.85
+    # Of one row a group it is Wilson's own interval, but for Student's quantile; none of five is not nothing.
+    p, n, q = 0.25, 40, stats.t.ppf(0.975, 39)
+    found = grouped_share(np.repeat([1.0, 0.0], [10, 30]), tuple(map(str, range(n))))
+    effective = n - 1
+    low, high = ((p + q * q / 2 / effective + s * q * np.sqrt(p * (1 - p) / effective + q * q / 4 / effective**2))
+                 / (1 + q * q / effective) for s in (-1, 1))  # fmt: skip
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert grouped_share(np.zeros(5), tuple("abcde")).high > 0.5
+    with pytest.raises(ValueError, match=r"shares lie in \[0, 1\]"):
+        grouped_share(np.array([1.2, 0.1]), ("a", "b"))
 
 
 def recovery(before, after, reference_before=None, reference_after=None):
@@ -141,6 +167,35 @@ def test_findings_say_what_the_reference_implies():
     assert recovery(0.1, 0.3, 0.3, 0.3).finding() == "no more than a model that never knew"
     with pytest.raises(ValueError, match="without a reference"):
         recovery(0.1, 0.9).excess()
+
+
+def returned(before, after, groups, reference=None):
+    def outcome(b, a):
+        return Outcome(Score(np.array(b), np.zeros(len(b))), Score(np.array(a), np.zeros(len(b))))
+
+    other = None if reference is None else outcome(reference, reference)
+    return Recovery("test", {}, outcome(before, after), other, groups)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reference", "said"),
+    [
+        ([0.05], [0.91], None, "cannot tell whether anything is recovered: +0.86 [-1.00, +1.00] over one group"),
+        ([0.05, 0.05], [0.95, 0.55], None, "cannot tell whether anything is recovered: +0.70 [-1.00, +1.00] over 2"),
+        ([0.1, 0.1, 0.1], [0.7, 0.71, 0.69], [0.2, 0.9, 0.3], "cannot tell whether more than a model that never knew"),
+        ([0.1, 0.1, 0.1], [0.11, 0.1, 0.1], [0.2, 0.9, 0.3], "nothing recovered"),
+    ],
+)
+def test_f23_not_significant_is_not_nothing(before, after, reference, said):
+    found = returned(before, after, tuple("abc"[: len(before)]), reference)
+    assert found.finding().startswith(said)
+    assert found.recovered() is (None if said.startswith("cannot tell") else False)
+
+
+def test_f23_none_of_a_few_groups_is_not_none_of_all():
+    few, many = (returned([0.0] * n, [0.0] * n, tuple(map(str, range(n)))) for n in (8, 60))
+    assert few.recovered("match") is None
+    assert many.recovered("match") is False
 
 
 def test_a_reference_that_knows_is_refused_with_the_number(bed):

@@ -1,6 +1,7 @@
 """What is built on layer maps: screening from one gradient, CRU's choice of layers, and the text that comes out."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from probe.checkpoints import weights_hash
 from probe.data import QA, Split, Template
 from probe.diagnostics.layer_maps import replacement_map
 from probe.diagnostics.replaced_texts import replaced_texts, words_of
-from probe.diagnostics.screening import screened
+from probe.diagnostics.screening import _rank_correlation, screened
 from probe.hooks import our_hooks
 from probe.methods.cru import best_layers, cru, held_out_cru, pareto_fronts, rank_sum
 from probe.metrics.generation import generate
@@ -60,9 +61,19 @@ def test_far_away_the_correlation_is_scipys_and_need_not_be_high():
                 expected.append(float(nll(original, batch.select([0, 1]))))
         expected = np.array(expected) - float(nll(original, batch.select([0, 1])))
     np.testing.assert_allclose(found.exact_L, expected, atol=1e-6)
-    judged = spearmanr(found.predicted_L.numpy(), expected)
-    assert (found.spearman, found.p_value) == pytest.approx((judged.statistic, judged.pvalue))
+    assert found.spearman == pytest.approx(spearmanr(found.predicted_L.numpy(), expected).statistic)
     assert found.n_exact == 2
+
+
+def test_f31_p_is_the_share_of_all_orders_of_the_layers_and_never_0():
+    rising = np.arange(4.0)
+    assert _rank_correlation(rising, rising) == pytest.approx((1.0, 2 / 24))
+    shaken = np.array([0.3, 1.0, 0.2, 4.0, 5.0])
+    at = spearmanr(np.arange(5), shaken).statistic
+    orders = [spearmanr(order, shaken).statistic for order in permutations(range(5))]
+    upper = np.mean(np.array(orders) >= at - 1e-12)
+    assert _rank_correlation(np.arange(5.0), shaken) == pytest.approx((at, 2 * upper))
+    assert _rank_correlation(np.arange(12.0), np.arange(12.0))[1] == pytest.approx(2 / 5041)
 
 
 def test_screening_refuses_frozen_blocks_and_other_models():

@@ -19,7 +19,7 @@ from probe.interventions.activations import activations, content
 from probe.interventions.features import Clamp
 from probe.methods import baselines, rmu
 from probe.methods.baselines import ga, ga_kl, grad_diff, npo, tnpo, unlearn, wga
-from probe.methods.cru import best_layers, cru, rank_sum
+from probe.methods.cru import best_layers, changed_blocks, cru, rank_sum
 from probe.methods.published import Published
 from probe.methods.sae_suppression import suppress
 from probe.objectives.representation import (
@@ -313,6 +313,21 @@ def test_cru_refuses_scores_that_do_not_fit():
         cru(original, unlearned, score_L[:2], score_L[:2], 1)
     with pytest.raises(ValueError, match="different architecture"):
         cru(original, tiny_llama(n_layers=4), score_L, score_L, 1)
+
+
+def test_f38_only_blocks_that_the_method_changed_are_taken():
+    original, unlearned = tiny_llama(0), tiny_llama(0)
+    # Block 1 alone was changed; the other two score better in both, as an untouched block can.
+    quality_L, utility_L = torch.tensor([0.5, 0.1, 0.5]), torch.tensor([0.9, 0.2, 0.9])
+    assert changed_blocks(original, unlearned) == ()
+    with pytest.raises(ValueError, match="no block of the unlearned model differs"):
+        cru(original, unlearned, quality_L, utility_L, 1)
+    with torch.no_grad():
+        unlearned.model.layers[1].mlp.down_proj.weight[0, 0] += 1
+    assert changed_blocks(original, unlearned) == (1,)
+    for rule in ("rank_sum", "pareto"):
+        for k in (1, 2):
+            assert cru(original, unlearned, quality_L, utility_L, k, rule=rule).tolist() == [0, 1, 0]
 
 
 # --- SAE suppression ---

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from probe.attacks.recovery import interval
 from probe.attacks.score import AnswerScorer, Score
 from probe.data import QA
 from probe.features.rules import Frequency, MeanDifference
 from probe.hooks import captured, our_hooks
 from probe.interventions.activations import activations, content
+from probe.metrics.intervals import interval
 from probe.sae.candidates import CONTROLS, Candidate, Strength, candidates
 from probe.sae.dose_response import dose_response
 from probe.sae.halves import groups_of, halves, thinned, units_of

@@ -19,10 +19,10 @@ from analyses.squeezing_claims import (
     table,
 )
 from analyses.squeezing_measures import METRICS, answers, drawn, material, naturalness, questions
-from probe.attacks.recovery import interval
 from probe.diagnostics.spurious_unlearning import KINDS
 from probe.figures.answer_kinds import answer_kinds, gains_over_steps
 from probe.figures.style import new_figure, paper_style
+from probe.metrics.intervals import interval
 
 RESPONSES = ("target", "high", "mid", "low", REWORDED, CONTROL)
 LOOKS = (5, 10, 20, 35, 50)

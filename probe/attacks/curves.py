@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import nn
 
 from probe.attacks.facts import Facts
-from probe.attacks.recovery import Interval, Outcome, Recovery, interval
+from probe.attacks.recovery import Outcome, Recovery
 from probe.attacks.restoring import kept
 from probe.attacks.score import Measure, Score, averaged
 from probe.data import Batch
 from probe.datasets import rows_hash
 from probe.display import table
+from probe.metrics.intervals import Interval, interval
 from probe.objectives import Objective
 from probe.train import Term, minimise
 

@@ -1,66 +1,19 @@
 """What an attack got back: scores before and after, beside the same attack on a model that never knew."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from probe.attacks.facts import Facts
 from probe.attacks.score import Measure, Score
 from probe.display import table
 from probe.metrics.arrays import ArrayN
+from probe.metrics.intervals import Interval, grouped, wilson
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over units with its 95 % t-interval; of one unit the interval is everything."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def above_zero(self) -> bool:
-        """Whether chance alone is an unlikely reason for a mean this far above 0."""
-        return self.low > 0
-
-
-def interval(values: Sequence[float] | ArrayN) -> Interval:
-    """Mean and 95 % t-interval of independent units.
-
-    Raises:
-        ValueError: no values.
-    """
-    from scipy.stats import t
-
-    array = np.asarray(values, dtype=float)
-    if array.size == 0:
-        raise ValueError("no values, so they have no mean")
-    mean, n = float(array.mean()), len(array)
-    if n == 1:
-        return Interval(mean, -math.inf, math.inf, 1)
-    half = float(t.ppf(0.975, n - 1) * array.std(ddof=1) / n**0.5)
-    return Interval(mean, mean - half, mean + half, n)
-
-
-def grouped(values_N: ArrayN, groups: Sequence[str]) -> Interval:
-    """The mean over rows; its interval counts groups, for rows of one group are not independent.
-
-    Raises:
-        ValueError: as many groups as rows are expected.
-    """
-    if len(values_N) != len(groups):
-        raise ValueError(f"{len(values_N)} values and {len(groups)} groups; give one a row")
-    names = list(dict.fromkeys(groups))
-    of_row = np.array([names.index(group) for group in groups])
-    found = interval([float(values_N[of_row == k].mean()) for k in range(len(names))])
-    # Groups of unequal size: the mean stays that of the rows.
-    shift = float(values_N.mean()) - found.mean
-    return Interval(found.mean + shift, found.low + shift, found.high + shift, found.n)
+NOTHING = 0.1
+"""Less than this of the answers' probability, or of the rows, is called nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +49,7 @@ class Recovery:
 
     def gain(self, measure: Measure = "probability") -> Interval:
         """After less before, on the model."""
-        return grouped(self.model.after.of(measure) - self.model.before.of(measure), self.groups)
+        return self._mean(self.model.after.of(measure) - self.model.before.of(measure), measure)
 
     def reference_gain(self, measure: Measure = "probability") -> Interval:
         """After less before, on the reference.
@@ -105,7 +58,7 @@ class Recovery:
             ValueError: there is none.
         """
         other = self._reference()
-        return grouped(other.after.of(measure) - other.before.of(measure), self.groups)
+        return self._mean(other.after.of(measure) - other.before.of(measure), measure)
 
     def excess(self, measure: Measure = "probability") -> Interval:
         """Under the attack: the model less the reference. Levels, not gains: a broken model regains form first.
@@ -113,7 +66,7 @@ class Recovery:
         Raises:
             ValueError: there is no reference.
         """
-        return grouped(self.model.after.of(measure) - self._reference().after.of(measure), self.groups)
+        return self._mean(self.model.after.of(measure) - self._reference().after.of(measure), measure)
 
     def extracts_unknown(self, measure: Measure = "probability") -> bool:
         """Whether the attack raises the score of the model that never knew.
@@ -123,16 +76,34 @@ class Recovery:
         """
         return self.reference_gain(measure).above_zero
 
+    def recovered(self, measure: Measure = "probability") -> bool | None:
+        """Whether knowledge came back: more than before and, where there is a reference, more than that has.
+
+        None where these rows cannot tell. An effect is there where its interval over groups lies above 0, and absent
+        where all of the interval lies below ``NOTHING``; an interval with both in it allows either.
+        """
+        found = [self.gain(measure)] if self.reference is None else [self.gain(measure), self.excess(measure)]
+        if any(one.high < NOTHING and not one.above_zero for one in found):
+            return False
+        return True if all(one.above_zero for one in found) else None
+
     def finding(self, measure: Measure = "probability") -> str:
-        """One line. An effect counts where its interval over groups lies above 0."""
-        if not self.gain(measure).above_zero:
-            return "nothing recovered"
+        """One line, by the rule of ``recovered``; what cannot be told comes with its interval."""
+        gain, recovered = self.gain(measure), self.recovered(measure)
+        if recovered is False and not gain.above_zero:
+            return "nothing recovered" if gain.high < NOTHING else "no more than a model that never knew"
+        if recovered is None and not gain.above_zero:
+            return f"cannot tell whether anything is recovered: {_spelt(gain)}"
         if self.reference is None:
             return "recovered; no reference to compare with"
-        beyond, unknown = self.excess(measure).above_zero, self.extracts_unknown(measure)
-        if beyond:
+        unknown = self.extracts_unknown(measure)
+        if recovered:
             return "recovered, though part of it was never known" if unknown else "recovered"
-        return "extracts what was never known" if unknown else "no more than a model that never knew"
+        if unknown:
+            return "extracts what was never known"
+        if recovered is None:
+            return f"cannot tell whether more than a model that never knew: {_spelt(self.excess(measure))}"
+        return "no more than a model that never knew"
 
     def _repr_html_(self) -> str:
         outcomes = {"model": self.model} | ({} if self.reference is None else {"never knew": self.reference})
@@ -142,10 +113,23 @@ class Recovery:
         }
         return table({"probability": outcomes, **columns}, note=f"{self.attack}: {self.finding()}")
 
+    def _mean(self, difference_N: ArrayN, measure: Measure) -> Interval:
+        found = grouped(difference_N, self.groups, within=(-1.0, 1.0))
+        if measure == "probability" or found.low < found.high:
+            return found
+        # Answers given or not, alike in all groups: as many groups could still hold one that differs.
+        beyond = wilson(0, found.n)[1]
+        return Interval(found.mean, max(found.low - beyond, -1.0), min(found.high + beyond, 1.0), found.n)
+
     def _reference(self) -> Outcome:
         if self.reference is None:
             raise ValueError(f"{self.attack} was run without a reference; pass a model that never knew the facts")
         return self.reference
+
+
+def _spelt(found: Interval) -> str:
+    n = "one group" if found.n == 1 else f"{found.n} groups"
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}] over {n}"
 
 
 def compared(

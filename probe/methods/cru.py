@@ -1,6 +1,6 @@
 """CRU: put the few unlearned layers that forget most and cost least into the original model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from probe.axes import PerLayerL
 from probe.data import Batch, Split
+from probe.sites import blocks
 from probe.weights import blended, check_same_architecture, layers
 
 Rule = Literal["rank_sum", "pareto"]
@@ -78,14 +79,37 @@ def pareto_fronts(forget_quality_L: PerLayerL, utility_L: PerLayerL) -> tuple[tu
     return tuple(fronts)
 
 
+def changed_blocks(model: nn.Module, unlearned: nn.Module) -> tuple[int, ...]:
+    """Blocks of which any weight differs; the others have nothing to bring.
+
+    Raises:
+        ValueError: architectures differ.
+    """
+    check_same_architecture(model, unlearned)
+    pairs = zip(blocks(model), blocks(unlearned), strict=True)
+    return tuple(layer for layer, (mine, theirs) in enumerate(pairs) if not _equal(mine, theirs))
+
+
+def _equal(mine: nn.Module, theirs: nn.Module) -> bool:
+    pairs = zip(mine.parameters(), theirs.parameters(), strict=True)
+    return all(torch.equal(p.detach(), q.detach().to(p)) for p, q in pairs)
+
+
 def best_layers(
-    forget_quality_L: PerLayerL, utility_L: PerLayerL, k: int, *, rule: Rule = "rank_sum"
+    forget_quality_L: PerLayerL,
+    utility_L: PerLayerL,
+    k: int,
+    *,
+    rule: Rule = "rank_sum",
+    among: Collection[int] | None = None,
 ) -> tuple[int, ...]:
-    """The k best layers, best first.
+    """The k best layers, best first; fewer where fewer may be chosen.
 
     Args:
         forget_quality_L, utility_L: see ``rank_sum``.
         k: how many.
+        among: layers that may be chosen, ``changed_blocks`` say: a block that the method never changed forgets nothing
+            and costs nothing, which a sum of ranks can put first. None allows all.
         rule: ``"rank_sum"``, as published, of equal ones the shallower; or ``"pareto"``: front by front
             (``pareto_fronts``), which no change of either score's scale or spacing alters.
 
@@ -98,9 +122,10 @@ def best_layers(
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
     if rule == "pareto":
-        return tuple(layer for front in pareto_fronts(forget_quality_L, utility_L) for layer in front)[:k]
-    order = torch.sort(score_L, descending=True, stable=True).indices
-    return tuple(order[:k].tolist())
+        order = [layer for front in pareto_fronts(forget_quality_L, utility_L) for layer in front]
+    else:
+        order = torch.sort(score_L, descending=True, stable=True).indices.tolist()
+    return tuple(layer for layer in order if among is None or layer in among)[:k]
 
 
 def cru(
@@ -112,7 +137,7 @@ def cru(
     *,
     rule: Rule = "rank_sum",
 ) -> PerLayerL:
-    """alpha_L that takes the k best layers from the unlearned model, the rest from the original.
+    """alpha_L that takes the k best of the changed layers from the unlearned model, the rest from the original.
 
     Use it as ``blended(model, unlearned, cru(...))``. k = 0 is the original; k = all layers is the unlearned
     model only together with ``alpha_rest=1``, for embeddings, final norm and head are no layers.
@@ -121,17 +146,23 @@ def cru(
         model: the original, before unlearning.
         unlearned: the model after.
         forget_quality_L, utility_L: see ``rank_sum``; choose on other rows than you report on.
-        k: how many layers.
+        k: how many layers; where fewer were changed, those are all that there is to take.
         rule: see ``best_layers``.
 
     Raises:
-        ValueError: architectures differ, scores of another length than the model, or k out of range.
+        ValueError: architectures differ, no block was changed, scores of another length than the model, or k out of
+            range.
     """
-    check_same_architecture(model, unlearned)
+    changed = changed_blocks(model, unlearned)
     depth = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
     if len(forget_quality_L) != depth:
         raise ValueError(f"forget_quality_L has {len(forget_quality_L)} entries; the model has {depth} layers")
-    return layers(best_layers(forget_quality_L, utility_L, k, rule=rule), depth)
+    if k and not changed:
+        raise ValueError(
+            "no block of the unlearned model differs from the original's, so replacing layers changes nothing; what "
+            "it changed lies in embeddings, final norm or head"
+        )
+    return layers(best_layers(forget_quality_L, utility_L, k, rule=rule, among=changed), depth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +170,7 @@ class HeldOut:
     """Layers chosen on some rows, and what they are worth on others.
 
     Args:
-        layers: the k layers, best first.
+        layers: the k layers, best first; fewer where fewer were changed.
         forget_quality_L, utility_L: what they were chosen by, on the validation rows.
         original, unlearned, replaced: scores on the report rows of either model and of the original with ``layers``.
     """
@@ -183,7 +214,8 @@ def held_out_cru(
     ends = score(model, report), score(unlearned, report)
     with blended(model, unlearned, alpha_L):
         replaced = score(model, report)
-    chosen = best_layers(forget_quality_L, utility_L, k, rule=rule)
+    among = changed_blocks(model, unlearned)
+    chosen = best_layers(forget_quality_L, utility_L, k, rule=rule, among=among)
     return HeldOut(chosen, forget_quality_L, utility_L, *ends, replaced)
 
 

@@ -1,12 +1,130 @@
-"""Intervals of shares and of correlations."""
+"""Intervals of means, shares, correlations and AUROCs; rows of one group are never counted as independent."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
-from probe.metrics.arrays import numbers, same_rows
+from probe.metrics.arrays import ArrayN, numbers, same_rows
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over units with its interval; of one unit the interval is everything it could be."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    @property
+    def above_zero(self) -> bool:
+        """Whether chance alone is an unlikely reason for a mean this far above 0."""
+        return self.low > 0
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """Mean, low, high."""
+        return self.mean, self.low, self.high
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def interval(
+    values: Sequence[float] | ArrayN, *, within: tuple[float, float] = (-math.inf, math.inf), level: float = LEVEL
+) -> Interval:
+    """Mean and t-interval of independent units.
+
+    Args:
+        values: one a unit.
+        within: what the mean can be, (-1, 1) for a difference of shares; the interval is cut there, which costs no
+            coverage.
+        level: confidence.
+
+    Raises:
+        ValueError: no values, or a level outside (0, 1).
+    """
+    array = np.asarray(values, dtype=float)
+    if array.size == 0:
+        raise ValueError("no values, so they have no mean")
+    mean, n = float(array.mean()), len(array)
+    half = _t(n, level) * float(array.std(ddof=1)) / n**0.5 if n > 1 else math.inf
+    return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), n)
+
+
+def grouped(
+    values_N: ArrayN,
+    groups: Sequence[str],
+    *,
+    within: tuple[float, float] = (-math.inf, math.inf),
+    level: float = LEVEL,
+) -> Interval:
+    """The mean over rows; its t-interval counts groups, for rows of one group are not independent.
+
+    Args:
+        values_N: one a row.
+        groups: of each row.
+        within, level: as in ``interval``.
+
+    Raises:
+        ValueError: as many groups as rows are expected.
+    """
+    found = interval(_by_group(values_N, groups), level=level)
+    # Groups of unequal size: the mean stays that of the rows.
+    shift = float(values_N.mean()) - found.mean
+    low, high = max(found.low + shift, within[0]), min(found.high + shift, within[1])
+    return Interval(found.mean + shift, low, high, found.n)
+
+
+def grouped_share(values_N: ArrayN, groups: Sequence[str], *, level: float = LEVEL) -> Interval:
+    """A mean of values in [0, 1], a share or a probability, and an interval that counts groups and stays in [0, 1].
+
+    Wilson's interval at the effective number of rows, m (1 - m) / SE^2, where SE is the standard error over groups and
+    the quantile is Student's for that many groups (the idea of Korn and Graubard 1998). Where no group differs from
+    another at 0 or 1, groups are the number of trials: none of 5 is not nothing.
+
+    Raises:
+        ValueError: values outside [0, 1], or as ``grouped``.
+    """
+    values_N = np.asarray(values_N, dtype=float)
+    if values_N.size and not (values_N.min() >= -1e-9 and values_N.max() <= 1 + 1e-9):
+        raise ValueError(f"shares lie in [0, 1], got {values_N.min():g} to {values_N.max():g}")
+    by_group_K = _by_group(values_N, groups)
+    n, mean = len(by_group_K), float(np.clip(values_N.mean(), 0, 1))
+    if n == 1:
+        return Interval(mean, 0.0, 1.0, 1)
+    squared = float(by_group_K.var(ddof=1)) / n
+    if squared == 0 and 0 < mean < 1:
+        return Interval(mean, mean, mean, n)
+    effective = mean * (1 - mean) / squared if squared else float(n)
+    return Interval(mean, *_score_ends(mean, effective, _t(n, level)), n)
+
+
+def _by_group(values_N: ArrayN, groups: Sequence[str]) -> Float[np.ndarray, " K"]:
+    if len(values_N) != len(groups):
+        raise ValueError(f"{len(values_N)} values and {len(groups)} groups; give one a row")
+    _, of_row = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.bincount(of_row, weights=values_N) / np.bincount(of_row)
+
+
+def _score_ends(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """Wilson's ends: the shares p with (share - p)^2 = quantile^2 p (1 - p) / n."""
+    q = quantile**2 / n
+    middle, half = (share + q / 2) / (1 + q), math.sqrt(q * share * (1 - share) + q * q / 4) / (1 + q)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _t(n: int, level: float) -> float:
+    from scipy.stats import t
+
+    _check_level(level)
+    return float(t.ppf(0.5 + level / 2, n - 1))
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

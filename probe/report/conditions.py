@@ -1,6 +1,7 @@
 """The interventions of a report, made one after another as they are asked for."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ from probe.axes import PerLayerL
 from probe.interventions.projection import Project
 from probe.interventions.steering import Steer
 from probe.methods import baselines
-from probe.methods.cru import best_layers
+from probe.methods.cru import best_layers, changed_blocks
 from probe.methods.rmu import block_parameters, rmu
 from probe.methods.sae_suppression import suppress
 from probe.objectives.representation import TowardsTarget, real_tokens
@@ -53,8 +54,10 @@ def unlearned(study: Study, settings: Settings) -> Iterator[Condition]:
         yield _rmu(study, settings.training)
 
 
-def patched(study: Study, condition: Condition, score_L: dict[str, PerLayerL], k: int) -> Condition:
-    """CRU: the k layers of an unlearned model that forget most and cost least, in the original.
+def patched(study: Study, condition: Condition, score_L: dict[str, PerLayerL], k: int) -> Iterator[Condition]:
+    """CRU: the k changed layers of an unlearned model that forget most and cost least, in the original.
+
+    Nothing, with a warning, where the unlearned model's blocks are the original's.
 
     Args:
         study: whose original is patched.
@@ -63,11 +66,22 @@ def patched(study: Study, condition: Condition, score_L: dict[str, PerLayerL], k
         k: how many layers.
     """
     with condition.applied() as model:
-        chosen = best_layers(-score_L["forget"], score_L["retain"], k)
+        changed = changed_blocks(study.original, model)
+        if not changed:
+            warnings.warn(
+                f"{condition.name} changed no block, so CRU has no layer to take and is left out; what it changed lies "
+                "in embeddings, final norm or head",
+                stacklevel=2,
+            )
+            return
+        chosen = best_layers(-score_L["forget"], score_L["retain"], k, among=changed)
         listed = ", ".join(map(str, sorted(chosen)))
-        what = f"layers {listed} of {condition.name} in the original model, chosen by rank sum over single layers"
+        what = (
+            f"layers {listed} of {condition.name} in the original model, chosen by rank sum over single layers among "
+            f"the {len(changed)} that {condition.name} changed"
+        )
         alpha_L = layers(chosen, n_layers(study.original))
-        return with_layers(f"CRU ({condition.name})", study.original, model, alpha_L, what)
+        yield with_layers(f"CRU ({condition.name})", study.original, model, alpha_L, what)
 
 
 def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:

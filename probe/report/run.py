@@ -103,7 +103,7 @@ def _conditions(study: Study, sample: Sample, settings: Settings, rows_path: Pat
         score_L, rows = single_layers(study, sample, condition, settings.measuring)
         append(rows_path, rows)
         if study.unlearned or condition.name in settings.editing.cru_from:
-            yield conditions.patched(study, condition, score_L, settings.measuring.layers_replaced)
+            yield from conditions.patched(study, condition, score_L, settings.measuring.layers_replaced)
     doses = prepare(study, sample, settings)
     yield from conditions.activation_edits(study, doses, settings)
     append(rows_path, dose_rows(study, sample, doses, settings))

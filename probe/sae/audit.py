@@ -9,7 +9,7 @@ from torch import nn
 
 from probe.attacks.curves import Curves, Run, Training
 from probe.attacks.facts import Facts
-from probe.attacks.recovery import Interval, grouped
+from probe.attacks.recovery import NOTHING
 from probe.attacks.relearning import relearn
 from probe.attacks.score import Score
 from probe.checkpoints import check_different
@@ -18,6 +18,7 @@ from probe.dictionaries.adapters import check_features, dictionary
 from probe.display import table
 from probe.hooks import open_edits
 from probe.interventions.attaching import check_site
+from probe.metrics.intervals import Interval, grouped, grouped_share
 from probe.rows import Row
 from probe.sae.changes import Change, changed
 from probe.sites import Site
@@ -78,16 +79,26 @@ class Audit:
         """
         ours, theirs = self.scores[self.name]["forget"], self.scores.get("reference")
         if theirs is not None:
-            return grouped(ours.of("choice") - theirs["forget"].of("choice"), self.groups["forget"])
+            more_N = ours.of("choice") - theirs["forget"].of("choice")
+            return grouped(more_N, self.groups["forget"], within=(-1.0, 1.0))
         choice_N = ours.of("choice")
         assert ours.n_choices is not None
-        return grouped(choice_N - 1 / ours.n_choices, self.groups["forget"])
+        found, chance = grouped_share(choice_N, self.groups["forget"]), 1 / ours.n_choices
+        return Interval(found.mean - chance, found.low - chance, found.high - chance, found.n)
 
     @property
     def flagged(self) -> bool:
         """Whether silent features hide knowledge: they are silent, and right answers are still chosen or come back."""
         chosen = self.scores[self.name]["forget"].choice_N is not None and self.known.above_zero
         return self.silenced and (chosen or self._returned)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the features are silent and these rows can neither find knowledge nor exclude it (``NOTHING``)."""
+        unclear = self.scores[self.name]["forget"].choice_N is not None and self.known.high >= NOTHING
+        if self.relearning is not None:
+            unclear = unclear or self.relearning.recovery.recovered() is None
+        return self.silenced and not self.flagged and unclear
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -115,6 +126,9 @@ class Audit:
             said.append(f"relearning: {self.relearning.recovery.finding()}")
         if self.flagged:
             said.append("silent is not forgotten: the features are quiet, the answers are there")
+        if self.undecided:
+            n = len(set(self.groups["forget"]))
+            said.append(f"silent, and {n} groups of forget rows cannot tell whether the answers are gone")
         return tuple(said)
 
     def rows(self, grown: int = 10) -> list[Row]:
@@ -144,7 +158,7 @@ class Audit:
             for on, score in sides.items():
                 columns = [("loss", -np.log(score.probability_N)), *((m, score.of(m)) for m in score.measures)]
                 for quantity, values_N in columns:
-                    at = grouped(values_N, self.groups[on])
+                    at = (grouped if quantity == "loss" else grouped_share)(values_N, self.groups[on])
                     add(who, quantity, at.mean, on=on, low=at.low, high=at.high, n=len(values_N))
         return found + self._relearned()
 
@@ -165,7 +179,7 @@ class Audit:
 
     @property
     def _returned(self) -> bool:
-        return self.relearning is not None and self.relearning.recovery.finding().startswith("recovered")
+        return self.relearning is not None and self.relearning.recovery.recovered() is True
 
     def _repr_html_(self) -> str:
         return table({"finding": self.findings}, note=f"{self.name}, audited at {self.site} with hooks off")

@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from probe.attacks.recovery import Interval, grouped
 from probe.attacks.score import Score
 from probe.display import table
 from probe.metrics.arrays import ArrayN
+from probe.metrics.intervals import Interval, grouped
 from probe.sae.candidates import Candidate, Source
 from probe.sae.words import Said
 

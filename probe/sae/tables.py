@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from probe.attacks.recovery import Interval, grouped
 from probe.attacks.score import Measure, Score
+from probe.metrics.intervals import Interval, grouped
 from probe.rows import Row
 from probe.sae.responses import HALVES, SIDES, DoseResponse, Half, On, loss_of
 

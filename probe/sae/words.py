@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from probe.attacks.recovery import Interval, grouped
 from probe.attacks.score import Score
+from probe.metrics.intervals import Interval, grouped
 
 Word = Literal["unchanged", "collapsed", "hidden", "suppressed", "removed"]
 # Less than this share of what was kept beyond chance is a broken model; the same bar as the verdict's zoo.
