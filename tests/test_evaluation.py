@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import hmean, ks_2samp
+from sklearn.metrics import roc_auc_score
 
 from probe.checkpoints import load_model, load_tokenizer
 from probe.cli import main
@@ -323,7 +324,7 @@ def test_numbers_are_those_of_outside_judges(finished, places):
     assert found["", "model_utility"] == pytest.approx(hmean(parts), rel=1e-12)
 
 
-def test_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
+def test_h6_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
     rows = load(finished / "rows.jsonl")
     found, log = values_of(rows), read_log(finished / "evaluation.json")
     out = places["folder"] / "theirs"
@@ -339,6 +340,20 @@ def test_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
     assert {name: value for name, value in stated.items() if value is not None} == pytest.approx(again, rel=1e-12)
     assert again["privleak"] == pytest.approx(found["forget", "privleak_min_k"])
     assert found["forget", "auc_retrained_loss"] == pytest.approx(recomputed(theirs)["mia_loss"])
+    sides = {side: log.samples("mia_loss", "score", side) for side in ("forget", "holdout")}
+    less = {side: loss_N - theirs.samples("mia_loss", "score", side) for side, loss_N in sides.items()}
+    label = [0] * LIMIT + [1] * LIMIT
+    judge = roc_auc_score(label, [*less["forget"], *less["holdout"]])
+    assert found["forget", "auc_reference"] == pytest.approx(judge, rel=1e-12)
+
+
+def test_h4_penalties_that_are_not_applied_are_named(places, tmp_path):
+    folder = shutil.copytree(places["model"], tmp_path / "model")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"repetition_penalty": 1.1, "do_sample": True, "eos_token_id": 2}))
+    job = EvaluationJob(tofu=str(places["tofu"]), limit=1, out=tmp_path / "out", max_new_tokens=2)
+    table = (run_evaluation(str(folder), job) / "table.txt").read_text()
+    assert "generation_config asks for repetition_penalty=1.1, which is not applied here" in " ".join(table.split())
 
 
 def test_a_log_stands_for_the_retrained_model(places, tmp_path):
@@ -396,7 +411,7 @@ def test_a_log_of_the_model_itself_is_labelled(finished):
         ("", "no data given"),
         ("--mcq {tofu}/forget01.json", "forget01.json:1: row 1 has no field 'choices'; found question, answer"),
         ("--mcq {tofu}/forget01.json --retrained {tofu}", "--retrained and --holdout compare forget rows"),
-        ("--tofu {tofu} --limit 0", "--limit must be at least 1, got 0"),
+        ("--tofu {tofu} --limit 0", "--limit must be a whole number from 1"),
         (
             "--forget {tofu}/forget01.json --retain {tofu}/forget01_perturbed.json",
             "7 rows are both to be forgotten and retain",

@@ -17,7 +17,7 @@ from probe.evaluation.numbers import (
     set_rows,
     utility_rows,
 )
-from probe.evaluation.recomputed import recomputed
+from probe.evaluation.recomputed import recomputed, reference_attack
 from probe.evaluation.table import text_table
 from probe.metrics.choices import choice_suite
 from probe.rows import Row
@@ -68,6 +68,8 @@ def evaluate(
         ValueError: rows that cannot be measured, or a log of other data.
     """
     log, found = _measured_log(model, tokenizer, asked, asking, progress=progress, label=name)
+    if retrained is not None:
+        log = replace(log, results={**log.results, **reference_attack(log, retrained)})
     aggregates = recomputed(log, retrained)
     rows: list[Row] = []
     for part, measure in found.items():

@@ -1,10 +1,12 @@
 """Every aggregate of an evaluation log, computed anew from its samples."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from probe.evaluation.log import SETS, EvaluationLog
+from probe.metrics.attacks import reference_score
 from probe.metrics.privacy import auc, privleak
 from probe.metrics.tofu import (
     forget_quality,
@@ -96,6 +98,28 @@ def utility_parts(found: Mapping[str, float]) -> dict[str, float]:
             if key in found:
                 parts[f"{on}_{ours}"] = found[key]
     return parts
+
+
+def reference_attack(log: EvaluationLog, retrained: EvaluationLog) -> dict[str, Any]:
+    """``mia_reference`` of a log: its loss scores minus the retrained model's on the same rows; {} where one has none.
+
+    Raises:
+        ValueError: scores of different rows.
+    """
+    sides: dict[str, Any] = {}
+    for side in ("forget", "holdout"):
+        if not all(one.results.get("mia_loss", {}).get(side) for one in (log, retrained)):
+            return {}
+        ours, theirs = (one.measured("mia_loss", "score", side) for one in (log, retrained))
+        if set(ours) != set(theirs):
+            raise ValueError(
+                f"{retrained.where} scores {len(theirs)} {side} rows and {log.where} {len(ours)}, not the same ones; "
+                "take the log of the same split and holdout"
+            )
+        score_N = reference_score(list(ours.values()), [theirs[number] for number in ours])
+        by_index = {str(number): {"score": score} for number, score in zip(ours, score_N.tolist(), strict=True)}
+        sides[side] = {"agg_value": float(score_N.mean()), "value_by_index": by_index}
+    return {"mia_reference": sides}
 
 
 def attack_auc(log: EvaluationLog, name: str) -> float | None:

@@ -1,7 +1,9 @@
 """Load, ask, compare, write: the folder of an evaluation appears complete or not at all."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +25,7 @@ from probe.evaluation.measure import Asking
 from probe.evaluation.recomputed import truth_ratios
 from probe.evaluation.table import latex_table
 from probe.metrics.choices import Form
+from probe.metrics.generation import penalties
 from probe.rows import append
 
 _FORMS: dict[str, Form] = {"letter": "letter", "text-sum": "text sum", "text-mean": "text mean"}
@@ -94,7 +97,7 @@ def _evaluated(
         raise ValueError(_same_model(model, str(job.retrained)))
     name = model.rstrip("/").split("/")[-1]
     result = evaluate(ours, tokenizer, asked, asking, name=name, retrained=theirs, progress=True)
-    return replace(result, notes=tuple(_notes(job, asked, result))), weights
+    return replace(result, notes=tuple(_notes(job, result, penalties(ours)))), weights
 
 
 def _retrained_log(model: str, job: EvaluationJob, asked: Material) -> EvaluationLog | None:
@@ -126,7 +129,7 @@ def _cut(log: EvaluationLog, n: int) -> EvaluationLog:
     return EvaluationLog(results, log.where)
 
 
-def _notes(job: EvaluationJob, asked: Material, result: Evaluation) -> list[str]:
+def _notes(job: EvaluationJob, result: Evaluation, unapplied: Mapping[str, Any]) -> list[str]:
     notes = []
     if job.limit is not None:
         notes.append(f"a trial run: only the first {job.limit} rows of each set (--limit); no result to report")
@@ -140,6 +143,9 @@ def _notes(job: EvaluationJob, asked: Material, result: Evaluation) -> list[str]
     if short:
         notes.append(f"{short} forget answers have no token besides eos; exact memorisation is over the others")
     notes.append("probabilities and truth ratios as OpenUnlearning computes them, with 1e-10 in denominators")
+    if job.generate and unapplied:
+        asked = ", ".join(f"{name}={value}"[:60] for name, value in unapplied.items())
+        notes.append(f"texts are greedy; the model's generation_config asks for {asked}, which is not applied here")
     if not job.generate:
         notes.append("nothing was generated (--no-generate), so there is no ROUGE and no model utility")
     return notes

@@ -167,6 +167,35 @@ def eos_ids(model: nn.Module, tokenizer: Any) -> set[int]:
     return ids | ({tokenizer.eos_token_id} - {None})
 
 
+# What changes a greedy text. Sampling, beams and lengths are left out: published evaluations set them themselves.
+_ALTERS_GREEDY = (
+    "repetition_penalty",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "min_length",
+    "min_new_tokens",
+)
+
+
+def penalties(model: nn.Module) -> dict[str, Any]:
+    """What the model's generation_config asks for that would change a greedy text, and ``generate`` does not apply.
+
+    ``transformers``' own generate does, and with it OpenUnlearning's evaluation: at a repetition_penalty of 1.1 its
+    ROUGE of one real model was 0.19 against 0.14 without.
+    """
+    asked = getattr(unwrapped(model), "generation_config", None)
+    neutral = (None, 0, 1.0, [], {})
+    return {name: value for name in _ALTERS_GREEDY if (value := getattr(asked, name, None)) not in neutral}
+
+
 def _left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[TokensBT, MaskBT]:
     longest = max(map(len, sequences))
     tokens_BT = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
