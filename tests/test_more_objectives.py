@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2
 from scipy.spatial.distance import jensenshannon
-from test_objectives import gradient, same
+from test_objectives import gradient, pairs, same, sums
 from torch import nn
 
 from probe.objectives.bootstrap import BST, BSTW
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
+from probe.objectives.kto import KTO
 from probe.objectives.logprobs import before_targets
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst
 from probe.objectives.sequence import NPO, SimNPO
@@ -141,3 +142,21 @@ def test_the_hardest_rows_by_hand(original, model):
             torch.testing.assert_close(HardestRows(npo, 1.0, by)(model, batch), npo(model, batch))
     # For SimNPO they are the same rows, since its loss rises with the mean log-probability.
     same(model, HardestRows(SimNPO(2.5), 0.5), HardestRows(SimNPO(2.5), 0.5, "likelihood"), batch)
+
+
+# --- KTO ---
+
+
+def test_kto_by_hand_and_beside_npo(original, model):
+    batch, beta = pairs(), 0.1
+    with torch.no_grad():
+        z = (sums(model, batch.preferred) - sums(original, batch.preferred)).mean()
+        r_B = sums(model, batch) - sums(original, batch)
+        expected = torch.sigmoid(beta * (r_B - max(z.item(), 0))).mean()
+        torch.testing.assert_close(KTO(original, beta)(model, batch), expected)
+        expected = 1 - 20 * torch.sigmoid(z - beta * r_B).mean()
+        torch.testing.assert_close(KTO(original, beta, "npo-repo")(model, batch), expected)
+    # The baseline has no gradient, and at the original it is 0.
+    same(original, KTO(original, beta, "npo-repo-log"), lambda m, b: 1 + NPO(original, beta)(m, b), batch)
+    scaled = KTO(original, beta, "npo-repo")
+    same(original, scaled, lambda m, b: 1 - 2 / beta * (1 - KTO(original, beta)(m, b)), batch)

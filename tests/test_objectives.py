@@ -19,6 +19,7 @@ from probe.modes import evaluating
 from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
 from probe.objectives.distribution import CEU, UNDIAL, ELMErase, KLFromUniform, KLToUniform, LogitMargin
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
+from probe.objectives.kto import KTO
 from probe.objectives.logprobs import all_but_last, before_targets, predicted_targets, target_logprobs
 from probe.objectives.preference import DPO, FLAT, AnswerPreservation, idk, idk_with_retain
 from probe.objectives.reference import Reference, reference_logprobs
@@ -167,6 +168,9 @@ OF_DISTRIBUTIONS = {
     "idk": lambda o: idk,
     "idk_with_retain": lambda o: idk_with_retain,
     "DPO": lambda o: DPO(o, 0.1),
+    "KTO": lambda o: KTO(o, 0.5),
+    "KTO code": lambda o: KTO(o, 0.5, "npo-repo"),
+    "KTO code log": lambda o: KTO(o, 0.5, "npo-repo-log"),
     "AP": lambda o: AnswerPreservation(0.1),
     "FLAT TV": lambda o: FLAT("total-variation"),
     "FLAT KL": lambda o: FLAT("kl"),

@@ -49,6 +49,7 @@ NUMBERS = {
     "max_new_tokens": "3",
     "rho": "0.01",
     "sigma": "0.001",
+    "smoothing": "0.8",
     "radius": "0.01",
     "start": "1",
     "interval": "1",

@@ -1,0 +1,131 @@
+"""GRU (Wang et al., arXiv 2503.09117): the forget gradient without the part that would undo what is to be kept.
+
+``Rectified`` is a way of stepping that any method takes as ``stepping=``; here are pairings of the paper. ``training``
+is as in ``probe.methods.baselines``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from probe.data import Split
+from probe.methods.baselines import check_apart
+from probe.methods.method import Method
+from probe.methods.published import Published
+from probe.objectives import Objective
+from probe.objectives import token as objectives
+from probe.objectives.reference import Reference
+from probe.objectives.sequence import NPO
+from probe.objectives.token import nll
+from probe.train import History, Step, Term, minimise
+from probe.train.step import Gradient, Losses, added
+
+_PORT = "configuration of the port to OpenUnlearning in the code of Li et al., arXiv 2510.19422"
+PUBLISHED = {
+    "ga_gru": {"open-unlearning-port": Published(_PORT, {"smoothing": 0.8, "batch_size": 32})},
+    "npo_gru": {"open-unlearning-port": Published(_PORT, {"smoothing": 0.8, "beta": 0.1, "batch_size": 32})},
+}
+
+
+@dataclass(eq=False)
+class Rectified:
+    """A way of stepping: g - min(0, <g, m>) m / |m|^2 + c r, g of all other terms, r and m of the retain term.
+
+    Wang et al., arXiv 2503.09117: the gradient nearest to g under which the retain loss does not rise, to first order.
+    m <- gamma r + (1 - gamma) m is a moving average over steps that starts at 0, and <., .> runs over all trained
+    weights together. The published code can also bound the angle, cos(g, m) >= -0.5, which is left out.
+
+    Args:
+        smoothing: gamma in (0, 1]; 1 takes each step's own retain gradient. With less, m is not in a checkpoint: a run
+            that resumes from one starts it anew.
+        retain_weight: c, at least 0. 0 is GRU; above 0 the retain loss is descended too, as the code's variants do.
+        retain: name of the retain term.
+
+    Raises:
+        ValueError: a number out of range; when called, a term that is not there or no other one.
+    """
+
+    smoothing: float
+    retain_weight: float = 0.0
+    retain: str = "retain"
+    mean: Gradient = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smoothing <= 1:
+            raise ValueError(f"smoothing must lie above 0 and at most at 1, got {self.smoothing}")
+        if not self.retain_weight >= 0:
+            raise ValueError(f"retain_weight must be at least 0, got {self.retain_weight}")
+
+    def __call__(self, step: Step) -> tuple[Losses, Gradient]:
+        kept, others = step.chosen((self.retain,))
+        losses, gradient = step.gradient(others)
+        found, retain = step.gradient(kept)
+        old = {name: (1 - self.smoothing) * value for name, value in self.mean.items()}
+        self.mean = added(old, retain, self.smoothing)
+        along = _product(gradient, self.mean)
+        if along < 0:
+            gradient = added(gradient, self.mean, -along / _product(self.mean, self.mean))
+        return losses | found, added(gradient, retain, self.retain_weight) if self.retain_weight else gradient
+
+
+def ga_gru(model: nn.Module, split: Split, *, smoothing: float, retain_weight: float = 0.0, **training: Any) -> History:
+    """Gradient ascent, rectified."""
+    return _rectified(model, split, objectives.ga, smoothing, retain_weight, training)
+
+
+def npo_gru(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module | Reference,
+    beta: float,
+    smoothing: float,
+    retain_weight: float = 0.0,
+    **training: Any,
+) -> History:
+    """Negative preference optimisation, rectified."""
+    check_apart(model, original)
+    return _rectified(model, split, NPO(original, beta), smoothing, retain_weight, training)
+
+
+def _rectified(
+    model: nn.Module,
+    split: Split,
+    objective: Objective,
+    smoothing: float,
+    retain_weight: float,
+    training: dict[str, Any],
+) -> History:
+    if training.get("checkpoint") is not None and smoothing < 1:
+        raise ValueError(
+            "a moving average of retain gradients would be lost at a checkpoint; leave it out or smoothing=1"
+        )
+    terms = [Term(1.0, objective, split.forget, "forget"), Term(1.0, nll, split.retain, "retain")]
+    return minimise(model, terms, stepping=Rectified(smoothing, retain_weight), **training)
+
+
+def _product(one: Gradient, other: Gradient) -> float:
+    return sum(float((value * other[name]).sum()) for name, value in one.items() if name in other)
+
+
+METHODS = (
+    Method(
+        "ga_gru",
+        "divergence",
+        "log p(forget), its gradient without what would raise NLL(retain)",
+        "Wang et al., arXiv 2503.09117",
+        "all parameters",
+        ga_gru,
+        PUBLISHED["ga_gru"],
+    ),
+    Method(
+        "npo_gru",
+        "divergence",
+        "NPO, its gradient without what would raise NLL(retain)",
+        "Wang et al., arXiv 2503.09117",
+        "all parameters",
+        npo_gru,
+        PUBLISHED["npo_gru"],
+    ),
+)
