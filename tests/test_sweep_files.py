@@ -48,6 +48,34 @@ def filed(layer: int, out: Path):
 def anything(**cell):
     return {}
 
+class Own:
+    pass
+
+@dataclass
+class Inner:
+    x: "Nowhere"
+
+def unknown(layer: "Nowhere"):
+    return {}
+
+def unknown_inside(layer: int, inner: Inner):
+    return {}
+
+def own(layer: Own):
+    return {}
+
+def own_default(layer: int, a=Own()):
+    return {}
+
+def nan_default(layer: int, a: float = float("nan")):
+    return {}
+
+async def later(layer: int):
+    return {}
+
+def lazy(layer: int):
+    import no_such_module
+
 NUMBER = 3
 """
 
@@ -232,6 +260,16 @@ RUN = 'run = "study_of_sweeps:score"\n'
         ('run = "study_of_sweeps:absent"\n' + GRID, r"cannot be imported \(AttributeError"),
         ('run = "study_of_sweeps:NUMBER"\n' + GRID, r"is no function"),
         ('run = "study_of_sweeps:anything"\n' + GRID, r"takes \*\*cell; a sweep file needs a function whose param"),
+        *(
+            (f'run = "study_of_sweeps:{name}"\n[grid]\nlayer = [0]\n', rf"^probe: night.toml: .*{message}")
+            for name, message in (
+                ("unknown", r"annotations of study_of_sweeps:unknown cannot be read \(name 'Nowhere' is not defined"),
+                ("unknown_inside", r"annotations of study_of_sweeps:unknown_inside, inner cannot be read"),
+                ("own", r"study_of_sweeps:own: no file holds values of layer"),
+                ("own_default", r"the default of a is part of what a cell is, and cannot be written"),
+                ("nan_default", r"the default of a is part of what a cell is, and cannot be written"),
+            )
+        ),
         (RUN, r"\[grid\] is missing: a table of axes"),
         (RUN + "[grid]\n", r"\[grid\] is missing"),
         (RUN + "[grid]\nlayer = []\nseed = [1]\n", r"night.toml, \[grid\]: layer needs a list of at least one value"),
@@ -281,6 +319,26 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it_73_74(at, capsys, text, m
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("code", ["import no_such_module", "import sys\nsys.exit(0)", "def f(:", "1 / 0"])
+def test_r8_r19_a_module_that_cannot_be_imported_never_exits_with_0(at, capsys, code):
+    name = f"study_{abs(hash(code))}"
+    Path(f"{name}.py").write_text(code)
+    written(f'run = "{name}:f"\n' + GRID)
+    assert done("night.toml") == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"probe: night.toml: {name}:f cannot be imported \(.*\)\n", said)
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("later", "a coroutine; call it with asyncio.run"), ("lazy", "No module named")]
+)
+def test_r8_a_cell_that_fails_is_named_and_the_exit_code_is_1(at, capsys, name, message):
+    written(f'run = "study_of_sweeps:{name}"\nout = "out"\n[grid]\nlayer = [5]\n')
+    assert done("night.toml") == 1
+    assert re.search(rf"failed: layer=5: .*{message}", capsys.readouterr().out)
+
+
 def test_a_file_that_is_not_there_and_flags_that_do_not_go_together(at, capsys):
     for words, message in (
         (["absent.toml"], "no sweep file at absent.toml (resolved to /"),
@@ -315,7 +373,9 @@ def test_a_full_disk_exits_with_74_and_a_valid_journal_68(at):
     finished = load("out")
     assert 3 < len(finished) < 80
     assert f"the {len(finished)} rows already there are safe; free some space and run again" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    *before, last = done.stderr.strip().splitlines()
+    assert last.startswith("probe: ")
+    assert all(line.startswith("cell ") for line in before)
     assert run_file(Path("night.toml"), {})[1] == 0
     assert len(load("out")) == 80
 

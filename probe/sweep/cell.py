@@ -38,6 +38,12 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def shown(cell: Cell) -> str:
+    """A cell's values on one line."""
+    plain = {name: isinstance(value, str) and value.isprintable() and " " not in value for name, value in cell.items()}
+    return " ".join(f"{name}={value if plain[name] else canonical(value)}" for name, value in cell.items())
+
+
 def cell_ids(
     cells: Sequence[Cell], identity: Mapping[str, Any], inputs: Callable[[Cell], Mapping[str, Any]] | None = None
 ) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from probe.sweep.cell import Cell, Shard, canonical, cell_ids, read_shard, share
+from probe.sweep.cell import Cell, Shard, canonical, cell_ids, read_shard, share, shown
 from probe.sweep.fields import OUT
-from probe.sweep.file import SweepFile, Work, read_sweep, shown
+from probe.sweep.file import SweepFile, Work, read_sweep
 from probe.sweep.journal import RESULTS, check_identity, finished, read_records
 from probe.sweep.quiet import NoBars
 from probe.sweep.running import sweep
@@ -75,7 +75,7 @@ def run_file(
     return _summary(asked, ids, part)
 
 
-def _called(asked: SweepFile, cell: Cell, out: Path) -> Mapping[str, Any]:
+def _called(asked: SweepFile, cell: Cell, out: Path) -> Any:
     if OUT in asked.known:
         # What a kill left of an earlier try.
         shutil.rmtree(out, ignore_errors=True)

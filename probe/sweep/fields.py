@@ -47,16 +47,21 @@ def fields_of(run: Callable[..., Any], name: str) -> dict[str, Field]:
         name: what the function is called in messages.
 
     Raises:
-        ValueError: parameters that have no name of their own, or two fields of one name.
+        ValueError: parameters that have no name of their own, two fields of one name, annotations that cannot be read
+            or whose values no file can hold, or a default that is no JSON.
     """
-    hints = get_type_hints(run)
+    hints = _hints(run, name)
+    try:
+        signature = inspect.signature(run)
+    except ValueError as error:
+        raise ValueError(f"{name} does not say what it takes ({error}); name a function of your own") from None
     found: dict[str, Field] = {}
-    for parameter in inspect.signature(run).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ValueError(f"{name} takes {parameter}; a sweep file needs a function whose parameters all have names")
         kind = hints.get(parameter.name, Any)
         if isinstance(kind, type) and is_dataclass(kind):
-            inner = get_type_hints(kind)
+            inner = _hints(kind, f"{name}, {parameter.name}")
             new = [Field(f.name, inner[f.name], _default(f), parameter.name, kind) for f in fields(kind) if f.init]
         else:
             default = MISSING if parameter.default is parameter.empty else parameter.default
@@ -65,7 +70,17 @@ def fields_of(run: Callable[..., Any], name: str) -> dict[str, Field]:
             if one.name in found:
                 raise ValueError(f"{name} has two fields called {one.name}; rename one")
             found[one.name] = one
-    return {key: _written(one) for key, one in found.items()}
+    return {key: _written(one, name) for key, one in found.items()}
+
+
+def _hints(kind: Callable[..., Any], name: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except (NameError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the annotations of {name} cannot be read ({error}); name a function or dataclass whose annotations are "
+            "imported where it is defined"
+        ) from None
 
 
 def value_of(known: Mapping[str, Field], name: str, value: Any, where: str) -> Any:
@@ -128,11 +143,27 @@ def _default(field: Any) -> Any:
     return field.default
 
 
-def _written(field: Field) -> Field:
+def _written(field: Field, name: str) -> Field:
     """The same with its default as JSON: it is part of what determines a cell."""
+    from pydantic.errors import PydanticUserError
+
+    try:
+        adapter = _adapter(field.kind)
+    except PydanticUserError:
+        raise ValueError(
+            f"{name}: no file holds values of {field.name} ({str(field.kind)[:100]}); take numbers, texts, lists, "
+            "paths, or a dataclass of these"
+        ) from None
     if field.default is MISSING:
         return field
-    default = _adapter(field.kind).dump_python(field.default, mode="json", warnings=False)
+    try:
+        default = adapter.dump_python(field.default, mode="json", warnings=False)
+        canonical(default)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{name}: the default of {field.name} is part of what a cell is, and cannot be written ({error}); take a "
+            "number, a text, a list or None"
+        ) from None
     return Field(field.name, field.kind, default, field.parameter, field.made)
 
 

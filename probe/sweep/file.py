@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from probe.sweep.cell import Cell, canonical, grid
+from probe.sweep.cell import Cell, grid, shown
 from probe.sweep.fields import OUT, Field, arguments, fields_of, value_of
 from probe.sweep.inputs import hashes
 from probe.sweep.slurm import Slurm
@@ -116,12 +116,6 @@ class SweepFile:
         return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
 
 
-def shown(cell: Cell) -> str:
-    """A cell's values on one line."""
-    plain = {name: isinstance(value, str) and value.isprintable() and " " not in value for name, value in cell.items()}
-    return " ".join(f"{name}={value if plain[name] else canonical(value)}" for name, value in cell.items())
-
-
 def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) -> SweepFile:
     """Read a sweep file. Nothing of it is executed but the import of the module that it names.
 
@@ -143,7 +137,10 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
     if not isinstance(name, str):
         raise ValueError(f'{path}: run is missing: one of {", ".join(jobs)}, or "package.module:function"')
     work = jobs[name] if name in jobs else Work(_imported(path, name, jobs))
-    known = fields_of(work.run, name)
+    try:
+        known = fields_of(work.run, name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     fixed = _table(path, given, "fixed")
     blocks = _blocks(path, given)
     axes = list(dict.fromkeys(axis for block in blocks for axis in block))
@@ -259,8 +256,9 @@ def _imported(path: Path, name: str, jobs: Mapping[str, Work]) -> Callable[..., 
         sys.path.insert(0, folder)
     try:
         found = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        raise ValueError(f"{path}: {name} cannot be imported ({type(error).__name__}: {error})") from error
+    except (Exception, SystemExit) as error:
+        why = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "it calls sys.exit"
+        raise ValueError(f"{path}: {name} cannot be imported ({why})") from error
     if not callable(found):
         raise ValueError(f"{path}: {name} is no function")
     call: Callable[..., Any] = found

@@ -14,6 +14,10 @@ from probe.sweep.cell import Shard, canonical, named
 RESULTS = "results.jsonl"
 ARRAYS = "arrays"
 
+# What every line of a journal says.
+_KINDS = {"id": str, "cell": dict, "values": dict, "status": str, "error": str}
+_STATES = ("ok", "nonfinite", "failed")
+
 Record = dict[str, Any]
 
 
@@ -121,7 +125,7 @@ def prepare(folder: Path, identity: Mapping[str, Any], ids: Sequence[str], shard
             if value is not None and not (folder / name).is_file():
                 replace(folder / name, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", shard)
         replace(folder / "cells.json", json.dumps(list(ids)) + "\n", shard)
-    if code and json.loads((folder / "code.json").read_text(encoding="utf-8"))["sha256"] != code:
+    if code and _stored(folder / "code.json", dict).get("sha256") != code:
         warnings.warn(
             f"the code of the function has changed since the sweep in {folder} began; finished cells are kept as they "
             "are. If the change alters results, choose another folder, or raise the version in the sweep file",
@@ -138,7 +142,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     path = folder / "identity.json"
     if not path.is_file():
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(canonical(identity))
+    before, now = _stored(path, dict), json.loads(canonical(identity))
     changed = list(_changes(before, now))
     if changed:
         raise ValueError(f"{folder} holds a sweep of something else ({'; '.join(changed)}); choose another folder")
@@ -202,8 +206,26 @@ def writable(folder: Path) -> Iterator[None]:
 def _planned(folder: Path, records: Mapping[str, Record]) -> Iterable[str]:
     """The order of the grid; of a folder from before it was noted, that of the journal."""
     path = folder / "cells.json"
-    planned: list[str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else list(records)
+    if not path.is_file():
+        return list(records)
+    planned: list[str] = _stored(path, list)
+    if not all(isinstance(key, str) for key in planned):
+        raise ValueError(_no_state(path))
     return planned
+
+
+def _stored(path: Path, kind: type) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind):
+        raise ValueError(_no_state(path))
+    return found
+
+
+def _no_state(path: Path) -> str:
+    return f"{path}: not the state of a sweep, though its name says so; move it away, or choose another folder"
 
 
 def _merged(paths: Iterable[Path]) -> dict[str, Record]:
@@ -222,9 +244,11 @@ def _lines(path: Path) -> Iterator[Record]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             record: Record = json.loads(line)
-            complete = {"id", "cell", "values", "status", "error"} <= record.keys()
-        except (ValueError, AttributeError):
+            complete = all(isinstance(record[name], kind) for name, kind in _KINDS.items())
+            complete &= record["status"] in _STATES and isinstance(record.get("arrays", {}), dict)
+        except (ValueError, KeyError, TypeError, RecursionError):
             complete = False
         if not complete:
-            raise ValueError(f"{path}:{number}: not a cell of a sweep: {line[:60]!r}")
+            way = "mend or remove the line, or choose another folder"
+            raise ValueError(f"{path}:{number}: not a cell of a sweep: {line[:60]!r}; {way}")
         yield record

@@ -64,7 +64,7 @@ def _held(folder: Path, name: str, kind: int) -> Iterator[None]:
 
 
 def _refusal(folder: Path, path: Path, more: str = "") -> BlockingIOError:
-    who = path.read_text(encoding="utf-8").strip()
+    who = path.read_text(encoding="utf-8", errors="replace").strip()[:120]
     return BlockingIOError(errno.EAGAIN, f"{folder} is being written by {who}{more}")
 
 

@@ -2,12 +2,9 @@
 
 import random
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
 
 from probe.rows import repair
 from probe.sweep.cell import Cell, Shard, cell_ids, check_shard, share
@@ -24,9 +21,8 @@ from probe.sweep.journal import (
 )
 from probe.sweep.lock import only_writer
 from probe.sweep.outcome import outcome_of
+from probe.sweep.progress import Shown
 from probe.sweep.stopping import Wish, stoppable
-
-_BAR = "{desc} |{bar}| {n_fmt} of {total_fmt} cells{postfix}, about {remaining} to go"
 
 
 def sweep(
@@ -53,7 +49,8 @@ def sweep(
         cells: what ``grid`` gives, or any mappings of JSON values.
         out: folder of the sweep.
         identity: what else decides the results: hashes of weights and data, settings, the version of the code.
-        progress: show a bar where somebody may be looking, and the traceback of every cell that fails.
+        progress: say on standard error which cell runs, how many are finished and how long the rest may take: a bar in
+            a terminal or notebook, elsewhere a line a cell; and the traceback of every cell that fails.
         shard: (i, n) runs the i-th of n shares of the cells. Shares may run at once, on as many machines as see the
             folder; whichever ends last writes ``results.jsonl``.
         inputs: what decides the results of one cell besides its values: hashes of the files that it names, say.
@@ -100,25 +97,16 @@ def _run_left(
     total: int,
     progress: bool,
 ) -> None:
-    failed = 0
-    # In a log a bar is a mess. A notebook shows one, though it is no terminal.
-    seen = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    with tqdm(total=total, initial=total - len(left), desc="sweep", bar_format=_BAR, disable=not seen) as bar:
+    with Shown(total, total - len(left), progress) as shown:
         for key, cell in left:
             wish.obeyed()
+            shown.begins(cell)
             _seed(key)
             found = outcome_of(run, cell)
             if found.arrays is not None:
                 write_arrays(journal.parent, key, found.arrays)
             write_record(journal, {"id": key, "cell": dict(cell), **found.record})
-            if found.cause is not None:
-                failed += 1
-                if progress:
-                    text = "".join(traceback.format_exception(found.cause))
-                    bar.write(f"cell {dict(cell)} failed; the sweep goes on\n{text}", file=sys.stderr)
-            more = f"{total - bar.n - 1} left" + (f", {failed} failed" if failed else "")
-            bar.set_postfix_str(more, refresh=False)
-            bar.update()
+            shown.ended(cell, found)
 
 
 def _seed(key: str) -> None:

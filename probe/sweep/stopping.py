@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 
+class Terminated(SystemExit):
+    """The end that SIGTERM asks for; a cell's own ``sys.exit`` is not one."""
+
+
 @dataclass
 class Wish:
     """Whether the user has asked for an end after the cell under way."""
@@ -38,7 +42,7 @@ def stoppable() -> Iterator[Wish]:
         return
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     def ask(number: int, frame: FrameType | None) -> None:
         if wish.uttered:
