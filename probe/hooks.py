@@ -5,7 +5,7 @@ Neither switches gradients off: that is the caller's decision.
 """
 
 import inspect
-import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.modes import check_loaded, check_runs_once
-from probe.outputs import first_given, hidden_in, with_hidden
+from probe.modes import check_loaded, check_runs_once, eager
+from probe.nesting import check_thread, nested
+from probe.outputs import check_axes, first_given, hidden_in, with_hidden
 from probe.positions import At, Counter, Intervention, Positions, chosen
 from probe.sites import Place, Site, check_hookable, inside_blocks, place_of, trunk, unwrapped
 
@@ -55,8 +56,7 @@ def captured(
     """
     _check(model)
     states: dict[Site, Tensor] = {}
-    counter = Counter()
-    mine = object()
+    counter, mine = Counter(), object()
 
     def reader(site: Site) -> Callable[[Tensor, Tensor | None], None]:
         def read(hidden_BTD: Tensor, entering: Tensor | None) -> None:
@@ -74,8 +74,7 @@ def captured(
 
         return read
 
-    with ExitStack() as stack:
-        _run_eagerly(stack)
+    with nested(unwrapped(model), "captured"), eager(), ExitStack() as stack:
         if positions is not None:
             _count(stack, model, counter)
         for site in sites:
@@ -137,8 +136,7 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
 
         return write
 
-    with ExitStack() as stack:
-        _run_eagerly(stack)
+    with nested(unwrapped(model), "edited"), eager(), ExitStack() as stack:
         if any(isinstance(one, At) or getattr(one, "reads_tokens", False) for _, one in listed):
             _count(stack, model, counter)
         for site, one in listed:
@@ -152,8 +150,7 @@ def calls_of(model: nn.Module, modules: Sequence[nn.Module]) -> Iterator[dict[nn
     """Collect what each module is called with, (args, kwargs), as it is before edits of its input; see ``captured``."""
     _check(model)
     given: dict[nn.Module, tuple[Any, Any]] = {}
-    with ExitStack() as stack:
-        _run_eagerly(stack)
+    with nested(unwrapped(model), "calls_of"), eager(), ExitStack() as stack:
         for module in modules:
             # A function for each module: the mark that a hook carries names its module.
             _add(stack, module, lambda m, args, kwargs: given.update({m: (args, kwargs)}), "before")
@@ -167,7 +164,7 @@ def _kind(value: Any) -> str:
 def foreign_hooks(model: nn.Module) -> list[str]:
     """Names of modules that carry a forward hook or pre-hook which no open block of ours put there.
 
-    Hooks of ours that came along when a model was copied inside a ``with`` block count as foreign.
+    Hooks of ours that came along when a model was copied inside a block count as foreign.
     """
     return [n or type(m).__name__ for n, m in model.named_modules() if any(_is_foreign(h, m) for h in _hooks_on(m))]
 
@@ -207,6 +204,7 @@ def _register(
                 f"this {type(module).__name__} belongs to a copy of the model (copy.deepcopy, nn.DataParallel) made "
                 f"inside a with block, and still carries the hook at {place.name}; copy the model outside the block"
             )
+        check_axes(whole, place.name, place.side)
         if place.width is None:
             after = act(whole, entering)
             return None if after is whole else after
@@ -234,7 +232,15 @@ def _register(
     _add(stack, place.module, arriving if place.side == "in" else leaving, place.side, edit=edit)
 
 
-def _add(stack: ExitStack, module: nn.Module, hook: Callable[..., Any], side: str, *, edit: bool = False) -> None:
+def _add(stack: ExitStack, module: nn.Module, act: Callable[..., Any], side: str, *, edit: bool = False) -> None:
+    owner, name = threading.get_ident(), type(module).__name__
+
+    def hook(*given: Any) -> Any:
+        # Backward runs a checkpointed block again in a thread of its own.
+        if torch._C._current_graph_task_id() == -1:
+            check_thread(owner, name)
+        return act(*given)
+
     setattr(hook, _OURS, (weakref.ref(module), edit))
     # Removal is promised before the hook is there, and twice: an interrupt in between, or during it, leaves none.
     for _ in range(2):
@@ -258,12 +264,6 @@ def _remove(module: nn.Module, hook: Callable[..., Any]) -> None:
         for key in [key for key, kept in hooks.items() if kept is hook]:
             flags.pop(key, None)  # first: by the hook a second attempt finds the flag
             hooks.pop(key, None)
-
-
-def _run_eagerly(stack: ExitStack) -> None:
-    # Code compiled before a hook was added does not run it, and generate compiles by itself; no dynamo, no such code.
-    if "torch._dynamo" in sys.modules:
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def _count(stack: ExitStack, model: nn.Module, counter: Counter) -> None:

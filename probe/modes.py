@@ -1,11 +1,16 @@
 """What a model must be before it is measured: its weights loaded, and in evaluation mode for a while."""
 
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+
+from probe.nesting import nested
 
 
 @contextmanager
@@ -16,18 +21,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model: warned about if it is in train mode, for what is measured is then not what training sees.
 
     Raises:
-        ValueError: weights that are not loaded.
+        ValueError: weights that are not loaded, a thread that would switch a model which another one measures, or a
+            block left before one inside it.
     """
     check_loaded(model)
     modes = [(module, module.training) for module in model.modules()]
     if model.training:
         warnings.warn("the model is in train mode; it is measured in eval mode and put back", stacklevel=4)
-    try:
-        model.eval()
-        yield
-    finally:
+
+    def put_back() -> None:
         for module, training in modes:
             module.training = training
+
+    with nested(model, "evaluating", put_back, alone=any(training for _, training in modes)):
+        model.eval()
+        yield
 
 
 def check_loaded(model: nn.Module) -> None:
@@ -86,3 +94,32 @@ def threads(n: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+_LOCK = threading.RLock()
+# What ends the eager stance, then one entry for each open block.
+_EAGER: list[Any] = []
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Have nothing run compiled code inside: what was compiled before a hook was added does not run the hook.
+
+    Blocks may be left in any order and in any thread; the last one gives back what was there before the first.
+    """
+    if "torch._dynamo" not in sys.modules:  # no dynamo, no such code
+        yield
+        return
+    mine = object()
+    try:
+        with _LOCK:
+            if not _EAGER:
+                _EAGER.append(torch.compiler.set_stance("force_eager"))
+            _EAGER.append(mine)
+        yield
+    finally:
+        with _LOCK:
+            if mine in _EAGER:
+                _EAGER.remove(mine)
+            if len(_EAGER) == 1:
+                _EAGER.pop().__exit__(None, None, None)

@@ -25,6 +25,19 @@ def hidden_in(output: Any) -> Tensor:
     raise ValueError(f"expected a module output that is a Tensor or a tuple led by one, got {type(output).__name__}")
 
 
+def check_axes(hidden: Tensor, name: str, side: str) -> None:
+    """Refuse hidden states that are not (batch, position, width): with further or joined axes rows and tokens mix.
+
+    Raises:
+        ValueError: another number of axes.
+    """
+    if hidden.ndim != 3:
+        raise ValueError(
+            f"the {side}put of {name} has shape {tuple(hidden.shape)}; only hidden states of three axes, (batch, "
+            "position, width), can be read or edited, since elsewhere a token's place is not known. Choose another site"
+        )
+
+
 def with_hidden(output: Any, hidden_BTD: Tensor) -> Any:
     """The same kind of output with other hidden states."""
     return hidden_BTD if isinstance(output, Tensor) else (hidden_BTD, *output[1:])

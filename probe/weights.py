@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.axes import PerLayerL
+from probe.nesting import nested
 from probe.quantised import quantised
 from probe.sites import layer_of, n_layers, unwrapped
 
@@ -48,7 +49,7 @@ def blended(
 
     Raises:
         ValueError: architectures differ, ``alpha_L`` has another length than the model, a number outside [0, 1], or
-            weights that are quantised, offloaded or not loaded.
+            weights that are quantised, offloaded or not loaded; or what ``swapped`` raises.
     """
     model, other = unwrapped(model), unwrapped(other)
     check_exchangeable(model, other)
@@ -65,29 +66,28 @@ def blended(
         a = alpha_rest if layer is None else alphas[layer]
         return None if a == 0.0 else _mix(weight, theirs[name].data, a)
 
-    with swapped(model, mixed):
+    with swapped(model, mixed, "blended"):
         yield
 
 
 @contextmanager
-def swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+def swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None], name: str = "swapped") -> Iterator[None]:
     """Other tensors in the parameters for which ``new`` gives one, and the very same ones again on leaving.
 
     A ``model.half()`` or ``model.to(device)`` inside the block is undone, too: of all parameters and buffers.
+
+    Raises:
+        ValueError: another thread has a block open on this model; or, on leaving, one that was entered inside this one
+            is still open: the weights are put back when that is left.
     """
     saved = [(parameter, parameter.data) for parameter in model.parameters()]
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    try:
-        for name, parameter in model.named_parameters():
-            found = new(name, parameter.data)
+    buffers = [(m, key, b) for m in model.modules() for key, b in m._buffers.items() if b is not None]
+    with nested(unwrapped(model), name, lambda: _restore(saved, buffers)):
+        for parameter_name, parameter in model.named_parameters():
+            found = new(parameter_name, parameter.data)
             if found is not None:
                 parameter.data = found
         yield
-    finally:
-        try:
-            _restore(saved, buffers)
-        finally:  # once more, should a Ctrl-C have come in between
-            _restore(saved, buffers)
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def negated(model: nn.Module, tuned: nn.Module, scale: float) -> Iterator[None]:
     """
     model = unwrapped(model)
     theirs = _vector_parts(model, tuned, scale)
-    with swapped(model, lambda name, weight: _away(weight, theirs[name].data, scale) if scale else None):
+    with swapped(model, lambda name, weight: _away(weight, theirs[name].data, scale) if scale else None, "negated"):
         yield
 
 

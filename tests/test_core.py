@@ -78,6 +78,40 @@ def test_sites_of_parts_and_layers():
         Site(-1)
 
 
+_GEMMA_3N = {
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 64,
+    "laurel_rank": 4,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["full_attention"],
+    "activation_sparsity_pattern": [0.0],
+    "intermediate_size": [64],
+}
+_LLAMA_4 = {"intermediate_size_mlp": 64, "num_local_experts": 2, "moe_layers": [0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "site", "shape"),
+    [
+        ("gemma3n_text", _GEMMA_3N, Site(0), r"\(4, 1, 5, 32\)"),  # (input, batch, position, width)
+        ("llama4_text", _LLAMA_4, Site(0, "mlp"), r"\(5, 32\)"),  # rows and positions in one axis
+    ],
+)
+def test_f5_hidden_states_without_three_axes_are_refused_where_they_are_read_or_edited(name, own, site, shape):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **{**sizes, **heads, **own})).eval()
+    tokens_BT, fine = torch.tensor([[1, 2, 3, 4, 5]]), Site(0, "attention")
+    for block in (captured(model, [site]), edited(model, {site: lambda h: h + 1})):
+        with pytest.raises(ValueError, match=rf"has shape {shape}; only hidden states of three axes"), block:
+            model(tokens_BT)
+    with captured(model, [fine]) as states:
+        model(tokens_BT)
+    assert states[fine].shape == (1, 5, 32)
+
+
 def test_blend_at_zero_and_one_is_exact_and_restores_the_same_tensors():
     model, other, batch = tiny_llama(0), tiny_llama(1), random_batch()
     before, theirs = weights_hash(model), weights_hash(other)

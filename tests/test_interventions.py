@@ -16,7 +16,7 @@ from probe.interventions.activations import activations, answers, check_directio
 from probe.interventions.attaching import check_site
 from probe.interventions.features import Clamp, ScaleFeatures, norm_relative
 from probe.interventions.probing import fit_probe
-from probe.interventions.projection import Project
+from probe.interventions.projection import Cap, Project
 from probe.interventions.replacement import Noise, Replace, Scale
 from probe.interventions.steering import Steer, difference_of_means, direction_at
 from probe.objectives.token import nll
@@ -108,6 +108,19 @@ def test_projection_leaves_nothing_along_the_direction_and_is_idempotent(dtype):
     assert (once.double() @ direction().double()).abs().max() < tolerance * direction().norm()
     torch.testing.assert_close(project(once), once, atol=tolerance, rtol=0)
     assert once.dtype == dtype
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(1e-25, torch.float32), (1e19, torch.float32), (1e-200, torch.float64)])
+def test_r17_a_direction_may_be_of_any_length(length, dtype):
+    hidden_BTD, d_D = torch.randn(2, 3, 8), torch.randn(8, dtype=torch.float64)
+    given_D = (d_D * length).to(dtype)
+    unit_D = given_D.double() / length
+    unit_D = unit_D / unit_D.norm()
+    along_BT = hidden_BTD.double() @ unit_D
+    projected = hidden_BTD.double() - along_BT[..., None] * unit_D
+    capped = hidden_BTD.double() + (along_BT.clamp(-0.1, 0.1) - along_BT)[..., None] * unit_D
+    torch.testing.assert_close(Project(given_D)(hidden_BTD).double(), projected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(Cap(given_D, low=-0.1, high=0.1)(hidden_BTD).double(), capped, atol=1e-5, rtol=0)
 
 
 def test_projection_of_strength_two_reflects():

@@ -10,6 +10,7 @@ import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
 
 import probe.hooks
+import probe.nesting
 import probe.weights
 from probe.checkpoints import load_model, save_model, weights_hash
 from probe.hooks import captured, edited, foreign_hooks, open_edits
@@ -278,7 +279,17 @@ def test_one_context_object_cannot_be_entered_twice(model):
 
 # Where hooks and weights come and go. In the bodies of the two generators of hooks Python takes no signal at some lines
 # where a trace function could raise.
-_CHANGING = ("_register", "_add", "_remove", "_run_eagerly", "_count", "_refuse_checkpointing", "blended", "_restore")
+_CHANGING = (
+    "_register",
+    "_add",
+    "_remove",
+    "_leave",
+    "_open",
+    "_count",
+    "_refuse_checkpointing",
+    "blended",
+    "_restore",
+)
 
 
 def interrupted(use, at: int) -> bool:
@@ -286,7 +297,7 @@ def interrupted(use, at: int) -> bool:
 
     ``mark`` says when the body of ``blended`` is done: no signal comes between its last line and the exit either.
     """
-    files = {probe.hooks.__file__, probe.weights.__file__}
+    files = {probe.hooks.__file__, probe.weights.__file__, probe.nesting.__file__}
     seen, done = 0, False
 
     def mark():

@@ -104,8 +104,10 @@ def operate(
         wide, left, right = hidden.to(exact), given["left"].to(exact), given["right"].to(exact)
         return (wide - (wide - given["mean"].to(exact)) @ right.T @ left.T).to(hidden.dtype)
     if name in ("project", "cap"):
-        wide, unit = hidden.to(exact), given["direction"].to(exact)
-        unit = unit / unit.norm()
+        wide, unit = hidden.to(exact), given["direction"].to(torch.promote_types(given["direction"].dtype, exact))
+        # By the largest entry first: squares of 1e-25 or 1e19 are 0 or infinite in float32.
+        unit = unit / unit.abs().max()
+        unit = (unit / unit.norm()).to(exact)
         along = wide @ unit
         if name == "cap":
             change = along.clamp(numbers["low"], numbers["high"]) - along
