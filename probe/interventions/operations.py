@@ -104,6 +104,8 @@ def operate(
         wide, left, right = hidden.to(exact), given["left"].to(exact), given["right"].to(exact)
         return (wide - (wide - given["mean"].to(exact)) @ right.T @ left.T).to(hidden.dtype)
     if name in ("project", "cap"):
+        if numbers.get("strength") == 0:
+            return hidden
         wide, unit = hidden.to(exact), given["direction"].to(torch.promote_types(given["direction"].dtype, exact))
         # By the largest entry first: squares of 1e-25 or 1e19 are 0 or infinite in float32.
         unit = unit / unit.abs().max()
@@ -112,11 +114,7 @@ def operate(
         if name == "cap":
             change = along.clamp(numbers["low"], numbers["high"]) - along
             return torch.where((change != 0)[..., None], wide + change[..., None] * unit, wide).to(hidden.dtype)
-        return (
-            hidden
-            if numbers["strength"] == 0
-            else (wide - numbers["strength"] * along[..., None] * unit).to(hidden.dtype)
-        )
+        return (wide - numbers["strength"] * along[..., None] * unit).to(hidden.dtype)
     if name.endswith("features"):
         if numbers.get("factor") == 1:
             return hidden
