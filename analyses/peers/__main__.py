@@ -1,0 +1,34 @@
+"""``python -m analyses.peers PEER FOLDER``: the rows of one peer, computed from a checkout of its repository."""
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from analyses.peers import closer_look, open_unlearning
+from analyses.peers.subject import HEADER, Comparison, Subject, subject
+
+PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = {
+    "open-unlearning": ("locuslab/open-unlearning", open_unlearning.comparisons),
+    "closer-look": ("sail-sg/closer-look-LLM-unlearning", closer_look.comparisons),
+}
+
+
+def main() -> None:
+    """Print the table of one peer."""
+    known = "\n".join(f"  {name:<18} {repository}" for name, (repository, _) in PEERS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m analyses.peers",
+        description=__doc__,
+        epilog=f"peers, and the repository that FOLDER is a checkout of:\n{known}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    print(HEADER)
+    for row in PEERS[given.peer][1](subject(), given.folder):
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()
