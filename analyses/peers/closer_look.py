@@ -1,4 +1,4 @@
-"""The losses of sail-sg/closer-look-LLM-unlearning (arXiv 2410.08109): plain functions of (model, reference, batches)."""
+"""The losses of sail-sg/closer-look-LLM-unlearning (arXiv 2410.08109): functions of (model, reference, batches)."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Trainers of OpenUnlearning and of repositories that keep its layout: ``compute_loss`` of an object that trains nothing."""
+"""Trainers of OpenUnlearning and of repositories that keep its layout: ``compute_loss`` without a training run."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

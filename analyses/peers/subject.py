@@ -69,7 +69,7 @@ Side = Callable[[nn.Module, Sides], Tensor]
 
 
 def subject(seed: int = 0) -> Subject:
-    """The random model, trained for 25 steps so that its probabilities are spread, and its state before the last five."""
+    """The random model after 25 steps, which spread its probabilities, and as it was before the last five."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
