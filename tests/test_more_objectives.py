@@ -6,10 +6,11 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2
 from scipy.spatial.distance import jensenshannon
-from test_objectives import gradient, pairs, same, sums
+from test_objectives import Table, gradient, pairs, same, sums
 from torch import nn
 
 from probe.objectives.bootstrap import BST, BSTW
+from probe.objectives.hinge import InvertedHinge
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import before_targets
@@ -60,13 +61,10 @@ def test_jensen_shannon_against_scipy(original, model):
 def test_jensen_shannon_to_a_text_is_bounded_and_flat_where_the_text_is_impossible():
     batch = random_batch(rows=1)
     for lift, loss in ((-60.0, math.log(2)), (60.0, 0.0)):
-        logits_BTV = torch.zeros(1, 10, 48, dtype=torch.float64)
-        logits_BTV[..., 5] = lift
-        table = nn.Module()
-        table.logits_BTV = nn.Parameter(logits_BTV)
-        table.forward = lambda table=table, **given: type("Output", (), {"logits": table.logits_BTV})
-        found = JensenShannonToText((5,))(table, batch)
-        assert found.item() == pytest.approx(loss, abs=1e-12)
+        table = Table(torch.zeros(1, 10, 48, dtype=torch.float64))
+        with torch.no_grad():
+            table.logits_BTV[..., 5] = lift
+        assert JensenShannonToText((5,))(table, batch).item() == pytest.approx(loss, abs=1e-12)
         assert gradient(table, JensenShannonToText((5,)), batch)[0].abs().max() < 1e-12
 
 
@@ -160,3 +158,23 @@ def test_kto_by_hand_and_beside_npo(original, model):
     same(original, KTO(original, beta, "npo-repo-log"), lambda m, b: 1 + NPO(original, beta)(m, b), batch)
     scaled = KTO(original, beta, "npo-repo")
     same(original, scaled, lambda m, b: 1 - 2 / beta * (1 - KTO(original, beta)(m, b)), batch)
+
+
+# --- inverted hinge ---
+
+
+def test_the_inverted_hinge_and_its_gradient_at_the_logits():
+    batch, generator = random_batch(rows=1), torch.Generator().manual_seed(0)
+    table = Table(2 * torch.randn(1, 10, 48, generator=generator, dtype=torch.float64))
+    at = before_targets(batch)[0].nonzero()[:, 0].tolist()
+    p_TV, found_TV = table.logits_BTV.detach()[0].softmax(-1), gradient(table, InvertedHinge(), batch)[0][0]
+    expected = []
+    for t in at:
+        y, p_V = int(batch.tokens_BT[0, t + 1]), p_TV[t]
+        other = max((v for v in range(48) if v != y), key=lambda v, p_V=p_V: p_V[v])
+        expected.append(float(1 + p_V[y] - p_V[other]))
+        slope_V = p_V * (p_V[other] - p_V[y])
+        slope_V[y] = p_V[y] * (1 - p_V[y] + p_V[other])
+        slope_V[other] = p_V[other] * (p_V[other] - 1 - p_V[y])
+        torch.testing.assert_close(found_TV[t] * len(at), slope_V)
+    assert InvertedHinge()(table, batch).item() == pytest.approx(sum(expected) / len(expected))

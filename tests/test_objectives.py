@@ -18,6 +18,7 @@ from probe.datasets import REFUSALS, idk_rows
 from probe.modes import evaluating
 from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
 from probe.objectives.distribution import CEU, UNDIAL, ELMErase, KLFromUniform, KLToUniform, LogitMargin
+from probe.objectives.hinge import InvertedHinge
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import all_but_last, before_targets, predicted_targets, target_logprobs
@@ -171,6 +172,7 @@ OF_DISTRIBUTIONS = {
     "KTO": lambda o: KTO(o, 0.5),
     "KTO code": lambda o: KTO(o, 0.5, "npo-repo"),
     "KTO code log": lambda o: KTO(o, 0.5, "npo-repo-log"),
+    "IHL": lambda o: InvertedHinge(),
     "AP": lambda o: AnswerPreservation(0.1),
     "FLAT TV": lambda o: FLAT("total-variation"),
     "FLAT KL": lambda o: FLAT("kl"),

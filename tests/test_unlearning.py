@@ -50,6 +50,7 @@ NUMBERS = {
     "rho": "0.01",
     "sigma": "0.001",
     "smoothing": "0.8",
+    "rank": "2",
     "radius": "0.01",
     "start": "1",
     "interval": "1",
