@@ -483,6 +483,50 @@ def test_two_methods_are_unlearned_and_measured(at):
         assert not list(folder.rglob("*.safetensors"))
 
 
+def test_f44_hyper_parameters_are_axes_by_name_and_crossed(at, capsys):
+    path = written(
+        'run = "unlearn"\nout = "out"\n'
+        "[fixed]\nsteps = 1\nlr = 1e-3\nbatch_size = 2\nlimit = 2\ngenerate = false\nalpha = 1.0\n"
+        '[[grid]]\nmethod = ["rmu"]\nlayer = [2, 4]\ncoefficient = [1, 5.0]\n'
+        '[[grid]]\nmethod = ["rmu"]\nset = [["layer=3", "coefficient=2"]]\n'
+    )
+    asked = read_sweep(path, JOBS)
+    given = [asked.arguments(cell, Path("x"))["job"].set for cell in asked.cells]
+    assert given == [
+        ("alpha=1.0", "layer=2", "coefficient=1"),
+        ("alpha=1.0", "layer=2", "coefficient=5.0"),
+        ("alpha=1.0", "layer=4", "coefficient=1"),
+        ("alpha=1.0", "layer=4", "coefficient=5.0"),
+        ("layer=3", "coefficient=2", "alpha=1.0"),
+    ]
+    # What a setting comes to is part of a cell, however it is written.
+    assert asked.inputs(asked.cells[1])["arguments"]["coefficient"] == 5.0
+    assert asked.cells[4]["layer"] is None
+    # No hyper-parameter that nobody names is a field of the sweep.
+    assert {"beta", "rank", "coefficient"} & set(asked.fixed) == set()
+    start = path.read_text().split("[[grid]]")[0]
+    twice = written(f'{start}[grid]\nmethod = ["rmu"]\nset = [["layer=3"]]\nlayer = [2]\n')
+    with pytest.raises(ValueError, match=r"cell .*: layer is given by its name and in set; leave one out"):
+        run_file(twice, JOBS, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("laier = [3]", r"\[grid\]: unknown field 'laier'; did you mean 'layer'\? known fields: method, model"),
+        ("beta = [0.1]", r"cell method=rmu beta=0.1: rmu has no hyper-parameter 'beta'"),
+        ("layer = [1.5]", r"cell method=rmu layer=1.5: --set layer=1.5 cannot be read"),
+        ("layer = [{ a = 1 }]", r"\[grid\]: layer = {'a': 1} does not fit"),
+    ],
+)
+def test_f44_a_hyper_parameter_that_does_not_fit_is_refused_before_anything_runs(at, line, message):
+    start = 'run = "unlearn"\nout = "out"\n[fixed]\nsteps = 1\nlr = 1e-3\nbatch_size = 2\ncoefficient = 3\nalpha = 1\n'
+    path = written(f'{start}[grid]\nmethod = ["rmu"]\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        run_file(path, JOBS)
+    assert not Path("out").exists()
+
+
 def test_models_too_large_for_one_device_are_spread_by_device_auto(at, bed):
     check_device("auto")
     spread = load_model(bed.folder / "original", device="auto")

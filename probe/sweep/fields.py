@@ -1,7 +1,7 @@
 """What a function can be told from a file: its parameters, and the fields of those that are dataclasses."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -10,6 +10,8 @@ from typing import Any, get_args, get_type_hints
 
 from probe.ranges import check_ranges
 from probe.sweep.cell import canonical
+
+_Word = bool | int | float | str | list[int] | list[float] | list[str] | None
 
 OUT = "out"
 """The field that every cell gets from the sweep: a folder of its own."""
@@ -25,6 +27,7 @@ class Field:
         default: its JSON value, or MISSING.
         parameter: of the function.
         made: the dataclass that the parameter is, if it is one.
+        through: the field that takes this one as "name=value", if it is no field of the function's own.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Field:
     default: Any
     parameter: str
     made: type | None = None
+    through: str | None = None
 
     @property
     def is_path(self) -> bool:
@@ -83,15 +87,31 @@ def _hints(kind: Callable[..., Any], name: str) -> dict[str, Any]:
         ) from None
 
 
-def value_of(known: Mapping[str, Field], name: str, value: Any, where: str) -> Any:
+def further(takers: Mapping[str, str]) -> dict[str, Field]:
+    """Fields that another field takes as "name=value"; each is left out unless it is given.
+
+    Args:
+        takers: by the name of each the field that takes it.
+    """
+    return {name: Field(name, _Word, None, through, through=through) for name, through in takers.items()}
+
+
+def value_of(known: Mapping[str, Field], name: str, value: Any, where: str, others: Collection[str] = ()) -> Any:
     """A value from a file as canonical JSON value of its field's type: 1 for a float becomes 1.0.
+
+    Args:
+        known: the fields.
+        name: of the field that is given.
+        value: what the file says.
+        where: the place in the file.
+        others: names that could be given, too, though nobody gives them.
 
     Raises:
         ValueError: an unknown field, or a value of another type.
     """
     if name not in known:
         listed = [one for one in known if one != OUT]
-        near = get_close_matches(name, listed, n=1)
+        near = get_close_matches(name, [*listed, *others], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{where}: unknown field {name!r}; {hint}known fields: {', '.join(listed) or 'none'}")
     if name == OUT:
@@ -109,8 +129,9 @@ def arguments(known: Mapping[str, Field], values: Mapping[str, Any], out: Path) 
     """Keyword arguments of the function from JSON values; absent fields keep their defaults.
 
     Raises:
-        ValueError: what a dataclass says of its own values.
+        ValueError: what a dataclass says of its own values, or a value that is given twice.
     """
+    values = _handed_through(known, values)
     found: dict[str, Any] = {}
     parts: dict[str, dict[str, Any]] = {}
     for name, field in known.items():
@@ -128,6 +149,25 @@ def arguments(known: Mapping[str, Field], values: Mapping[str, Any], out: Path) 
     for one in whole.values():
         check_ranges(one)
     return {**found, **whole}
+
+
+def _handed_through(known: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {name: value for name, value in values.items() if known[name].through is None}
+    for name, value in values.items():
+        through = known[name].through
+        if through is None or value is None:
+            continue
+        given = plain.get(through) or []
+        if any(text.partition("=")[0] == name for text in given):
+            raise ValueError(f"{name} is given by its name and in {through}; leave one out")
+        plain[through] = [*given, f"{name}={_word(value)}"]
+    return plain
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_word, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @cache

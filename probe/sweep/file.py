@@ -5,14 +5,14 @@ import importlib
 import inspect
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from probe.sweep.cell import Cell, grid, shown
-from probe.sweep.fields import OUT, Field, arguments, fields_of, value_of
+from probe.sweep.fields import OUT, Field, arguments, fields_of, further, value_of
 from probe.sweep.inputs import hashes
 from probe.sweep.slurm import Slurm
 
@@ -36,12 +36,14 @@ class Work:
         models: its fields that name models, whose weights are part of what a cell is.
         decides: takes what ``run`` takes; refuses what cannot be run, and gives what else determines the cell.
         small: takes the values of a cell; gives those to replace for a quick trial.
+        further: gives names that a file may use as fields, too, each with the field that takes it as "name=value".
     """
 
     run: Callable[..., Mapping[str, Any]]
     models: tuple[str, ...] = ()
     decides: Callable[..., Mapping[str, Any]] = _nothing
     small: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_it_is
+    further: Callable[[], Mapping[str, str]] = dict
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,12 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
     both = [axis for axis in axes if axis in fixed]
     if both:
         raise ValueError(f"{path}: {both[0]} is both in [fixed] and in [grid]; leave one out")
-    values = {key: value_of(known, key, value, f"{path}, [fixed]") for key, value in fixed.items()}
-    values = {key: one.default for key, one in known.items() if key != OUT and one.default is not MISSING} | values
-    cells = _cells(path, known, blocks, axes, values)
     smoke = _table(path, given, "smoke")
+    others = {key: through for key, through in work.further().items() if key not in known}
+    known |= further({key: through for key, through in others.items() if key in {*fixed, *axes, *smoke}})
+    values = {key: value_of(known, key, value, f"{path}, [fixed]", others) for key, value in fixed.items()}
+    values = {key: one.default for key, one in known.items() if key != OUT and one.default is not MISSING} | values
+    cells = _cells(path, known, blocks, axes, values, others)
     version = given.get("version")
     if not isinstance(version, int | str | None):
         raise ValueError(f"{path}: version is a number or a word, got {version!r}")
@@ -159,11 +163,11 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
         name,
         work,
         known,
-        {key: value for key, value in values.items() if key not in axes},
+        {key: value for key, value in values.items() if key not in axes and (key in fixed or not known[key].through)},
         cells,
         out or _out(path, given),
         version,
-        {key: value_of(known, key, value, f"{path}, [smoke]") for key, value in smoke.items()},
+        {key: value_of(known, key, value, f"{path}, [smoke]", others) for key, value in smoke.items()},
         _slurm(path, given),
     )
 
@@ -203,11 +207,12 @@ def _cells(
     blocks: Sequence[Mapping[str, list[Any]]],
     axes: Sequence[str],
     values: Mapping[str, Any],
+    others: Collection[str],
 ) -> tuple[Cell, ...]:
     where = f"{path}, [grid]"
     cells: list[Cell] = []
     for block in blocks:
-        typed = {axis: [value_of(known, axis, value, where) for value in block[axis]] for axis in block}
+        typed = {axis: [value_of(known, axis, value, where, others) for value in block[axis]] for axis in block}
         try:
             found = grid(**typed)
         except ValueError as error:

@@ -10,7 +10,7 @@ from probe.evaluation.job import EvaluationJob
 from probe.lenses.job import GEffectJob, LayersJob
 from probe.sweep.file import Work
 from probe.swept.numbers import numbers_of
-from probe.swept.unlearn import decides, small, testbed_hash, unlearn
+from probe.swept.unlearn import decides, hyperparameters, small, testbed_hash, unlearn
 from probe.verdict.job import VerdictJob
 
 
@@ -83,6 +83,7 @@ JOBS: Mapping[str, Work] = {
         ("model", "unlearned", "retrained", "assistant", "assistant_before", "compare"),
         decides,
         small,
+        hyperparameters,
     ),
     "evaluate": Work(evaluate, ("model", "retrained", "tokenizer"), _evaluation_decides, _few_asked),
     "layers": Work(layers, ("original", "unlearned"), _layers_decides, _few_rows),

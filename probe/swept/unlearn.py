@@ -79,6 +79,13 @@ def decides(method: str, job: Job, then: Then) -> Mapping[str, Any]:
     return {"arguments": resolved(chosen, job), **testbed_hash(job.model)}
 
 
+def hyperparameters() -> dict[str, str]:
+    """Hyper-parameters of all methods, which ``set`` takes."""
+    from probe.methods.catalogue import methods
+
+    return {name: "set" for method in methods() for name in method.hyperparameters}
+
+
 def small(values: Mapping[str, Any]) -> dict[str, Any]:
     """Two steps, four rows a side."""
     from probe.methods.catalogue import method_named
