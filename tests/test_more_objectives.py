@@ -14,9 +14,12 @@ from probe.objectives.hinge import InvertedHinge
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import before_targets
+from probe.objectives.masked import TowardsMasked
+from probe.objectives.representation import hidden_at
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import SatImp, nll, sequence_mean, sequence_sum
+from probe.sites import Site
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,16 @@ def test_the_inverted_hinge_and_its_gradient_at_the_logits():
         slope_V[other] = p_V[other] * (p_V[other] - 1 - p_V[y])
         torch.testing.assert_close(found_TV[t] * len(at), slope_V)
     assert InvertedHinge()(table, batch).item() == pytest.approx(sum(expected) / len(expected))
+
+
+# --- a mask on hidden states ---
+
+
+def test_a_mask_draws_part_of_the_width_to_zero_and_leaves_the_rest(model):
+    batch, kept_D = random_batch(), torch.arange(16) < 6
+
+    def as_printed(model, batch):
+        hidden_BTD = hidden_at(model, batch, Site(1))
+        return (hidden_BTD - hidden_BTD.detach() * kept_D).square().mean(-1)[before_targets(batch)].mean()
+
+    same(model, TowardsMasked(Site(1), kept_D, before_targets), as_printed, batch)

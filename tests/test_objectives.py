@@ -22,6 +22,7 @@ from probe.objectives.hinge import InvertedHinge
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import all_but_last, before_targets, predicted_targets, target_logprobs
+from probe.objectives.masked import TowardsMasked
 from probe.objectives.preference import DPO, FLAT, AnswerPreservation, idk, idk_with_retain
 from probe.objectives.reference import Reference, reference_logprobs
 from probe.objectives.representation import (
@@ -207,6 +208,7 @@ OF_STATES = {
     "OrthogonalToFrozen": lambda o: OrthogonalToFrozen(o, SITES),
     "DistanceFromFrozen": lambda o: DistanceFromFrozen(o, SITES),
     "EmbeddingDifference": lambda o: EmbeddingDifference(o, SITES[1]),
+    "TowardsMasked": lambda o: TowardsMasked(SITES[1], torch.arange(16) % 2 == 0, before_targets),
     "NearFrozen": lambda o: NearFrozen(o, SITES[1]),
     "TowardsTarget": lambda o: TowardsTarget(SITES[1], torch.ones(16, dtype=torch.float64)),
 }

@@ -44,6 +44,7 @@ NUMBERS = {
     "mismatch_weight": "1",
     "irm_weight": "0.1",
     "distance_weight": "1",
+    "reasoning_weight": "1",
     "weight": "0.3",
     "samples": "2",
     "max_new_tokens": "3",
@@ -105,6 +106,7 @@ NUMBERS = {
 FILES = {
     "refusals": "{tmp}/idk.txt",
     "environment": "{tmp}/other.jsonl",
+    "traces": "{tmp}/other.jsonl",
     "labels": "answers",
     "unlearned": "{tmp}/unlearned",
     "retrained": "{tmp}/retrained",

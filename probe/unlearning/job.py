@@ -38,7 +38,9 @@ class Job:
     alternatives: Path | None = None
     """Rows that answer the forget questions otherwise (AltPO); without it their perturbed answers are used."""
     environment: Path | None = None
-    """Rows of an unrelated task that unlearning shall be invariant on (NPO+IRM); the testbed has its world facts."""
+    """Rows of an unrelated task that shall stay as it is (NPO+IRM, R2MU); the testbed has its world facts."""
+    traces: Path | None = None
+    """Rows whose answers are reasoning about what is to be forgotten (R2MU)."""
     labels: Literal["answers", "vocabulary"] | None = None
     """Tokens that random labels are drawn from: those of all answers, or the whole vocabulary."""
     unlearned: str | None = None

@@ -1,7 +1,7 @@
 """The model to be unlearned, its rows, and what is made of them and of the named files for one method."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from probe.checkpoints import check_device, check_different, check_model, check_tokenizer, load_model, load_tokenizer
-from probe.data import Batch, Split, Template, encode, make_split
+from probe.data import QA, Batch, Split, Template, encode, make_split
 from probe.datasets import read_rows
 from probe.dictionaries.folders import load_dictionary
 from probe.methods.answers import needed_answers
@@ -78,7 +78,8 @@ def supplied(method: Method, job: Job, at: Material, files: Files) -> dict[str, 
         "retain_rows": lambda: split.retain_rows,
         "special_ids": lambda: tuple(tokenizer.all_special_ids),
         "refusal_texts": lambda: files.refusals,
-        "environment": lambda: _environment(at, files),
+        "environment": lambda: _encoded(at, files.environment) if files.environment else _world(at),
+        "traces": lambda: _encoded(at, files.traces or ()),
         "labels_K": lambda: label_tokens(tokenizer, split, of_answers=job.labels == "answers"),
         "unlearned": lambda: other("unlearned"),
         "assistant": lambda: other("assistant"),
@@ -110,10 +111,13 @@ def label_tokens(tokenizer: Any, split: Split, *, of_answers: bool) -> Int[Tenso
     return torch.tensor(sorted(ids))
 
 
-def _environment(at: Material, files: Files) -> Batch:
-    if files.environment is None and at.bed is not None:
-        return at.bed.world_batch
-    return encode(at.tokenizer, files.environment or (), template=at.split.template, max_length=at.split.max_length)
+def _encoded(at: Material, rows: Sequence[QA]) -> Batch:
+    return encode(at.tokenizer, rows, template=at.split.template, max_length=at.split.max_length)
+
+
+def _world(at: Material) -> Batch:
+    assert at.bed is not None
+    return at.bed.world_batch
 
 
 def _other(name: str, job: Job, at: Material, files: Files) -> nn.Module:

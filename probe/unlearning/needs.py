@@ -43,6 +43,7 @@ NEEDS: Mapping[str, Need] = {
     "refusal_texts": _REFUSALS,
     "alternatives": Need(("alternatives",)),
     "environment": Need(("environment",), "a file of rows of an unrelated task", testbed=True),
+    "traces": Need(("traces",), "a file of rows whose answers are reasoning about what is to be forgotten"),
     "labels_K": Need(("labels",), "answers or vocabulary: the tokens that random labels are drawn from"),
     "unlearned": Need(("unlearned",), "a folder of the model after unlearning, as probe unlearn writes it"),
     "layer_scores": Need(
@@ -70,6 +71,7 @@ class Files:
     refusals: tuple[str, ...] = ()
     alternatives: list[QA] | None = None
     environment: list[QA] | None = None
+    traces: list[QA] | None = None
     tokenizers: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -107,6 +109,7 @@ def read_files(method: Method, job: Job) -> Files:
         refusals,
         None if job.alternatives is None else read_rows(job.alternatives),
         None if job.environment is None else read_rows(job.environment),
+        None if job.traces is None else read_rows(job.traces),
         {name: load_tokenizer(getattr(job, name)) for name in MODELS if getattr(job, name) is not None},
     )
 

@@ -1,0 +1,159 @@
+"""Kin of RMU: a mask instead of a target, and reasoning traces beside the forget rows.
+
+``training`` stands for ``steps``, ``lr``, ``batch_size`` and the other keyword arguments of ``probe.train.minimise``.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from probe.data import Batch, Split
+from probe.methods.baselines import check_apart
+from probe.methods.method import Method
+from probe.methods.published import Published
+from probe.methods.rmu import RMUResult, random_target, rmu_parameters
+from probe.objectives.logprobs import before_targets
+from probe.objectives.masked import TowardsMasked
+from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, real_tokens
+from probe.sites import Site
+from probe.train import History, Term, minimise
+
+PUBLISHED = {
+    "deepseek-r1-llama-8b": Published(
+        "code of Wang et al., arXiv 2506.12963, WMDP-bio, DeepSeek-R1-Distill-Llama-8B; all_positions there",
+        {
+            "layer": 7,
+            "coefficient": 6.5,
+            "alpha": 1.7,
+            "trace_weight": 1.0,
+            "reasoning_weight": 1.0,
+            "steps": 500,
+            "lr": 7.5e-5,
+            "batch_size": 4,
+        },
+    )
+}
+
+
+def rmu_mask(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module,
+    layer: int,
+    alpha: float,
+    seed: int,
+    parameters: str | None = None,
+    tokens: TokenChoice = before_targets,
+    **training: Any,
+) -> History:
+    """L = mean (h(forget) - sg[h(forget)] m)^2 + alpha mean (h(retain) - h0(retain))^2, m = 1[v > 1/2], v uniform.
+
+    The forget term is that of the code of Wang et al., arXiv 2502.19301, which measures it alone; the retain term is
+    RMU's.
+
+    Args:
+        model: trained in place.
+        split: forget and retain rows.
+        original: the model before unlearning, frozen; gives h0.
+        layer: the block at whose output both terms are read.
+        alpha: weight of the retain term.
+        seed: fixes m and the order of rows.
+        parameters: as for ``rmu``.
+        tokens: which positions of forget rows are averaged over; of retain rows it is the real tokens.
+        training: see the module's text.
+
+    Raises:
+        ValueError: a layer outside the model, a negative alpha, an original that shares weights with the model, or what
+            ``minimise`` raises.
+    """
+    check_apart(model, original)
+    _check_not_negative(alpha=alpha)
+    pattern = parameters or rmu_parameters(model, layer)
+    width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
+    kept_D = torch.rand(width, generator=torch.Generator().manual_seed(seed)) > 0.5
+    terms = [
+        Term(1.0, TowardsMasked(Site(layer), kept_D, tokens), split.forget, "forget"),
+        Term(alpha, NearFrozen(original, Site(layer)), split.retain, "retain"),
+    ]
+    return minimise(model, terms, seed=seed, parameters=pattern, **training)
+
+
+def r2mu(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module,
+    traces: Batch,
+    environment: Batch,
+    layer: int,
+    coefficient: float,
+    alpha: float,
+    reasoning_weight: float,
+    seed: int,
+    trace_weight: float = 1.0,
+    parameters: str | None = None,
+    tokens: TokenChoice = real_tokens,
+    **training: Any,
+) -> RMUResult:
+    """RMU + v mean (h(traces) - u)^2 + w mean (h(reasoning) - h0(reasoning))^2: reasoning traces are misdirected too.
+
+    Wang et al., R2MU, arXiv 2506.12963, for models that reason before they answer. Without such traces it is RMU.
+
+    Args:
+        model: trained in place.
+        split: forget and retain rows.
+        original: the model before unlearning, frozen; gives h0.
+        traces: rows whose answers are reasoning about what is to be forgotten, one u for them and the forget rows. The
+            published ones are a phrase that opens the reasoning, and 100 tokens of what the model goes on to think.
+        environment: rows of other tasks whose answers are reasoning that shall stay; published: LIMO.
+        layer, coefficient, alpha: as for ``rmu``.
+        reasoning_weight, trace_weight: w and v, at least 0; 1 as published.
+        seed, parameters, tokens: as for ``rmu``.
+        training: see the module's text.
+
+    Raises:
+        ValueError: what ``rmu`` raises, or a negative weight.
+    """
+    check_apart(model, original)
+    _check_not_negative(alpha=alpha, reasoning_weight=reasoning_weight, trace_weight=trace_weight)
+    if not coefficient > 0:
+        raise ValueError(f"coefficient must be above 0, got {coefficient}")
+    site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
+    target_D = random_target(model, coefficient, seed)
+    away, near = TowardsTarget(site, target_D, tokens), NearFrozen(original, site, tokens)
+    terms = [
+        Term(1.0, away, split.forget, "forget"),
+        Term(trace_weight, away, traces, "traces"),
+        Term(alpha, near, split.retain, "retain"),
+        Term(reasoning_weight, near, environment, "reasoning"),
+    ]
+    return RMUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), target_D)
+
+
+def _check_not_negative(**weights: float) -> None:
+    for name, weight in weights.items():
+        if not weight >= 0:
+            raise ValueError(f"{name} must be at least 0, got {weight}")
+
+
+METHODS = (
+    Method(
+        "rmu_mask",
+        "representation",
+        "mean (1 - m) h(forget)^2 + alpha mean (h(retain) - h0)^2, m a random half of the width",
+        "code of Wang et al., arXiv 2502.19301",
+        "MLP output weights of blocks layer-2 to layer",
+        rmu_mask,
+    ),
+    Method(
+        "r2mu",
+        "representation",
+        "RMU + v mean (h(traces) - u)^2 + w mean (h(reasoning) - h0)^2",
+        "Wang et al., arXiv 2506.12963",
+        "MLP output weights of blocks layer-2 to layer",
+        r2mu,
+        PUBLISHED,
+    ),
+)
