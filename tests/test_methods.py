@@ -202,6 +202,18 @@ def test_padding_changes_the_loss_over_all_positions_and_no_other():
             assert torch.allclose(short, padded, rtol=1e-5) == invariant
 
 
+def test_f44_rmus_coefficient_may_count_in_retain_norms_of_its_block():
+    original, data = tiny_llama(), split()
+    with torch.no_grad():
+        hidden_BTD = original(**data.retain.inputs, output_hidden_states=True).hidden_states[2]
+    norm = hidden_BTD[content(data.retain)].norm(dim=-1).median().item()
+    assert rmu.retain_norm(original, data.retain, 1) == pytest.approx(norm, rel=1e-5)
+    settings = {"layer": 1, "coefficient": 3.0, "alpha": 1.0, "seed": 1, "steps": 1, "lr": 1e-3, "batch_size": 2}
+    for relative, length in ((False, 3.0), (True, 3.0 * norm)):
+        found = rmu.rmu(copy.deepcopy(original), data, original=original, relative=relative, **settings)
+        assert found.target_D.norm().item() == pytest.approx(length, rel=1e-5)
+
+
 def test_the_adaptive_coefficient_is_a_multiple_of_the_mean_norm():
     model, batch = tiny_llama(), random_batch()
     with torch.no_grad():

@@ -172,7 +172,7 @@ def _doctor(command: Doctor) -> NoReturn:
     folder = Path(command.model)
     # A folder of weights alone is a model too; a tokenizer that is there must load.
     alone = folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*"))
-    report = check_model(model, None if alone else load_tokenizer(command.model))
+    report = check_model(model, None if alone else load_tokenizer(command.model), largest=command.largest)
     print(report.table())
     sys.exit(1 if report.failed else 0)
 

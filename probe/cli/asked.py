@@ -47,7 +47,8 @@ class Figures:
 class Doctor:
     """Check on a model what is promised of every model: sites, edits, generation, padding, restoring, refusals.
 
-    Prints one line a check. The exit code is 1 if a check failed.
+    Prints one line a check, then special tokens, whether there is a chat template, and the median norm of what leaves
+    each block. The exit code is 1 if a check failed.
     """
 
     model: tyro.conf.Positional[str]
@@ -56,6 +57,8 @@ class Doctor:
     """Where to run it: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What weights are cast to."""
+    largest: int = 5_000_000
+    """Gradients are checked on a copy in float64 of models of no more parameters than this."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from probe.axes import DirectionD
 from probe.data import Batch, Split
+from probe.interventions.activations import activations, content
 from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
@@ -29,6 +30,9 @@ PUBLISHED = {
         {"layer": 7, "coefficient": 2.0, "alpha": 1.0, "steps": 80, "lr": 5e-5, "batch_size": 16},
     ),
 }
+
+# Rows from which a usual norm is read.
+_NORM_ROWS = 32
 
 # The weight with which a block's MLP writes to the residual stream, by family:
 # llama, mistral, gemma, qwen, phi-3 | phi, opt | gpt-neox, falcon, bloom | gpt-j | gpt-2, gpt-neo.
@@ -54,6 +58,7 @@ def rmu(
     seed: int,
     parameters: str | None = None,
     tokens: TokenChoice = real_tokens,
+    relative: bool = False,
     keep_states: bool = False,
     **training: Any,
 ) -> RMUResult:
@@ -73,6 +78,8 @@ def rmu(
             given: the MLP output weights of blocks layer-2 to layer. Where these have too little capacity, as in
             small models, pass ``block_parameters(model, range(layer - 2, layer + 1))``.
         tokens: which positions are averaged over; ``all_positions`` (padding too) is the published code's choice.
+        relative: whether ``coefficient`` counts in median norms of retain states at the block (``retain_norm``); norms
+            grow by an order of magnitude from the first block to the last, so that one number does not fit two blocks.
         keep_states: compute the frozen model's retain states, and what enters the first trained block, once for all
             rows instead of at every step (benchmarks/README.md); rows * length * width numbers for the forget rows
             and twice that for the retain rows.
@@ -86,7 +93,8 @@ def rmu(
     if not coefficient > 0 or not alpha >= 0:
         raise ValueError(f"coefficient must be above 0 and alpha at least 0, got {coefficient} and {alpha}")
     site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
-    target_D = random_target(model, coefficient, seed)
+    length = coefficient * retain_norm(original, split.retain, layer) if relative else coefficient
+    target_D = random_target(model, length, seed)
     away: Objective = TowardsTarget(site, target_D, tokens)
     near: Objective = NearFrozen(original, site, tokens)
     if keep_states:
@@ -104,6 +112,19 @@ def random_target(model: nn.Module, coefficient: float, seed: int) -> DirectionD
     width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     v_D = torch.rand(width, generator=torch.Generator().manual_seed(seed))
     return coefficient * v_D / v_D.norm()
+
+
+def retain_norm(model: nn.Module, batch: Batch, layer: int) -> float:
+    """Median of |h| at the output of block ``layer``, over the real tokens of at most 32 rows but each row's first.
+
+    The first token sees no context, and its norm may be hundreds of times larger.
+
+    Raises:
+        ValueError: a layer outside the model, or no row of more than one token.
+    """
+    site = Site(layer)
+    rows = batch.select(range(min(_NORM_ROWS, len(batch))))
+    return activations(model, rows, [site], tokens=content)[site].float().norm(dim=-1).median().item()
 
 
 def adaptive_coefficient(

@@ -38,10 +38,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Every check of one subject, in the order in which they ran."""
+    """Every check of one subject, in the order in which they ran, and facts about it that are no promises."""
 
     subject: str
     checks: tuple[Check, ...]
+    facts: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -49,7 +50,7 @@ class Report:
         return tuple(check for check in self.checks if check.outcome == "failed")
 
     def table(self) -> str:
-        """One line a check, and a last line with the counts."""
+        """One line a check and a fact, and a last line with the counts."""
         width = max(len(check.name) for check in self.checks)
         lines = [f"{check.outcome:<8}{check.name:<{width}}  {check.detail}" for check in self.checks]
         counts = ", ".join(
@@ -57,7 +58,7 @@ class Report:
             for outcome in ("passed", "failed", "refused", "absent")
             if (n := sum(check.outcome == outcome for check in self.checks))
         )
-        return "\n".join([self.subject, *lines, f"{len(self.checks)} checks: {counts}"])
+        return "\n".join([self.subject, *lines, *self.facts, f"{len(self.checks)} checks: {counts}"])
 
     def raise_for_failure(self) -> None:
         """Do nothing if no check failed.
