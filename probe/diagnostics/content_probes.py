@@ -12,9 +12,9 @@ from probe.axes import PerLayerL
 from probe.data import QA, Split
 from probe.diagnostics.answer_values import values
 from probe.diagnostics.ridge_solve import PENALTIES, ridge_heldout
-from probe.diagnostics.separability import over_folds
 from probe.diagnostics.split_states import SplitStates
 from probe.display import table
+from probe.metrics.intervals import grouped_share
 from probe.sites import unwrapped
 
 CodesNCE = Float[Tensor, "N C E"]
@@ -40,7 +40,7 @@ class ContentProbe:
     Args:
         layers: block indices, in the order of the arrays.
         accuracy_L: share of rows whose right answer comes first; ties count as wrong.
-        low_L, high_L: 95 % t-interval over groups of test rows (over rows where there are no groups).
+        low_L, high_L: 95 % interval over groups of test rows (over rows where there are no groups).
         above_L: share of wrong answers ranked below the right one; 0.5 is chance, and less noisy than the accuracy.
         control_L: accuracy of probes fitted to answers shuffled among the training rows, mean over shuffles.
         control_SL: each of them.
@@ -98,7 +98,8 @@ def content_probe(
     A candidate's code is the mean over its tokens of the output embedding's rows, centred over the vocabulary and of
     length one each. Scores are cosines of the predicted code with the candidates' codes, centred within the row.
     Fitted on retain entities and tested on forget entities, what is decoded was in the state, not in the probe.
-    What can be guessed counts too: compare with the retrained model rather than with chance.
+    What can be guessed counts too, and so does what the words of a question say of its answer: a model that never saw
+    the facts lies above chance. Compare with a retrained model; without one nothing can be read from the number alone.
 
     Args:
         states: made by ``split_states``, from ``answer_values.value_split(tokenizer, split)`` to read the state that
@@ -130,16 +131,14 @@ def content_probe(
     first_LN, above_LN = _scores(predicted[0], test)
     controls = [_scores(one, test)[0].mean(1) for one in predicted[1:]]
     control_SL = torch.stack(controls) if controls else first_LN.new_zeros(0, len(first_LN))
-    by_group = [first_LN[:, states.forget_group_N == g].mean(1) for g in states.forget_group_N.unique()]
-    half_L = torch.full_like(by_group[0], float("nan"))
-    if len(by_group) > 1:
-        half_L = torch.from_numpy(over_folds(torch.stack(by_group, 1).numpy())[1])
-    accuracy_L = first_LN.mean(1)
+    groups = tuple(map(str, states.forget_group_N.tolist()))
+    ends = [grouped_share(first_N.numpy(), groups).ends for first_N in first_LN]
+    accuracy_L, low_L, high_L = torch.tensor(ends, dtype=torch.float64).T
     return ContentProbe(
         states.layers,
         accuracy_L,
-        (accuracy_L - half_L).clamp(0, 1),
-        (accuracy_L + half_L).clamp(0, 1),
+        low_L,
+        high_L,
         above_L=above_LN.mean(1),
         control_L=control_SL.mean(0),
         control_SL=control_SL,
@@ -148,7 +147,7 @@ def content_probe(
         penalty_L=penalty_L,
         n_train=len(train_rows),
         n_test=len(test_rows),
-        n_groups=len(by_group),
+        n_groups=len(set(groups)),
         width=train_LND.shape[2],
     )
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from probe.axes import PerLayerL
 from probe.diagnostics.ridge_solve import PENALTIES, heldout_by_penalty, standardised
-from probe.diagnostics.separability import FOLDS, logistic_aucs, over_folds
+from probe.diagnostics.separability import FOLDS, logistic_aucs
 from probe.diagnostics.split_states import SplitStates
 from probe.display import table
+from probe.metrics.intervals import over_folds
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +23,7 @@ class RidgeProbes:
     Args:
         layers: block indices, in the order of the arrays.
         auc_L: mean over held-out folds; 0.5 is chance.
-        low_L, high_L: 95 % t-interval over folds. Folds share training rows, so it is approximate.
+        low_L, high_L: 95 % interval, corrected for the rows that folds share (``intervals.over_folds``).
         null_SL: the same with labels shuffled between groups of a fold, once a row; penalties are chosen anew.
         p_L: (1 + shuffles at least as good) / (1 + shuffles).
         p_any: the same for the best layer against the best layer of each shuffle, so that looking at all is paid for.
@@ -65,9 +66,9 @@ def ridge_probes(
     """Linear probes of all layers, all penalties and all shuffled label sets from one decomposition a layer.
 
     Labels are +1 and -1, inputs are standardised over all rows. Folds keep groups whole (scikit-learn's
-    ``StratifiedGroupKFold``, the very folds of ``separability`` for the same seed). A fold is read at the penalty that
-    has the best mean AUROC over the other folds; where signal is weak and classes are of unequal size, the squared
-    error would choose a penalty that shrinks it away.
+    ``StratifiedGroupKFold``, the very folds of ``separability``'s first repeat for the same seed). A fold is read at
+    the penalty that has the best mean AUROC over the other folds; where signal is weak and classes are of unequal
+    size, the squared error would choose a penalty that shrinks it away.
 
     Args:
         states: made by ``split_states``.
@@ -95,16 +96,16 @@ def ridge_probes(
     )
     best_FLK = (auc_PFLK.sum(1, keepdim=True) - auc_PFLK).argmax(0)
     auc_FLK = auc_PFLK.gather(0, best_FLK[None])[0]
-    mean_L, half_L = over_folds(auc_FLK[:, :, 0].T.numpy())
+    ends = [over_folds(auc_K[None].numpy()).ends for auc_K in auc_FLK[:, :, 0].T]
+    auc_L, low_L, high_L = torch.tensor(ends, dtype=torch.float64).T
     null_SL = auc_FLK[:, :, 1:].mean(0).T
-    auc_L = torch.from_numpy(mean_L)
     reached_L = (null_SL >= auc_L).sum(0)
     reached_any = int((null_SL.amax(1) >= auc_L.max()).sum()) if shuffles else 0
     return RidgeProbes(
         states.layers,
         auc_L,
-        torch.from_numpy((mean_L - half_L).clip(0, 1)),
-        torch.from_numpy((mean_L + half_L).clip(0, 1)),
+        low_L,
+        high_L,
         null_SL,
         p_L=(1.0 + reached_L.double()) / (1 + shuffles),
         p_any=(1 + reached_any) / (1 + shuffles),
@@ -118,7 +119,7 @@ def ridge_probes(
 
 
 def ridge_minus_logistic(states: SplitStates, *, penalties: Sequence[float] = PENALTIES, seed: int = 0) -> PerLayerL:
-    """AUROC of the ridge probe less that of standardised logistic regression (L2, C = 1) on the same folds, per layer.
+    """AUROC of the ridge probe less that of standardised logistic regression on the same folds, per layer.
 
     Logistic regression is the reference for reported numbers; this states what ridge costs or gains on these states.
 

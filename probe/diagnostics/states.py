@@ -23,6 +23,14 @@ def last_prompt_token(hidden_BTD: HiddenBTD, batch: Batch) -> HiddenBD:
     return hidden_BTD[row_B, predicted_BT.long().argmax(1)]
 
 
+def mean_prompt(hidden_BTD: HiddenBTD, batch: Batch) -> HiddenBD:
+    """The mean over the tokens before the answer."""
+    _check(batch.target_BT)
+    before_BT = batch.attention_BT.bool() & (batch.target_BT.long().cumsum(1) == 0)
+    weight_BT1 = before_BT[..., None].to(hidden_BTD.dtype)
+    return (hidden_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+
+
 def mean_answer(hidden_BTD: HiddenBTD, batch: Batch) -> HiddenBD:
     """The mean over the answer's tokens."""
     _check(batch.target_BT)

@@ -106,6 +106,27 @@ def grouped_share(values_N: ArrayN, groups: Sequence[str], *, level: float = LEV
     return Interval(mean, *_score_ends(mean, effective, _t(n, level)), n)
 
 
+def over_folds(
+    values_RK: Float[np.ndarray, "R K"], *, within: tuple[float, float] = (0.0, 1.0), level: float = LEVEL
+) -> Interval:
+    """The mean of a cross-validated number over R repeats of K folds, corrected for the rows that fits share.
+
+    Fits to overlapping rows err together, so Student's interval over folds is too narrow: at chance it covers .80 to
+    .85. Nadeau and Bengio (2003) take the variance of one number (1 / RK + test share / training share) times;
+    repeats bring no independent rows, so the quantile is that of K folds. Covers .89 to .98 at chance with 2 to 20
+    groups a class, five repeats; .90 to .94 with one.
+
+    Args:
+        values_RK: one number a fold, (-1, 1) for differences of paired folds.
+        within, level: as in ``interval``.
+    """
+    values_RK = np.asarray(values_RK, dtype=float)
+    folds, n = values_RK.shape[1], values_RK.size
+    spread = float(values_RK.std(ddof=1)) * math.sqrt(1 / n + 1 / (folds - 1))
+    mean, half = float(values_RK.mean()), _t(folds, level) * spread
+    return Interval(mean, max(mean - half, within[0]), min(mean + half, within[1]), folds)
+
+
 def _by_group(values_N: ArrayN, groups: Sequence[str]) -> Float[np.ndarray, " K"]:
     if len(values_N) != len(groups):
         raise ValueError(f"{len(values_N)} values and {len(groups)} groups; give one a row")
