@@ -1,23 +1,23 @@
 """Load and save models: safetensors only, no remote code, no network unless a hub name is given."""
 
+import errno
 import hashlib
-import json
-import struct
+import logging
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
 
+from probe.model_files import cached_folder, check_folder, check_objects, no_folder, place_of, put_in_place, refused
 from probe.modes import check_loaded
 from probe.quantised import beside_parameters, parts
-
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-# How torch.save (a zip, or a bare pickle of protocol 2 to 5) begins, whatever the file is called.
-_PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 # Tokenizers that cut this alike and share their vocabulary are taken for the same.
 _SAMPLE = "  Who wrote “Ünïcode 1234”, and when?\n\tIt's don't-know O'Neil; naïve façade №5.\n\n"
@@ -25,6 +25,9 @@ _SAMPLE = "  Who wrote “Ünïcode 1234”, and when?\n\tIt's don't-know O'Neil
 
 def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
     """A Hugging Face decoder from a folder (or, if no such folder exists and it looks like one, a hub name).
+
+    Every weight of the model comes from the files, and every weight in the files goes into the model; what the family
+    itself declares tied or to be ignored is left aside.
 
     Args:
         name: folder with ``config.json`` and ``*.safetensors``, or ``owner/model``.
@@ -36,59 +39,105 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
         the model in eval mode.
 
     Raises:
-        ValueError: pickled weights, a truncated or missing safetensors file, a path that does not exist, or a
-            device that is not here.
+        ValueError: a path that does not exist, what ``check_folder`` refuses, a config of which no model can be made,
+            or weights that are missing, unexpected or of another shape than the config says.
+        OSError: the disk is full.
     """
-    check_device(device)
-    source = _source(name)
+    source = place_of(name)
+    folder = source if isinstance(source, Path) else cached_folder(source)
+    check_folder(folder)
     from transformers import AutoModelForCausalLM
 
     spread = device == "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        source,
-        dtype=dtype,
-        trust_remote_code=False,
-        use_safetensors=True,
-        local_files_only=Path(source).is_dir(),
-        device_map="auto" if spread else None,
-    )
+    model = whole(AutoModelForCausalLM, folder, dtype=dtype, device_map="auto" if spread else None)
     return model.eval() if spread else model.to(device).eval()
+
+
+def whole(family: Any, folder: Path, **how: Any) -> Any:
+    """A model of one of transformers' families, with all of its weights from a folder that ``check_folder`` let pass.
+
+    Args:
+        family: ``AutoModelForCausalLM``, say.
+        folder: with config and weights.
+        how: keyword arguments of its ``from_pretrained``.
+
+    Raises:
+        ValueError: a config of which no model can be made, or weights that are missing, unexpected or of another shape.
+    """
+    # Which weights are missing is told by the error, not by a table above it.
+    with refused(f"{folder}: no model can be made of what lies there; save it anew with save_pretrained"), _no_report():
+        model, info = family.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **how,
+        )
+    _check_names(folder, model, info)
+    return model
 
 
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer that lies beside a model.
 
     Raises:
-        ValueError: a path that does not exist, or a file.
+        ValueError: a path that does not exist, a file, or a tokenizer that cannot be read.
     """
-    source = _place(name)
+    source = place_of(name)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=Path(source).is_dir())
+    if not isinstance(source, Path):
+        with refused(f"{no_folder(name)}, and no tokenizer of that name from the hub"):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    check_objects(source)
+    with refused(f"{source} has no tokenizer that can be read; copy it from the model it belongs to"):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=True)
 
 
 def save_model(model: Any, folder: str | Path, *, tokenizer: Any = None) -> None:
-    """Save weights as safetensors, with the tokenizer if one is given.
+    """Save weights as safetensors, with the tokenizer if one is given: all of it or nothing.
 
-    Inside ``probe.hooks.edited`` it warns: the saved weights lack the edit.
+    A model that was there before is replaced. Whatever interrupts it, the folder holds no weights that can be loaded
+    until all have been written. Inside ``probe.hooks.edited`` it warns: the saved weights lack the edit.
 
     Raises:
-        ValueError: the model carries hooks that are not ours.
+        ValueError: the model carries hooks that are not ours, or adapters.
+        OSError: the disk is full.
     """
+    from safetensors import SafetensorError
+
     from probe.hooks import foreign_hooks, open_edits
 
     left = foreign_hooks(model)
     if left:
         raise ValueError(f"the model carries hooks (at {left[0]}), which a saved model would lack; remove them first")
+    adapted = next((name for name, m in model.named_modules() if "base_layer" in m._modules), None)
+    if adapted is not None:
+        raise ValueError(
+            f"the model carries adapters (at {adapted}); call its merge_and_unload() and save what it returns"
+        )
     edits = open_edits(model)
     if edits:
         warnings.warn(
             f"an edit is active at {edits[0]}; only weights are saved, so the saved model lacks it",
             stacklevel=2,
         )
-    model.save_pretrained(folder, safe_serialization=True)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    part = Path(folder) / f".{uuid4().hex}.part"
+    try:
+        part.mkdir(parents=True)
+        model.save_pretrained(part)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        put_in_place(part, Path(folder))
+    except SafetensorError as error:
+        # The writer reports a full disk in words only.
+        if "os error 28" in str(error):
+            raise OSError(errno.ENOSPC, f"no space left for the model in {folder}") from None
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -188,86 +237,46 @@ def check_model(model: Any, tokenizer: Any) -> None:
     """Refuse a model that could only give nonsense.
 
     Raises:
-        ValueError: weights that are not loaded, a NaN or infinity in a weight, or a tokenizer whose ids exceed the
-            embedding.
+        ValueError: weights that are not loaded, a NaN or infinity in a weight, a tokenizer without an eos token, or one
+            whose ids exceed the embedding.
     """
     check_loaded(model)
     for name, parameter in model.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"parameter {name} holds NaN or infinity; the checkpoint is broken")
     rows = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no eos token, so no answer would have an end; name one in its config")
     largest = max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise ValueError(f"the tokenizer has ids up to {largest}, the model embeds {rows}; they do not belong together")
 
 
-def _source(name: str | Path) -> str:
-    source = _place(name)
-    if Path(source).is_dir():
-        _check_folder(Path(source))
-    return source
+@contextmanager
+def _no_report() -> Iterator[None]:
+    def keep(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
-def _place(name: str | Path) -> str:
-    """A folder that exists, or what can only be a hub name."""
-    path = Path(name)
-    if path.suffix in _PICKLES:
-        raise ValueError(_no_pickle(path))
-    if path.is_file():
-        raise ValueError(f"{path} is a file; pass the folder that holds config.json and model.safetensors")
-    if path.is_dir():
-        return str(path)
-    text = str(name)
-    if text.startswith((".", "/", "~")) or text.count("/") != 1:
-        raise ValueError(f"no folder at {path} (resolved to {path.resolve()}); pass a model folder or owner/model")
-    return text
-
-
-def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise ValueError(f"{path} has no config.json; pass a folder written by save_pretrained")
-    weights = sorted(path.glob("*.safetensors"))
-    if not weights:
-        pickled = [p for p in path.iterdir() if p.suffix in _PICKLES]
-        raise ValueError(_no_pickle(pickled[0]) if pickled else f"{path} has no .safetensors file")
-    for file in weights:
-        check_safetensors(file)
-
-
-def check_safetensors(path: str | Path) -> None:
-    """Refuse a file that is shorter or longer than its header says, naming both sizes.
-
-    Raises:
-        ValueError: the file is truncated, has trailing bytes, or is not safetensors.
-    """
-    path = Path(path)
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        head = handle.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        try:
-            header: dict[str, Any] | None = json.loads(handle.read(length)) if length <= size else None
-        except ValueError:
-            header = {}
-    if not header:
-        if head.startswith(_PICKLED):
-            raise ValueError(_no_pickle(path))
-        if header is None:
-            raise ValueError(
-                f"{path} is not a whole safetensors file ({size} bytes, header alone needs {8 + length}); copy it again"
-            )
-        raise ValueError(f"{path} is not a safetensors file (its header is not JSON); copy it again")
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise ValueError(f"{path} has {size} bytes, its header expects {expected}; the file is damaged, copy it again")
-
-
-def _no_pickle(path: Path) -> str:
-    return (
-        f"{path} is a pickle, which can run code when loaded; convert it where it was made with "
-        "model.save_pretrained(folder, safe_serialization=True)"
-    )
+def _check_names(folder: Path, model: nn.Module, info: Mapping[str, Any]) -> None:
+    found = {
+        "missing": sorted(info["missing_keys"]),
+        "not of this model": sorted(info["unexpected_keys"]),
+        "of another shape": [f"{n} {tuple(a)} for {tuple(b)}" for n, a, b in sorted(info["mismatched_keys"])],
+    }
+    odd = "; ".join(f"{len(names)} {what}, {names[0]} for one" for what, names in found.items() if names)
+    if odd:
+        raise ValueError(
+            f"{folder}: the weights are not those of a {type(model).__name__} as config.json describes it: {odd}. Save "
+            "the model whole with save_pretrained, or mend config.json"
+        )
 
 
 def check_device(device: str, *, spread: bool = True) -> None:

@@ -22,7 +22,7 @@ from jaxtyping import TypeCheckError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 
-from probe.checkpoints import check_model, check_safetensors, check_tokenizer, load_tokenizer, weights_hash
+from probe.checkpoints import check_model, check_tokenizer, load_tokenizer, weights_hash
 from probe.data import Batch, Split, encode_text, make_split
 from probe.datasets import read_rows
 from probe.diagnostics.fragility import layer_map
@@ -39,6 +39,7 @@ from probe.interventions.steering import Steer, direction_at
 from probe.methods.rmu import rmu
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
+from probe.model_files import check_safetensors
 from probe.objectives.representation import hidden_at
 from probe.objectives.token import ga, nll
 from probe.quantised import quantised
@@ -502,7 +503,7 @@ def test_a_pickle_in_disguise_is_named_67(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("model.bin", "is a pickle"), ("./absent", "no folder at absent .resolved to /")]
+    ("name", "message"), [("model.bin", "is a pickle"), ("./absent", r"no folder at \./absent .resolved to /")]
 )
 def test_tokenizers_are_loaded_from_folders_only_67(name, message):
     with pytest.raises(ValueError, match=message):

@@ -22,6 +22,7 @@ LEVEL = {
     "data": 1,
     "datasets": 2,
     "readers": 3,
+    "model_files": 1,
     "checkpoints": 3,
     "outputs": 0,
     "positions": 1,

@@ -1,5 +1,7 @@
 """Extraction by generating, MUSE's memorisation, and judges of meaning."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -232,6 +234,15 @@ def small_bert(tmp_path):
         )
         tokenizer.save_pretrained(tmp_path / name)
     return tmp_path
+
+
+def test_r1_a_judge_whose_weights_lack_is_refused(small_bert):
+    shutil.copy(small_bert / "encoder" / "model.safetensors", small_bert / "nli" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"weights are not those of a BertForSequenceClassification .*missing"):
+        nli_judge(small_bert / "nli")
+    (small_bert / "encoder" / "model.safetensors").rename(small_bert / "encoder" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="is a pickle"):
+        sentence_embedder(small_bert / "encoder")
 
 
 def test_models_from_folders_judge_and_give_their_name(small_bert):

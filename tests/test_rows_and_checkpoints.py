@@ -12,13 +12,13 @@ from conftest import tiny_llama
 from probe.checkpoints import (
     check_different,
     check_model,
-    check_safetensors,
     check_tokenizer,
     load_model,
     load_tokenizer,
     save_model,
     weights_hash,
 )
+from probe.model_files import check_safetensors
 from probe.rows import Row, append, load
 from probe.weights import blended, check_same_architecture
 

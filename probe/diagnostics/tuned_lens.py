@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import HiddenND
-from probe.checkpoints import check_safetensors
 from probe.data import Batch
 from probe.harvest import visit
+from probe.model_files import check_safetensors
 from probe.positions import Positions, not_first
 from probe.sites import Site, n_layers
 

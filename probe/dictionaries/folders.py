@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from probe.checkpoints import check_device, check_safetensors
+from probe.checkpoints import check_device
 from probe.dictionaries.adapters import dictionary
 from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.published import gemma_scope, llama_scope, sparsify
+from probe.model_files import check_safetensors
 
 _WEIGHTS, _SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
 _GEMMA = ("params.npz", "params.safetensors")

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probe.checkpoints import check_safetensors
 from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.coding import JumpRelu, Linear, TopK
+from probe.model_files import check_safetensors
 
 _GEMMA_SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
 

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from probe.checkpoints import check_safetensors, file_hash
+from probe.checkpoints import file_hash
 from probe.interventions.fit import MODEL_KEYS, check_same, check_width, fingerprint, width_at
 from probe.interventions.operations import Compilable, Operation
 from probe.interventions.written import check_keys, check_operation, described, read_json, read_step, written
+from probe.model_files import check_safetensors
 from probe.positions import At, Intervention, Mask, Positions
 from probe.sites import Part, Place, Side, Site, layer_of, place_of, unwrapped
 

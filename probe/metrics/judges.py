@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from probe.checkpoints import load_tokenizer, whole
 from probe.metrics.text import rouge_l_recall
+from probe.model_files import cached_folder, check_folder, place_of
 
 # Texts -> one vector each; (premise, hypothesis) pairs -> whether, or how probably, each is entailed.
 Embed = Callable[[list[str]], Any]
@@ -94,12 +96,13 @@ def sentence_embedder(
 
     Raises:
         FileNotFoundError: the model is not there (the message says how to get it).
-        ValueError: a model whose pooling is declared to be another than the mean.
+        ValueError: weights that are a pickle, missing or another model's, or a pooling that is declared to be another
+            than the mean.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     _refuse_other_pooling(Path(folder_or_name))
-    model, tokenizer = _loaded(AutoModel, AutoTokenizer, folder_or_name, from_hub)
+    model, tokenizer = _loaded(AutoModel, folder_or_name, from_hub)
     model = model.to(device).eval()
 
     def embed(texts: list[str]) -> np.ndarray:
@@ -129,11 +132,11 @@ def nli_judge(
 
     Raises:
         FileNotFoundError: the model is not there (the message says how to get it).
-        ValueError: not exactly one of the model's labels is called entailment.
+        ValueError: weights that are a pickle, missing or another model's, or not exactly one label called entailment.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    model, tokenizer = _loaded(AutoModelForSequenceClassification, AutoTokenizer, folder_or_name, from_hub)
+    model, tokenizer = _loaded(AutoModelForSequenceClassification, folder_or_name, from_hub)
     model = model.to(device).eval()
     labels = {int(i): str(label) for i, label in model.config.id2label.items()}
     wanted = [i for i, label in labels.items() if label.lower() == "entailment"]
@@ -159,17 +162,18 @@ def _name(folder_or_name: str | Path) -> str:
     return Path(folder_or_name).name if Path(folder_or_name).is_dir() else str(folder_or_name)
 
 
-def _loaded(model_class: Any, tokenizer_class: Any, folder_or_name: str | Path, from_hub: bool) -> tuple[Any, Any]:
-    where, local = str(folder_or_name), not from_hub or Path(folder_or_name).is_dir()
+def _loaded(family: Any, folder_or_name: str | Path, from_hub: bool) -> tuple[Any, Any]:
     try:
-        model = model_class.from_pretrained(where, local_files_only=local)
-        return model, tokenizer_class.from_pretrained(where, local_files_only=local)
-    except OSError as error:
-        tried = "looked for a folder and in the local cache" if local else "asked the hub"
+        where = place_of(folder_or_name)
+        folder = where if isinstance(where, Path) else cached_folder(where, download=from_hub)
+    except ValueError as error:
+        tried = "asked the hub" if from_hub else "looked for a folder and in the local cache"
         raise FileNotFoundError(
-            f"no model {where} ({tried}): download it and pass its folder, or pass from_hub=True where the hub can "
-            "be reached"
+            f"no model {folder_or_name} ({tried}): download it and pass its folder, or pass from_hub=True where the "
+            "hub can be reached"
         ) from error
+    check_folder(folder)
+    return whole(family, folder), load_tokenizer(folder)
 
 
 def _refuse_other_pooling(folder: Path) -> None:
