@@ -4,12 +4,15 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from analyses.peers import closer_look, open_unlearning
+from analyses.peers import closer_look, forks, open_unlearning
 from analyses.peers.subject import HEADER, Comparison, Subject, subject
 
 PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = {
     "open-unlearning": ("locuslab/open-unlearning", open_unlearning.comparisons),
     "closer-look": ("sail-sg/closer-look-LLM-unlearning", closer_look.comparisons),
+    "bootstrapping": ("kemoulee/open-unlearning", forks.bootstrapping),
+    "baldro": ("nxZhai/BalDRO", forks.baldro),
+    "jensun": ("nmndeep/JensUn-Unlearning", forks.jensun),
 }
 
 

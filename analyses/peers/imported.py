@@ -12,11 +12,12 @@ from typing import Any
 
 
 @contextmanager
-def imports_from(folder: Path, *, absent: Sequence[str] = ()) -> Iterator[None]:
+def imports_from(folder: Path, *, absent: Sequence[str] = (), bare: Sequence[str] = ()) -> Iterator[None]:
     """Within it, modules are looked for in ``folder`` first; on leaving, what was imported from there is forgotten.
 
     Args:
         folder: put in front of the path.
+        bare: packages of the folder whose ``__init__`` is not run.
         absent: packages that an empty module stands for where they are not installed; every name in it is a class.
 
     Raises:
@@ -29,6 +30,11 @@ def imports_from(folder: Path, *, absent: Sequence[str] = ()) -> Iterator[None]:
     finder = _Absent(absent)
     sys.path.insert(0, str(folder))
     sys.meta_path.append(finder)
+    for name in bare:
+        package = ModuleType(name)
+        package.__path__ = [str(folder / name.replace(".", "/"))]
+        package.__file__ = str(folder / name.replace(".", "/") / "__init__.py")
+        sys.modules[name] = package
     try:
         yield
     finally:

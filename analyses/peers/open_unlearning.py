@@ -53,6 +53,11 @@ def on_forget(objective: Objective) -> Side:
     return lambda model, sides: objective(model, sides.forget)
 
 
+def on_retain(objective: Objective) -> Side:
+    """Our objective on the retain rows alone."""
+    return lambda model, sides: objective(model, sides.retain)
+
+
 def on_pairs(objective: Objective) -> Side:
     """Our objective on the forget rows, refusals beside them."""
     return lambda model, sides: objective(model, paired(sides.refusals, sides.forget, same_prompt=False))

@@ -122,7 +122,12 @@ def _differences(model: nn.Module, sides: Sides, theirs: Side, ours: Side) -> tu
     for side in (theirs, ours):
         # Some objectives draw: both sides from the same state.
         torch.manual_seed(0)
-        loss = side(model, sides)
+        # Tensors that a peer makes by itself are to match a float64 model.
+        torch.set_default_dtype(torch.float64)
+        try:
+            loss = side(model, sides)
+        finally:
+            torch.set_default_dtype(torch.float32)
         found = torch.autograd.grad(loss, list(parameters(model)), allow_unused=True)
         losses.append(float(loss.detach()))
         gradients.append(

@@ -85,6 +85,7 @@ def dr_simnpo(
         share,
         form,
         training,
+        released_retain=nll,
     )
 
 
@@ -123,6 +124,7 @@ def _on_hard_rows(
     share: float | None,
     form: Form,
     training: dict[str, Any],
+    released_retain: Objective = summed_nll,
 ) -> History:
     if (temperature is None) == (share is None):
         raise ValueError(f"give either temperature or share, got temperature={temperature} and share={share}")
@@ -130,7 +132,7 @@ def _on_hard_rows(
         raise ValueError(f"form must be paper or released, got {form!r}")
     released = form == "released"
     if temperature is not None:
-        retain = summed_nll if released else nll
+        retain = released_retain if released else nll
         forget = make(SoftWorst(temperature, easiest=released))
         return unlearn(model, split, forget, retain, retain_weight=retain_weight, **training)
     assert share is not None

@@ -108,5 +108,5 @@ class HardestRows:
 
 
 def summed_nll(model: nn.Module, batch: Batch) -> Scalar:
-    """L = -mean_b sum_i log p_i (SS): the retain loss of BalDRO-DV's released code; the others take the token mean."""
+    """L = -mean_b sum_i log p_i (SS): the retain loss of DrNPO and DrSatImp in BalDRO's code; others average."""
     return -sequence_sum(target_logprobs(model, batch), predicted_targets(batch))
