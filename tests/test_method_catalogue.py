@@ -36,6 +36,7 @@ from probe.methods.representation import Rerouting
 from probe.methods.sequential import compounded_loss, requests, sequential
 from probe.methods.task_vector import task_vector
 from probe.methods.uwc import mixed, uwc
+from probe.methods.whp import whp_logits
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
@@ -210,6 +211,7 @@ def arguments(method, data: Split, model) -> dict:
         "alternatives": lambda: several(data.forget, 2),
         "environment": lambda: random_batch(5),
         "traces": lambda: random_batch(6),
+        "assistant": lambda: tiny_llama(7),
         "labels_K": lambda: torch.arange(3, 9),
         "sae": lambda: components(model, data),
         "site": lambda: Site(1),
@@ -290,6 +292,7 @@ def test_an_original_that_is_the_model_itself_is_refused(method):
         ("rmu_mask", {"alpha": -1.0}, "alpha must be at least 0"),
         ("r2mu", {"coefficient": 0.0}, "coefficient must be above 0"),
         ("r2mu", {"trace_weight": -1.0}, "trace_weight must be at least 0"),
+        ("whp", {"alpha": -1.0}, "alpha must be at least 0"),
         ("loku", {"rank": 9}, "rank must lie between 1 and 8"),
         ("loku", {"parameters": "lm_head"}, "no linear map"),
         ("jensun_released", {"text_ids": ()}, "text_ids is empty"),
@@ -444,7 +447,13 @@ def test_logit_offset_identities():
         # With the model itself as the original assistant only the unlearned one is left.
         torch.testing.assert_close(logit_offset(large, unlearned, large, alpha=1.0)(**batch.inputs).logits, z_unlearned)
         torch.testing.assert_close(logit_difference(large, small, alpha=0.5)(**batch.inputs).logits, z - 0.5 * z_small)
+        torch.testing.assert_close(
+            whp_logits(large, small, alpha=0.5)(**batch.inputs).logits, torch.minimum(z, 1.5 * z - 0.5 * z_small)
+        )
+        assert torch.equal(whp_logits(large, small, alpha=0.0)(**batch.inputs).logits, z)
     assert [weights_hash(m) for m in (large, small, unlearned)] == hashes
+    with pytest.raises(ValueError, match="alpha must be at least 0"):
+        whp_logits(large, small, alpha=-1.0)
     with pytest.raises(ValueError, match="tokens and the model"):
         Offset(large, [(1.0, tiny_llama(vocab_size=40))])
 

@@ -10,6 +10,7 @@ from test_objectives import Table, gradient, pairs, same, sums
 from torch import nn
 
 from probe.objectives.bootstrap import BST, BSTW
+from probe.objectives.generic import GenericLabels
 from probe.objectives.hinge import InvertedHinge
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
@@ -194,3 +195,17 @@ def test_a_mask_draws_part_of_the_width_to_zero_and_leaves_the_rest(model):
         return (hidden_BTD - hidden_BTD.detach() * kept_D).square().mean(-1)[before_targets(batch)].mean()
 
     same(model, TowardsMasked(Site(1), kept_D, before_targets), as_printed, batch)
+
+
+# --- generic predictions ---
+
+
+def test_generic_labels_are_what_reinforcement_did_not_raise(original, model):
+    batch, reinforced = random_batch(), tiny_gpt2(2)
+    at_BT = before_targets(batch)
+    with torch.no_grad():
+        logits_NV, z_NV, raised_NV = (m(**batch.inputs).logits[at_BT] for m in (model, original, reinforced))
+        for alpha in (0.0, 1.0, 5.0):
+            generic_NV = torch.where(raised_NV > z_NV, (1 + alpha) * z_NV - alpha * raised_NV, z_NV)
+            expected = nn.functional.cross_entropy(logits_NV, generic_NV.argmax(-1))
+            torch.testing.assert_close(GenericLabels(original, reinforced, alpha)(model, batch), expected)

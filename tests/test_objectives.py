@@ -18,6 +18,7 @@ from probe.datasets import REFUSALS, idk_rows
 from probe.modes import evaluating
 from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
 from probe.objectives.distribution import CEU, UNDIAL, ELMErase, KLFromUniform, KLToUniform, LogitMargin
+from probe.objectives.generic import GenericLabels
 from probe.objectives.hinge import InvertedHinge
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
@@ -174,6 +175,7 @@ OF_DISTRIBUTIONS = {
     "KTO code": lambda o: KTO(o, 0.5, "npo-repo"),
     "KTO code log": lambda o: KTO(o, 0.5, "npo-repo-log"),
     "IHL": lambda o: InvertedHinge(),
+    "WHP": lambda o: GenericLabels(o, tiny_gpt2(2), 1.0),
     "AP": lambda o: AnswerPreservation(0.1),
     "FLAT TV": lambda o: FLAT("total-variation"),
     "FLAT KL": lambda o: FLAT("kl"),
@@ -896,7 +898,8 @@ def test_settings_out_of_range_are_refused(make, message):
 
 def test_an_original_of_another_vocabulary_is_refused():
     model, other = tiny_llama(), tiny_llama(vocab_size=64)
-    objectives = (ForwardKL(other), ReverseKL(other), UNDIAL(other, 1.0), LogitNPO(other, 1.0))
-    for objective in (*objectives, ELMErase(other, (5,), (6,), 1.0, 1)):
+    objectives = (ForwardKL(other), ReverseKL(other), UNDIAL(other, 1.0), LogitNPO(other, 1.0), JensenShannon(other))
+    generic = (GenericLabels(other, other, 1.0), GenericLabels(model, other, 1.0))
+    for objective in (*objectives, *generic, ELMErase(other, (5,), (6,), 1.0, 1)):
         with pytest.raises(ValueError, match="vocabulary of 64 tokens and the model one of 48"):
             objective(model, random_batch())

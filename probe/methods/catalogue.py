@@ -36,6 +36,7 @@ from probe.methods import (
     task_vector,
     uwc,
     weighting,
+    whp,
 )
 from probe.methods.method import FAMILIES, Method, described
 
@@ -134,6 +135,7 @@ def methods() -> tuple[Method, ...]:
         in_context,
         guard,
         logit_offset,
+        whp,
     )
     found = [*(method for module in modules for method in module.METHODS), *_OTHERS]
     return tuple(method for family in FAMILIES for method in found if method.family == family)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from probe.methods.method import Method
 from probe.sites import unwrapped
@@ -58,11 +58,15 @@ class Offset(nn.Module):
         kept = []
         for weight, assistant, cache in zip(self.weights, self.assistants, given.assistants, strict=True):
             other = assistant(past_key_values=cache, **inputs)
-            output.logits = output.logits + weight * other.logits.to(output.logits)
+            output.logits = self.shifted(output.logits, weight, other.logits.to(output.logits))
             kept.append(getattr(other, "past_key_values", None))
         if getattr(output, "past_key_values", None) is not None:
             output.past_key_values = Caches(output.past_key_values, tuple(kept))
         return output
+
+    def shifted(self, logits: Tensor, weight: float, other: Tensor) -> Tensor:
+        """What one assistant makes of the logits."""
+        return logits + weight * other
 
 
 def logit_offset(model: nn.Module, assistant: nn.Module, assistant_before: nn.Module, *, alpha: float) -> Offset:

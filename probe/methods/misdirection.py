@@ -16,6 +16,7 @@ from probe.methods.rmu import RMUResult, random_target, rmu_parameters
 from probe.objectives.logprobs import before_targets
 from probe.objectives.masked import TowardsMasked
 from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, real_tokens
+from probe.objectives.token import check_not_negative, check_positive
 from probe.sites import Site
 from probe.train import History, Term, minimise
 
@@ -69,7 +70,7 @@ def rmu_mask(
             ``minimise`` raises.
     """
     check_apart(model, original)
-    _check_not_negative(alpha=alpha)
+    check_not_negative("alpha", alpha)
     pattern = parameters or rmu_parameters(model, layer)
     width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     kept_D = torch.rand(width, generator=torch.Generator().manual_seed(seed)) > 0.5
@@ -117,9 +118,9 @@ def r2mu(
         ValueError: what ``rmu`` raises, or a negative weight.
     """
     check_apart(model, original)
-    _check_not_negative(alpha=alpha, reasoning_weight=reasoning_weight, trace_weight=trace_weight)
-    if not coefficient > 0:
-        raise ValueError(f"coefficient must be above 0, got {coefficient}")
+    check_positive("coefficient", coefficient)
+    for name, weight in (("alpha", alpha), ("reasoning_weight", reasoning_weight), ("trace_weight", trace_weight)):
+        check_not_negative(name, weight)
     site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
     target_D = random_target(model, coefficient, seed)
     away, near = TowardsTarget(site, target_D, tokens), NearFrozen(original, site, tokens)
@@ -130,12 +131,6 @@ def r2mu(
         Term(reasoning_weight, near, environment, "reasoning"),
     ]
     return RMUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), target_D)
-
-
-def _check_not_negative(**weights: float) -> None:
-    for name, weight in weights.items():
-        if not weight >= 0:
-            raise ValueError(f"{name} must be at least 0, got {weight}")
 
 
 METHODS = (

@@ -52,7 +52,7 @@ NEEDS: Mapping[str, Need] = {
     "assistant": Need(
         ("assistant",),
         "a folder of a model with the same tokenizer. probe unlearn makes one; for logit_difference, where it has to "
-        "know the forget rows and nothing else, exchange the files of --forget and --retain there",
+        "know the forget rows and nothing else, and for whp, exchange the files of --forget and --retain there",
     ),
     "assistant_before": Need(("assistant_before",), "a folder of the assistant as it was before", testbed=True),
     "sae": _SAE,

@@ -1,0 +1,90 @@
+"""Who's Harry Potter (Eldan and Russinovich, arXiv 2310.02238): away from what a reinforced model prefers.
+
+The reinforced model is the original trained further on the forget rows: ``probe unlearn fine_tune`` with the files of
+forget and retain rows exchanged makes one.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from probe.data import Split
+from probe.methods.baselines import check_apart, unlearn
+from probe.methods.logit_offset import Offset
+from probe.methods.method import Method
+from probe.methods.published import Published
+from probe.objectives.generic import GenericLabels
+from probe.objectives.token import check_not_negative
+from probe.train import History
+
+
+class Lowered(Offset):
+    """logits = z - weight relu(z_assistant - z): lowered where the assistant's are larger; several act one after another."""
+
+    def shifted(self, logits: Tensor, weight: float, other: Tensor) -> Tensor:
+        """z - weight relu(other - z)."""
+        return logits - weight * (other - logits).relu()
+
+
+def whp(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module,
+    assistant: nn.Module,
+    alpha: float,
+    retain_weight: float = 0.0,
+    **training: Any,
+) -> History:
+    """Train on the generic prediction at every forget answer token, published without a retain term.
+
+    Args:
+        model: trained in place.
+        split: forget and retain rows.
+        original: the model before unlearning, frozen.
+        assistant: the reinforced model.
+        alpha: strength; see ``probe.objectives.generic.GenericLabels``.
+        retain_weight: weight of the retain NLL.
+        training: as in ``probe.methods.baselines``.
+    """
+    check_apart(model, original)
+    check_apart(model, assistant)
+    return unlearn(model, split, GenericLabels(original, assistant, alpha), retain_weight=retain_weight, **training)
+
+
+def whp_logits(model: nn.Module, assistant: nn.Module, *, alpha: float) -> Lowered:
+    """logits - alpha relu(logits_assistant - logits): the generic prediction itself, as MUSE's code has the method.
+
+    Args:
+        model: the model before unlearning.
+        assistant: the reinforced model.
+        alpha: strength, at least 0; 0 gives the model's own logits, bit for bit.
+
+    Raises:
+        ValueError: alpha is negative, or another vocabulary.
+    """
+    check_not_negative("alpha", alpha)
+    return Lowered(model, [(alpha, assistant)])
+
+
+METHODS = (
+    Method(
+        "whp",
+        "rejection",
+        "-mean log p(y*), y* the likeliest by z0 - alpha relu(z_reinforced - z0), + w NLL(retain)",
+        "Eldan and Russinovich, arXiv 2310.02238",
+        "all parameters",
+        whp,
+        training=unlearn,
+    ),
+    Method(
+        "whp_logits",
+        "no gradient",
+        "z - alpha relu(z_reinforced - z)",
+        "Eldan and Russinovich, arXiv 2310.02238; code of MUSE, arXiv 2407.06460",
+        "nothing; acts while a text is read or written",
+        whp_logits,
+        {"muse": Published("default of MUSE's code, arXiv 2407.06460", {"alpha": 1.0})},
+        makes="wrapper",
+    ),
+)
