@@ -19,7 +19,7 @@ from probe.train import History
 
 
 class Lowered(Offset):
-    """logits = z - weight relu(z_assistant - z): lowered where the assistant's are larger; several act one after another."""
+    """logits = z - weight relu(z_assistant - z): lowered where the assistant has larger ones; several act in turn."""
 
     def shifted(self, logits: Tensor, weight: float, other: Tensor) -> Tensor:
         """z - weight relu(other - z)."""

@@ -1,7 +1,8 @@
 """Numbers per example and their aggregates: pure functions over arrays, and the passes that fill the arrays."""
 
 from probe.metrics.memorisation import exact_memorisation, extraction_strength
-from probe.metrics.privacy import auc, privleak
+from probe.metrics.phrasings import over_phrasings
+from probe.metrics.privacy import auc, privleak, rel_diff
 from probe.metrics.text import compression_ratio, distinct, repetition, rouge_l_recall, token_entropy
 from probe.metrics.tofu import (
     forget_quality,
@@ -24,8 +25,10 @@ __all__ = [
     "forget_quality",
     "model_utility",
     "normalised_probability",
+    "over_phrasings",
     "privleak",
     "probability",
+    "rel_diff",
     "repetition",
     "rouge_l_recall",
     "token_entropy",

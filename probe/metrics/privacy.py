@@ -1,5 +1,6 @@
 """Membership inference: can forgotten rows be told from rows the model never saw?"""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -51,4 +52,28 @@ def privleak(auc: float, auc_reference: float = 0.5) -> float:
             raise ValueError(f"{name} must lie in [0, 1], got {number}")
     if auc_reference == 1:
         raise ValueError("auc_reference is 1: the retrained model itself separates members perfectly; check its data")
-    return 100 * ((1 - auc) - (1 - auc_reference)) / (1 - auc_reference)
+    return rel_diff(1 - auc, 1 - auc_reference)
+
+
+def rel_diff(value: float, reference: float, *, eps: float = 0.0) -> float:
+    """100 (value - reference) / reference, in percent: how far any number of a model is from the retrained one's.
+
+    ``rel_diff`` of OpenUnlearning (arXiv 2506.12618), which takes it of AUCs; PrivLeak is that of 1 - AUC. Of an AUC,
+    values above 0 say that forget rows are recognised better than by the retrained model.
+
+    Args:
+        value: of the unlearned model.
+        reference: of the retrained model.
+        eps: added to the denominator; OpenUnlearning adds 1e-10.
+
+    Returns:
+        the percentage.
+
+    Raises:
+        ValueError: a number that is not finite, or a denominator of 0.
+    """
+    if not (math.isfinite(value) and math.isfinite(reference) and math.isfinite(eps)):
+        raise ValueError(f"value, reference and eps must be finite, got {value}, {reference} and {eps}")
+    if reference + eps == 0:
+        raise ValueError("the reference is 0, so that no difference is relative to it; give the plain difference")
+    return 100 * (value - reference) / (reference + eps)
