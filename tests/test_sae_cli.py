@@ -1,11 +1,13 @@
 """`probe sae train|rank|suppress|audit`: on the testbed, on own models, and every mistake in one line."""
 
 import json
+import re
 
 import pytest
 
 from probe.checkpoints import save_model
 from probe.cli import main
+from probe.data import encode_windows
 from probe.datasets import write_rows
 from probe.rows import load
 from probe.sae.named import NAMES, read_rule, read_rules
@@ -24,12 +26,12 @@ def places(bed, tmp_path_factory):
     return folder
 
 
-def rows(places):
+def rows_of(places):
     return ["--forget", str(places / "forget.jsonl"), "--retain", str(places / "retain.jsonl")]
 
 
 def own(places, bed):
-    return ["--model", str(places / "model"), "--sae", str(bed.folder / "sae"), *rows(places)]
+    return ["--model", str(places / "model"), "--sae", str(bed.folder / "sae"), *rows_of(places)]
 
 
 def whole(out):
@@ -52,7 +54,7 @@ def fails(capsys, *arguments, code=2):
 
 def test_a_dictionary_is_trained_and_ranked_on_own_models(places, tmp_path, capsys):
     out = tmp_path / "trained"
-    model = ["--model", str(places / "model"), *rows(places)]
+    model = ["--model", str(places / "model"), *rows_of(places)]
     main(
         ["sae", "train", *model, "--layer", "4", "--lr", "3e-3", *SMALL, "--tokens-per-step", "256", "--out", str(out)]
     )
@@ -71,6 +73,45 @@ def test_a_dictionary_is_trained_and_ranked_on_own_models(places, tmp_path, caps
     assert "<script" not in page
     assert whole(ranked)["sae"]["site"] == "Site(4)"
     assert {r.quantity for r in load(ranked / "rows.jsonl")} >= {"score", "overlap", "mean_activation"}
+
+
+def test_f47_a_dictionary_is_trained_on_a_corpus(places, bed, tmp_path, capsys):
+    rows = [*bed.split.forget_rows, *bed.split.retain_rows]
+    texts = [" ".join(f"{row.question} {row.answer}" for row in rows[i : i + 8]) for i in range(0, 160, 8)]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n\n".join(texts))
+    out = tmp_path / "out"
+    train = ["train", "--model", str(places / "model"), "--text", str(corpus), "--layer", "4", "--lr", "3e-3", *SMALL]
+    main(["sae", *train, "--tokens-per-step", "256", "--max-length", "64", "--out", str(out)])
+    printed = capsys.readouterr().out
+    manifest = whole(out)
+    assert manifest["data"] == {"text": {"texts": 20}}
+    assert set(manifest["files"]) == {"text"}
+    # Nothing is cut off: all but the first token of each window (bos) of 18 texts is trained on.
+    tokens = sum(map(len, bed.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    trained = int(re.search(r"trained on (\d+) activations, each drawn about", printed)[1])
+    assert 0.85 * tokens < trained < 0.95 * tokens
+    assert "choose one: a corpus, or question rows" in fails(capsys, *train, *rows_of(places), "--out", tmp_path / "b")
+    assert "--text needs --model" in fails(capsys, "train", "--text", corpus, "--out", tmp_path / "b")
+    corpus.write_text(texts[0])
+    assert "holds one text; every tenth is left out" in fails(capsys, *train, "--out", tmp_path / "b")
+    assert "no file at" in fails(capsys, *[*train[:4], tmp_path / "absent", *train[5:]], "--out", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_f47_windows_hold_every_token_once(bed):
+    texts = [" ".join(row.question for row in bed.split.retain_rows[:n]) for n in (1, 3, 9)]
+    wanted = bed.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    bos = [] if bed.tokenizer.bos_token_id is None else [bed.tokenizer.bos_token_id]
+    batch = encode_windows(bed.tokenizer, texts, max_length=16)
+    found = [tokens[mask].tolist() for tokens, mask in zip(batch.tokens_BT, batch.attention_BT, strict=True)]
+    assert all(window[: len(bos)] == bos and 2 <= len(window) - len(bos) <= 16 - len(bos) for window in found)
+    joined = [token for window in found for token in window[len(bos) :]]
+    room = 16 - len(bos)
+    # A last window of one token has nothing to predict.
+    assert joined == [token for s in wanted for token in (s[:-1] if len(s) % room == 1 else s)]
+    with pytest.raises(ValueError, match="room for two tokens besides bos"):
+        encode_windows(bed.tokenizer, texts, max_length=1 + len(bos))
 
 
 def test_suppression_is_chosen_and_judged_on_different_people(places, bed, tmp_path, capsys):
@@ -124,7 +165,7 @@ def test_features_out_of_range_or_doubled_are_refused(places, bed, tmp_path, cap
 
 
 def test_a_dictionary_off_target_is_not_saved(places, tmp_path, capsys):
-    model = ["--model", places / "model", *rows(places), "--layer", 4, "--lr", "3e-3", "--tokens-per-step", 256]
+    model = ["--model", places / "model", *rows_of(places), "--layer", 4, "--lr", "3e-3", "--tokens-per-step", 256]
     said = fails(capsys, "train", *model, *SMALL[:-1], "0.999", "--out", tmp_path / "out")
     assert "off target" in said
     assert not (tmp_path / "out").exists()
@@ -133,7 +174,7 @@ def test_a_dictionary_off_target_is_not_saved(places, tmp_path, capsys):
 
 
 def test_no_dictionary_where_one_is_named(places, tmp_path, capsys):
-    arguments = ["--model", places / "model", *rows(places), "--sae", tmp_path / "none", "--out", tmp_path / "out"]
+    arguments = ["--model", places / "model", *rows_of(places), "--sae", tmp_path / "none", "--out", tmp_path / "out"]
     assert "no folder" in fails(capsys, "rank", *arguments)
 
 

@@ -12,8 +12,6 @@ from probe.attacks.facts import divided
 from probe.checkpoints import weights_hash
 from probe.commands.data import Data
 from probe.commands.folder import appearing
-from probe.commands.opening import opened, opened_testbed
-from probe.data import encode
 from probe.features.architectures import Architecture, BatchTopK, JumpReLU, TopK
 from probe.features.quality import Quality
 from probe.features.training import train_dictionary
@@ -21,23 +19,22 @@ from probe.harvest import harvest
 from probe.positions import not_first
 from probe.rows import Row, append
 from probe.sae.audit import audit
+from probe.sae.corpus import of_rows, of_texts
 from probe.sae.job import AuditJob, TrainJob
 from probe.sae.opening import fitted
 from probe.sites import Site, n_layers
 
 # Small, so that a trial takes seconds; the testbed's own dictionary is wider and was trained for longer.
 _TESTBED: dict[str, Any] = {"layer": 4, "active": 16, "features": 256, "steps": 150, "lr": 3e-3, "least_variance": 0.7}
-# Every so many-th row is left out of training, to judge by.
-_JUDGED = 10
 # CRISP's numbers (arXiv 2508.13650), with which the testbed's features are chosen.
 _FEATURES, _RATIO = 30, 3.0
 
 
 def run_train(job: TrainJob, data: Data) -> Path:
-    """Train a dictionary on what a model makes of both sides' rows, and save it if it is what was asked for.
+    """Train a dictionary on what a model makes of both sides' rows or of a corpus; save it if it is what was asked for.
 
     Args:
-        job: model and dictionary.
+        job: model and dictionary, and the corpus, if one is given.
         data: rows, and where to.
 
     Returns:
@@ -50,32 +47,28 @@ def run_train(job: TrainJob, data: Data) -> Path:
         OSError: the disk is full.
     """
     job.check()
-    data.check(job.models)
+    if job.text is not None and (data.forget is not None or data.retain is not None):
+        raise ValueError("--text and --forget or --retain are given; choose one: a corpus, or question rows")
+    data.check(job.models if job.text is None else {})
     with appearing(job, data) as (folder, manifest):
         if job.model is None:
             job = replace(job, **{key: value for key, value in _TESTBED.items() if getattr(job, key) is None})
-            at = opened_testbed(data)
-            model = at.models["original"]
-        else:
-            at = opened(data, {"model": job.model})
-            model = at.models["model"]
+        at = of_rows(job, data) if job.text is None else of_texts(job, data)
         assert job.layer is not None
-        if not 0 <= job.layer < n_layers(model):
-            raise ValueError(f"--layer {job.layer}: the model has blocks 0 to {n_layers(model) - 1}")
-        rows = [*at.split.forget_rows, *at.split.retain_rows]
-        coded: dict[str, Any] = {"template": at.split.template, "max_length": at.split.max_length}
-        shown = encode(at.tokenizer, [row for i, row in enumerate(rows) if i % _JUDGED], **coded)
-        judged = encode(at.tokenizer, rows[::_JUDGED], **coded)
+        assert job.steps is not None
+        if not 0 <= job.layer < n_layers(at.model):
+            raise ValueError(f"--layer {job.layer}: the model has blocks 0 to {n_layers(at.model) - 1}")
         site = Site(job.layer)
-        hidden_ND = harvest(model, shown.chunks(data.batch_size), [site], positions=not_first)[site]
+        hidden_ND = harvest(at.model, at.shown.chunks(data.batch_size), [site], positions=not_first)[site]
         made = train_dictionary(
-            model, site, hidden_ND, judged, folder / "sae", **_numbers(job), model_name=job.model or "testbed",
+            at.model, site, hidden_ND, at.judged, folder / "sae", **_numbers(job), model_name=job.model or "testbed",
             progress=True,
         )  # fmt: skip
         append(folder / "rows.jsonl", _quality_rows(made.quality, job))
-        lines = (_card(made.quality), *at.notes)
-        (folder / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        manifest |= {**at.described(data), "weights": {"model": weights_hash(model)}}
+        times = job.steps * job.tokens_per_step / len(hidden_ND)
+        drawn = f"trained on {len(hidden_ND)} activations, each drawn about {times:.2g} times"
+        (folder / "table.txt").write_text("\n".join((_card(made.quality), drawn, *at.notes)) + "\n", encoding="utf-8")
+        manifest |= {**at.described, "weights": {"model": weights_hash(at.model)}}
     return data.out
 
 
