@@ -266,25 +266,6 @@ def encode_text(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) 
     return _padded(sequences, [1] * len(sequences), [QA("", "")] * len(sequences), tokenizer.pad_token_id or 0)
 
 
-def encode_windows(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) -> Batch:
-    """Plain text of any length, nothing cut off: each text in windows of ``max_length`` tokens, bos before each.
-
-    A last window of a single token joins none and is left out; so is a text of one token.
-
-    Raises:
-        ValueError: no text has two tokens, or ``max_length`` has no room for two besides bos.
-    """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    room = max_length - len(bos)
-    if room < 2:
-        raise ValueError(f"max_length must leave room for two tokens besides bos, got {max_length}")
-    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
-    windows = [bos + s[start : start + room] for s in ids for start in range(0, len(s) - 1, room)]
-    if not windows:
-        raise ValueError(f"none of the {len(texts)} texts has two tokens; nothing could be predicted")
-    return _padded(windows, [1] * len(windows), [QA("", "")] * len(windows), tokenizer.pad_token_id or 0)
-
-
 def _check_lengths(sequences: list[list[int]], prompt_lengths: list[int], max_length: int) -> None:
     lost = [i for i, n in enumerate(prompt_lengths) if n >= max_length]
     if lost:

@@ -7,9 +7,9 @@ import pytest
 
 from probe.checkpoints import save_model
 from probe.cli import main
-from probe.data import encode_windows
 from probe.datasets import write_rows
 from probe.rows import load
+from probe.sae.corpus import encode_windows
 from probe.sae.named import NAMES, read_rule, read_rules
 
 SMALL = ["--features", "64", "--active", "8", "--steps", "20", "--least-variance", "0.05"]

@@ -9,6 +9,7 @@ import tyro
 from probe.commands.data import Data
 from probe.evaluation.job import EvaluationJob
 from probe.lenses.job import GEffectJob, LayersJob
+from probe.ranges import Count
 from probe.report.settings import TESTBED, OwnModels, Settings
 from probe.sae.job import AuditJob, RankJob, SuppressJob, TrainJob
 from probe.unlearning.job import Job
@@ -57,7 +58,7 @@ class Doctor:
     """Where to run it: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What weights are cast to."""
-    largest: int = 5_000_000
+    largest: Count = 5_000_000
     """Gradients are checked on a copy in float64 of models of no more parameters than this."""
 
 

@@ -1,14 +1,16 @@
 """What a dictionary is trained on and judged by: question rows, or a corpus of texts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from probe.checkpoints import check_device, check_model, file_hash, load_model, load_tokenizer
 from probe.commands.data import Data
 from probe.commands.opening import opened, opened_testbed
-from probe.data import Batch, encode, encode_windows
+from probe.data import Batch, encode
 from probe.readers import read_texts
 from probe.sae.job import TrainJob
 
@@ -74,3 +76,28 @@ def of_texts(job: TrainJob, data: Data) -> Corpus:
     described = {"data": {"text": {"texts": len(texts)}}, "files": {"text": file_hash(job.text)}}
     trial = () if data.rows is None else (f"a trial run: only the first {data.rows} texts (--rows)",)
     return Corpus(model, shown, judged, described, trial)
+
+
+def encode_windows(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) -> Batch:
+    """Plain text of any length, nothing cut off: each text in windows of ``max_length`` tokens, bos before each.
+
+    Every token after the first is a target. A last window of a single token is left out; so is a text of one token.
+
+    Raises:
+        ValueError: no text has two tokens, or ``max_length`` has no room for two besides bos.
+    """
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    room = max_length - len(bos)
+    if room < 2:
+        raise ValueError(f"max_length must leave room for two tokens besides bos, got {max_length}")
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
+    windows = [torch.tensor(bos + s[start : start + room]) for s in ids for start in range(0, len(s) - 1, room)]
+    if not windows:
+        raise ValueError(f"none of the {len(texts)} texts has two tokens; nothing could be predicted")
+    tokens_BT = pad_sequence(windows, batch_first=True, padding_value=tokenizer.pad_token_id or 0)
+    attention_BT = pad_sequence([torch.ones(len(w), dtype=torch.bool) for w in windows], batch_first=True)
+    target_BT = attention_BT.clone()
+    target_BT[:, 0] = False
+    return Batch(
+        tokens_BT, target_BT, attention_BT, torch.arange(len(windows)), torch.ones(len(windows), dtype=torch.long)
+    )
