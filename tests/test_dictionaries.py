@@ -28,6 +28,7 @@ from probe.dictionaries.made import (
 from probe.hooks import captured
 from probe.interventions.activations import activations, content
 from probe.interventions.attaching import attach, named_site, sites_of
+from probe.interventions.residual import adds_to_stream
 from probe.sites import Site
 
 WIDTH, SIZE = 16, 40
@@ -335,6 +336,45 @@ def test_gemma_scope_is_read_without_a_hub(tmp_path):
     assert dictionary_hash(load_dictionary(plain)) == dictionary_hash(found)
 
 
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("transcoder_project/gemma-scope-2b-pt-res/layer_12/width_16k", ("gemma-2-2b", "blocks.12.hook_resid_post")),
+        ("layer_3_study/gemma-scope-9b-it-mlp/layer_12/average_l0_8", ("gemma-2-9b-it", "blocks.12.hook_mlp_out")),
+        ("embeddings/gemma-scope-2b-pt-att/layer_4/width_16k", ("gemma-2-2b", "blocks.4.attn.hook_z")),
+        ("layer_1/mine", (None, None)),
+        ("models--google--gemma-scope-2b-pt-res/snapshots/ab/layer_2/w", ("gemma-2-2b", "blocks.2.hook_resid_post")),
+        ("gemma-scope-2-4b-it/resid_post/layer_9_width_16k_l0_big", ("google/gemma-3-4b-it", "model.layers.9.output")),
+        ("x/attn_out_all/layer_9_width_16k_l0_big", (None, "model.layers.9.self_attn.o_proj.input")),
+    ],
+)
+def test_f10_only_the_repositorys_own_folders_say_where_a_gemma_scope_belongs(tmp_path, folder, expected):
+    path = tmp_path / folder
+    path.mkdir(parents=True)
+    np.savez(path / "params.npz", **scope_arrays())
+    found = load_dictionary(path)
+    known = found.metadata
+    assert (known.get("model_name"), known.get("hook_name", known.get("hf_hook_name"))) == expected
+    assert not found.transcodes
+
+
+def test_f10_gemma_scopes_transcoders_and_embedding_are_told_by_their_own_folders(tmp_path):
+    parts = ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output")
+    for name, places in (
+        ("gemma-scope-2b-pt-transcoders/layer_5/width_16k", ("blocks.5.ln2.hook_normalized", "blocks.5.hook_mlp_out")),
+        ("gemma-scope-2-1b-pt/transcoder/layer_5_width_16k_l0_small", [f"model.layers.5.{part}" for part in parts]),
+    ):
+        (folder := tmp_path / name).mkdir(parents=True)
+        np.savez(folder / "params.npz", **scope_arrays())
+        found, start = load_dictionary(folder), "hook_name" if "blocks" in places[0] else "hf_hook_name"
+        assert found.transcodes
+        assert [found.metadata[f"{start}{end}"] for end in ("", "_out")] == list(places)
+    (folder := tmp_path / "gemma-scope-2b-pt-res" / "embedding" / "width_4k").mkdir(parents=True)
+    np.savez(folder / "params.npz", **scope_arrays())
+    with pytest.raises(ValueError, match="reads embeddings in units of its own training"):
+        load_dictionary(folder)
+
+
 def test_gemma_scope_2_transcoders_keep_their_skip_path(tmp_path):
     sae = lens("jumprelu_skip_transcoder", "float32", d_out=WIDTH)
     arrays = {"w_enc": sae.W_enc, "w_dec": sae.W_dec, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
@@ -618,6 +658,49 @@ def test_hook_names_that_are_no_place_are_refused_with_the_supported_ones(name, 
         named_site(tiny_llama(), name)
 
 
+@pytest.mark.parametrize("kind", ["olmo2", "olmo3", "exaone4", "glm4", "granite", "gemma2", "llama", "falcon", "opt"])
+def test_f4_a_hook_name_is_a_site_where_what_it_says_enters_the_residual_stream(kind):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    own = {"opt": {"ffn_dim": 32, "word_embed_proj_dim": 16}, "falcon": {}, "granite": {"residual_multiplier": 0.22}}
+    more = own.get(kind, {"head_dim": 4})
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**sizes, **heads, **more})
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    adds = kind in ("llama", "falcon", "opt")
+    for part, hook in (("attention", "hook_attn_out"), ("mlp", "hook_mlp_out")):
+        if kind == "opt" and part == "mlp":
+            continue  # it has no module of its own
+        if adds:
+            assert named_site(model, f"blocks.1.{hook}") == Site(1, part)
+        else:
+            with pytest.raises(ValueError, match="has a norm or a factor behind its"):
+                named_site(model, f"blocks.1.{hook}")
+    after = "post_attention_layernorm"
+    if kind in ("llama", "granite"):
+        assert named_site(model, f"model.layers.1.{after}") == Site(1, "mlp", "in")
+    elif kind in ("olmo2", "olmo3", "exaone4", "gemma2"):
+        with pytest.raises(ValueError, match="is not a block's input"):
+            named_site(model, f"model.layers.1.{after}")
+
+
+def test_f4_what_a_block_adds_is_not_what_its_parts_return_where_the_names_are_refused():
+    """transformers' own states: with a factor behind its parts (Granite), the sum of a block is another one."""
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 4}
+    torch.manual_seed(0)
+    for factor in (1.0, 0.22):
+        config = GraniteConfig(**sizes, num_key_value_heads=2, num_hidden_layers=2, residual_multiplier=factor)
+        model, sites = GraniteForCausalLM(config).eval(), [Site(0, side="in"), Site(0, "attention"), Site(0, "mlp")]
+        with captured(model, sites) as states, torch.no_grad():
+            after = model(torch.arange(1, 7)[None], output_hidden_states=True).hidden_states[1]
+        assert torch.allclose(sum(states.values()), after, atol=1e-6) == (factor == 1.0)
+        assert all(adds_to_stream(model, site) == (factor == 1.0) for site in sites[1:])
+
+
 def test_gpt2_and_families_with_norms_behind_their_parts():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 
@@ -636,10 +719,10 @@ def test_gpt2_and_families_with_norms_behind_their_parts():
     assert named_site(gemma, "model.layers.1.pre_feedforward_layernorm.output") == Site(1, "mlp", "in")
     assert named_site(gemma, "blocks.1.hook_resid_post") == Site(1)
     for name in ("blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"):
-        with pytest.raises(ValueError, match="lies behind a norm that Gemma2DecoderLayer has after its"):
+        with pytest.raises(ValueError, match="Gemma2DecoderLayer has a norm or a factor behind its"):
             named_site(gemma, name)
     for name in ("post_feedforward_layernorm", "post_attention_layernorm"):
-        with pytest.raises(ValueError, match=r"not a block's input|attention's output behind a norm"):
+        with pytest.raises(ValueError, match="is not a block's input"):
             named_site(gemma, f"model.layers.1.{name}.output")
 
 

@@ -13,14 +13,29 @@ from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.coding import JumpRelu, Linear, TopK
 from probe.model_files import check_safetensors
 
-_GEMMA_SITES = {"res": "hook_resid_post", "mlp": "hook_mlp_out", "att": "attn.hook_z"}
+# Names of repositories and of folders in them; whatever folders they lie in says nothing.
+_GEMMA_1 = re.compile(r"(?:.+--)?gemma-scope-(\d+b-(?:pt|it))-(res|mlp|att|transcoders)(?:-.+)?")
+_GEMMA_2 = re.compile(r"(?:.+--)?gemma-scope-2-(\d+[bm])-(pt|it)")
+_GEMMA_2_KIND = re.compile(r"(resid_post|attn_out|mlp_out|transcoder)(?:_all)?")
+_GEMMA_1_HOOKS = {
+    "res": ("hook_resid_post",),
+    "mlp": ("hook_mlp_out",),
+    "att": ("attn.hook_z",),
+    "transcoders": ("ln2.hook_normalized", "hook_mlp_out"),
+}
+_GEMMA_2_HOOKS = {
+    "resid_post": ("output",),
+    "attn_out": ("self_attn.o_proj.input",),
+    "mlp_out": ("post_feedforward_layernorm.output",),
+    "transcoder": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
+}
 
 
 def gemma_scope(path: Path) -> Autoencoder:
     """JumpReLU dictionaries of Gemma Scope (Lieberum et al., arXiv 2408.05147) and Gemma Scope 2, transcoders too.
 
-    Where it belongs is read from ``config.json`` or ``hyperparams.json`` beside it, otherwise from the folder names of
-    the published repositories; a folder that was renamed leaves it unknown.
+    Where it belongs is read from ``config.json`` or ``hyperparams.json`` beside it, otherwise from the names of the
+    published repository and of the folders in it (as sae-lens does); where those were renamed it is unknown.
 
     Args:
         path: ``params.npz`` (w_enc, w_dec, b_enc, b_dec, threshold) or ``params.safetensors`` (the same names, and
@@ -29,7 +44,7 @@ def gemma_scope(path: Path) -> Autoencoder:
     Raises:
         ValueError: arrays that are missing, have other shapes, or are pickled objects; the embedding's dictionary.
     """
-    if "embedding" in path.parent.as_posix():
+    if "embedding" in _repository(path)[1]:
         raise ValueError(f"{path} reads embeddings in units of its own training; use one that reads a block")
     found = {name.lower(): tensor for name, tensor in (_npz(path) if path.suffix == ".npz" else _tensors(path)).items()}
     width, size = _shape(found, "w_enc", path, 2)
@@ -54,21 +69,39 @@ def _gemma_metadata(path: Path) -> dict[str, Any]:
     for ours, theirs in (("hf_hook_name", "hf_hook_point_in"), ("hf_hook_name_out", "hf_hook_point_out")):
         if settings.get(theirs):
             known.setdefault(ours, settings[theirs])
-    name = path.as_posix()
-    transcodes = "transcoder" in name or "hf_hook_name_out" in known or "hook_name_out" in known
-    repository = re.search(r"gemma-scope-(\d+b-(?:pt|it))-(res|mlp|att|transcoders)\b", name)
-    layer = re.search(r"layer_(\d+)", name)
-    if repository and layer:
-        block = f"blocks.{layer[1]}"
-        known.setdefault("model_name", f"gemma-2-{repository[1].removesuffix('-pt')}")
-        if repository[2] == "transcoders":
-            known.setdefault("hook_name", f"{block}.ln2.hook_normalized")
-            known.setdefault("hook_name_out", f"{block}.hook_mlp_out")
-        else:
-            known.setdefault("hook_name", f"{block}.{_GEMMA_SITES[repository[2]]}")
+    for key, value in _published_place(path).items():
+        known.setdefault(key, value)
+    transcodes = "hf_hook_name_out" in known or "hook_name_out" in known
     if transcodes:
         known["architecture"] = "jumprelu_transcoder"
     return {"known": known, "transcodes": transcodes}
+
+
+def _repository(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The name of the published repository that a file lies in, and the folders inside it; empty if there is none."""
+    folders = path.absolute().parent.parts
+    at = [i for i, name in enumerate(folders) if _GEMMA_1.fullmatch(name) or _GEMMA_2.fullmatch(name)]
+    return (folders[at[-1]], folders[at[-1] + 1 :]) if at else ("", ())
+
+
+def _published_place(path: Path) -> dict[str, str]:
+    name, inside = _repository(path)
+    known: dict[str, str] = {}
+    first, second = _GEMMA_1.fullmatch(name), _GEMMA_2.fullmatch(name)
+    kind, layer = _GEMMA_2_KIND.fullmatch(path.parent.parent.name), re.match(r"layer_(\d+)_width_", path.parent.name)
+    if first:
+        known["model_name"] = f"gemma-2-{first[1].removesuffix('-pt')}"
+        numbers = [found[1] for folder in inside if (found := re.fullmatch(r"layer_(\d+)", folder))]
+        hooks = [f"blocks.{numbers[-1]}.{hook}" for hook in _GEMMA_1_HOOKS[first[2]]] if numbers else []
+        known |= dict(zip(("hook_name", "hook_name_out"), hooks, strict=False))
+    elif kind and layer:
+        hooks = [f"model.layers.{layer[1]}.{hook}" for hook in _GEMMA_2_HOOKS[kind[1]]]
+        known |= dict(zip(("hf_hook_name", "hf_hook_name_out"), hooks, strict=False))
+    if second:
+        known["model_name"] = f"google/gemma-3-{second[1]}" + (
+            "" if second.groups() == ("270m", "pt") else f"-{second[2]}"
+        )
+    return known
 
 
 def llama_scope(path: Path) -> Autoencoder:

@@ -14,6 +14,7 @@ from probe.dictionaries.adapters import dictionary
 from probe.dictionaries.dictionary import Dictionary
 from probe.dictionaries.fit import fvu, mean_active
 from probe.interventions.activations import activations, content
+from probe.interventions.residual import adds_to_stream, part_fed_by
 from probe.sites import Part, Side, Site, blocks, n_layers, place_of, unwrapped
 
 # Names of TransformerLens (and of its bridge) inside a block that are places of a Hugging Face decoder.
@@ -38,14 +39,6 @@ _ELSEWHERE = {
     "ln2.hook_normalized": "inside a norm, before its weight",
 }
 _SUPPORTED = "a block's input or output, what attention or the MLP is given or returns, the heads, or the embedding"
-# Norms whose output is what the next part is given; a family with pre_feedforward_layernorm uses the other for output.
-_NORMS = {
-    "pre_feedforward_layernorm": "mlp",
-    "post_attention_layernorm": "mlp",
-    "ln_2": "mlp",
-    "input_layernorm": "attention",
-    "ln_1": "attention",
-}
 # A block off costs far more than this; on a model that was trained further, neighbours may come out alike.
 _MARGIN = 0.05
 
@@ -70,7 +63,7 @@ class Attached:
 
 
 def named_site(model: nn.Module, name: str) -> Site:
-    """The ``Site`` that a hook name means in this model.
+    """The ``Site`` that a hook name means in this model: what enters and leaves its parts is measured on four tokens.
 
     Args:
         model: any Hugging Face decoder.
@@ -94,10 +87,10 @@ def named_site(model: nn.Module, name: str) -> Site:
     part, side = _HOOKS[hook]
     site = Site(layer, part, side)
     place_of(model, site)
-    if side == "out" and part in ("attention", "mlp") and "post_feedforward_layernorm" in blocks(model)[layer]._modules:
+    if side == "out" and part in ("attention", "mlp") and not adds_to_stream(model, site):
         raise ValueError(
-            f"{name} lies behind a norm that {type(blocks(model)[layer]).__name__} has after its {part}, not "
-            f"{_SUPPORTED}; name {site} as site and see whether it fits"
+            f"{name} is what enters the residual stream, and {type(blocks(model)[layer]).__name__} has a norm or a "
+            f"factor behind its {part}, so it is not {_SUPPORTED}; name {site} as site and see whether it fits"
         )
     return site
 
@@ -128,14 +121,12 @@ def _module_site(model: nn.Module, name: str) -> Site:
             continue
         if (place.name, f"{place.side}put") == (path, side):
             return site
-    parent, _, leaf = path.rpartition(".")
-    part = _NORMS.get(leaf)
+    parent = path.rpartition(".")[0]
     names = [place_of(model, Site(layer)).name for layer in range(n_layers(model))]
-    if part is None or side == "input" or parent not in names:
+    fed = part_fed_by(model, path, names.index(parent)) if parent in names and side == "output" else None
+    if fed is None:
         raise ValueError(f"{name} is not {_SUPPORTED}; name the nearest of those as site and see whether it fits")
-    if leaf == "post_attention_layernorm" and "pre_feedforward_layernorm" in blocks(model)[0]._modules:
-        raise ValueError(f"{name} is attention's output behind a norm, not {_SUPPORTED}; name the nearest site")
-    return Site(names.index(parent), "mlp" if part == "mlp" else "attention", "in")
+    return fed
 
 
 def sites_of(model: nn.Module, sae: Any) -> tuple[Site, Site]:
