@@ -5,8 +5,9 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 # No space on the disk, a file too large for it or for a limit, a quota used up.
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -90,25 +91,64 @@ def load(path: str | Path) -> list[Row]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a line before the last is not a row.
+        ValueError: a line before the last is not a row; the message names path and line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no rows at {path} (resolved to {path.resolve()}); run `probe report` first")
     # Split at newline bytes only: str.splitlines would also split at U+2028 inside a text.
     lines = path.read_bytes().split(b"\n")
-    known = {field.name for field in fields(Row)}
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path}:{number}: not a row: {line[:60]!r}") from None
-        odd = set(record) - known
-        if odd:
-            raise ValueError(f"{path}:{number}: unknown fields {sorted(odd)}; written by another version")
-        rows.append(Row(**record))
-    return rows
+    return [_row(f"{path}:{number}", line) for number, line in enumerate(lines[:-1], 1)]
+
+
+_TYPES = get_type_hints(Row)
+_NEEDED = [field.name for field in fields(Row) if field.default is MISSING]
+
+
+def _row(where: str, line: bytes) -> Row:
+    remedy = "remove the line, or run the command that wrote the file again"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: not a row: {line[:60]!r}; {remedy}")
+    odd = sorted(set(record) - set(_TYPES))
+    if odd:
+        raise ValueError(f"{where}: unknown fields {str(odd)[:120]}; written by another version, or no row: {remedy}")
+    missing = [name for name in _NEEDED if name not in record]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(missing)} missing; {remedy}")
+    for name, value in record.items():
+        kinds = get_args(_TYPES[name]) or (_TYPES[name],)
+        # A whole number is a float, too; True is no number.
+        fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+        if isinstance(value, bool) or not fits:
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ValueError(f"{where}: {name} is {str(value)[:60]!r}, expected {wanted}; {remedy}")
+    try:
+        return Row(**record)
+    except OverflowError:
+        raise ValueError(f"{where}: a number too large for a float; {remedy}") from None
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """What made the results of a folder: its ``manifest.json``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not what a command writes.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest.json in {folder}; it is no folder that a command of probe wrote")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); run the command that wrote it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, expected an object; run the command again")
+    return found
 
 
 def repair(path: str | Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probe.commands.out import free
 from probe.ranges import Count, Length, check_ranges
 
 
@@ -46,5 +47,4 @@ class Data:
         if missing and len(missing) < len(given):
             raise ValueError(f"{', '.join(missing)} missing: your own model needs {', '.join(given)}")
         check_ranges(self)
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"{self.out} exists and is not empty; choose another --out, or remove it first")
+        free(self.out)

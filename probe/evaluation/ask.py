@@ -3,8 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
+from probe.commands.folder import Keep, unkept, within
 from probe.evaluation.data import Material
 from probe.evaluation.log import EvaluationLog
 from probe.evaluation.measure import Asking, Measured, attacks, measured, n_steps, samples
@@ -19,7 +21,7 @@ from probe.evaluation.numbers import (
 )
 from probe.evaluation.recomputed import recomputed, reference_attack
 from probe.evaluation.table import text_table
-from probe.metrics.choices import choice_suite
+from probe.metrics.choices import ChoiceResult, choice_suite
 from probe.rows import Row
 
 
@@ -52,6 +54,7 @@ def evaluate(
     name: str = "model",
     retrained: EvaluationLog | None = None,
     progress: bool = False,
+    keep: Keep = unkept,
 ) -> Evaluation:
     """Evaluate a model that is already loaded; edits and blends that are in force act here too.
 
@@ -63,11 +66,12 @@ def evaluate(
         name: what the model is called in rows and table.
         retrained: log of the retrained model, for forget quality and privleak; ``reference_log`` makes one.
         progress: whether to show a bar.
+        keep: what each group of batches gives is kept by it, and read back after a kill.
 
     Raises:
         ValueError: rows that cannot be measured, or a log of other data.
     """
-    log, found = _measured_log(model, tokenizer, asked, asking, progress=progress, label=name)
+    log, found = _measured_log(model, tokenizer, asked, asking, progress=progress, label=name, keep=keep)
     if retrained is not None:
         log = replace(log, results={**log.results, **reference_attack(log, retrained)})
     aggregates = recomputed(log, retrained)
@@ -82,32 +86,25 @@ def evaluate(
     rows += aggregate_rows(name, rows)
     log = _with_aggregates(log, aggregates)
     if asked.choices:
-        picks = choice_suite(
-            model,
-            tokenizer,
-            asked.choices,
-            form=asking.choices,
-            batch_size=asking.batch_size,
-            max_length=asking.max_length,
-        )
+        picks = _picks(model, tokenizer, asked, asking, keep)
         rows += choice_rows(name, picks)
         log = EvaluationLog({**log.results, "mcq_accuracy": choice_samples(picks)}, log.where)
     return Evaluation(tuple(rows), log, ())
 
 
 def reference_log(
-    model: Any, tokenizer: Any, asked: Material, asking: Asking, *, progress: bool = False
+    model: Any, tokenizer: Any, asked: Material, asking: Asking, *, progress: bool = False, keep: Keep = unkept
 ) -> EvaluationLog:
     """The part of a retrained model's log that comparisons need: truth ratios and attacks, nothing generated."""
     only = replace(asked, sets={k: rows for k, rows in asked.sets.items() if k == "forget"}, choices=())
     log, _ = _measured_log(
-        model, tokenizer, only, replace(asking, generate=False), progress=progress, label="retrained"
+        model, tokenizer, only, replace(asking, generate=False), progress=progress, label="retrained", keep=keep
     )
     return _with_aggregates(log, recomputed(log))
 
 
 def _measured_log(
-    model: Any, tokenizer: Any, asked: Material, asking: Asking, *, progress: bool, label: str
+    model: Any, tokenizer: Any, asked: Material, asking: Asking, *, progress: bool, label: str, keep: Keep
 ) -> tuple[EvaluationLog, dict[str, Measured]]:
     sets = {**asked.sets, **({"holdout": asked.holdout} if asked.holdout and "forget" in asked.sets else {})}
     found: dict[str, Measured] = {}
@@ -125,12 +122,29 @@ def _measured_log(
     with tqdm(total=total, desc=label, unit="text", disable=not progress) as bar:
         for part, rows in sets.items():
             bar.set_postfix_str(part)
-            found[part] = measured(model, tokenizer, rows, how[part], bar)
+            found[part] = measured(model, tokenizer, rows, how[part], bar, within(keep, part))
             if part != "holdout":
                 results |= samples(part, found[part])
     if "holdout" in found:
         results |= attacks(found["forget"], found["holdout"])
     return EvaluationLog(results, label), found
+
+
+def _picks(model: Any, tokenizer: Any, asked: Material, asking: Asking, keep: Keep) -> ChoiceResult:
+    def columns() -> list[Any]:
+        found = choice_suite(
+            model,
+            tokenizer,
+            asked.choices,
+            form=asking.choices,
+            batch_size=asking.batch_size,
+            max_length=asking.max_length,
+        )
+        numbers = (found.picked_N, found.answer_N, found.guess_N)
+        return [[logp_K.tolist() for logp_K in found.logp], *(values_N.tolist() for values_N in numbers)]
+
+    logp, *numbers = keep("choices", columns)
+    return ChoiceResult(asking.choices, tuple(map(np.array, logp)), *map(np.array, numbers))
 
 
 def _with_aggregates(log: EvaluationLog, aggregates: dict[str, float]) -> EvaluationLog:

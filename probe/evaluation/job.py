@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probe.commands.out import free
 from probe.ranges import Count, Length, check_ranges
 
 TEMPLATES: dict[str, tuple[str, str]] = {
@@ -92,6 +93,5 @@ class EvaluationJob:
         """
         data = self.split if self.tofu is not None else "rows" if self.forget is not None else "choices"
         out = self.out or Path("results/evaluation") / f"{model.rstrip('/').split('/')[-1]}-{data}"
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ValueError(f"{out} exists and is not empty; choose another --out, or remove it first")
+        free(out)
         return out

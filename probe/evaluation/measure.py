@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from probe.commands.folder import Keep, unkept
 from probe.data import QA, Template, encode
 from probe.evaluation.log import EPS
 from probe.metrics.arrays import ArrayN, ArrayNK
@@ -71,7 +73,14 @@ def n_steps(rows: Sequence[QA], asking: Asking) -> int:
     return len(_texts(rows)[0]) + (len(rows) if asking.generate else 0)
 
 
-def measured(model: nn.Module, tokenizer: Any, rows: Sequence[QA], asking: Asking, bar: tqdm) -> Measured:  # type: ignore[type-arg]
+def measured(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Sequence[QA],
+    asking: Asking,
+    bar: tqdm,  # type: ignore[type-arg]
+    keep: Keep = unkept,
+) -> Measured:
     """Score every text of the rows once, and continue every question if asked to.
 
     Args:
@@ -80,6 +89,7 @@ def measured(model: nn.Module, tokenizer: Any, rows: Sequence[QA], asking: Askin
         rows: at least one, each with an answer.
         asking: template and sizes.
         bar: is moved on by ``n_steps``.
+        keep: what each group of batches gives is kept by it.
 
     Raises:
         ValueError: rows too long for ``max_length`` or for the model, or a model that gives NaN.
@@ -87,15 +97,16 @@ def measured(model: nn.Module, tokenizer: Any, rows: Sequence[QA], asking: Askin
     texts, plain, right, wrong, asked = _texts(rows)
     # The answers come first, and only they are asked for moments.
     n = 1 + max(plain)
-    answers = _scored(model, tokenizer, texts[:n], asking, asking.moments, bar)
-    others = _scored(model, tokenizer, texts[n:], asking, False, bar) if texts[n:] else TokenStats((), ())
+    ask = _Ask(model, tokenizer, asking, bar, keep)
+    answers = _scored(ask, "answers", texts[:n], asking.moments)
+    others = _scored(ask, "others", texts[n:], False) if texts[n:] else TokenStats((), ())
     every = TokenStats(answers.logp + others.logp, answers.correct + others.correct)
     loss_N = every.loss_N
     prompts: tuple[str, ...] = ()
     generations = None
     if asking.generate:
         prompts = tuple(asking.template.prompt.format(question=row.question) for row in rows)
-        generations = _continued(model, tokenizer, prompts, asking, bar)
+        generations = _continued(ask, prompts)
     return Measured(
         tuple(rows),
         answers.select(plain),
@@ -195,34 +206,46 @@ def _texts(rows: Sequence[QA]) -> tuple[list[QA], list[int], _Places, _Places, _
     return [QA(question, answer) for question, answer in texts], plain, right, wrong, asked
 
 
-def _scored(model: nn.Module, tokenizer: Any, texts: list[QA], asking: Asking, moments: bool, bar: Any) -> TokenStats:
-    batch = encode(tokenizer, texts, template=asking.template, max_length=asking.max_length)
+@dataclass(frozen=True)
+class _Ask:
+    model: nn.Module
+    tokenizer: Any
+    asking: Asking
+    bar: Any
+    keep: Keep
+
+
+def _scored(ask: _Ask, what: str, texts: list[QA], moments: bool) -> TokenStats:
+    size = ask.asking.batch_size
+    batch = encode(ask.tokenizer, texts, template=ask.asking.template, max_length=ask.asking.max_length)
     order = torch.argsort(batch.attention_BT.sum(1), stable=True)
-    kept: list[tuple[Any, ...]] = [()] * len(batch)
-    for places in order.split(asking.batch_size * _STRIDE):
-        part = token_stats(model, batch.select(places), batch_size=asking.batch_size, moments=moments)
-        blank = (None,) * len(part)
-        columns = zip(part.logp, part.correct, part.mean or blank, part.variance or blank, strict=True)
-        for place, column in zip(places.tolist(), columns, strict=True):
+    kept: list[list[Any]] = [[]] * len(batch)
+
+    def stats(places: torch.Tensor) -> list[Any]:
+        part = token_stats(ask.model, batch.select(places), batch_size=size, moments=moments)
+        columns = (part.logp, part.correct, part.mean or (), part.variance or ())
+        return [[values_T.tolist() for values_T in column] for column in columns if column]
+
+    for k, places in enumerate(order.split(size * _STRIDE)):
+        found = ask.keep(f"{what} {k}", partial(stats, places))
+        for place, *column in zip(places.tolist(), *found, strict=True):
             kept[place] = column
-        bar.update(len(places))
-    logp, correct, mean, variance = zip(*kept, strict=True)
-    return TokenStats(logp, correct, mean if moments else None, variance if moments else None)
+        ask.bar.update(len(places))
+    columns = [tuple(map(np.array, column)) for column in zip(*kept, strict=True)]
+    return TokenStats(*columns)
 
 
-def _continued(model: nn.Module, tokenizer: Any, prompts: Sequence[str], asking: Asking, bar: Any) -> tuple[str, ...]:
-    texts = [""] * len(prompts)
+def _continued(ask: _Ask, prompts: Sequence[str]) -> tuple[str, ...]:
+    size, texts = ask.asking.batch_size, [""] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), asking.batch_size):
-        places = order[start : start + asking.batch_size]
-        found = generate(
-            model,
-            tokenizer,
-            [prompts[i] for i in places],
-            max_new_tokens=asking.max_new_tokens,
-            batch_size=asking.batch_size,
-        )
-        for place, text in zip(places, found, strict=True):
+
+    def written(places: list[int]) -> list[str]:
+        some, longest = [prompts[i] for i in places], ask.asking.max_new_tokens
+        return generate(ask.model, ask.tokenizer, some, max_new_tokens=longest, batch_size=size)
+
+    for start in range(0, len(order), size):
+        places = order[start : start + size]
+        for place, text in zip(places, ask.keep(f"texts {start}", partial(written, places)), strict=True):
             texts[place] = text
-        bar.update(len(places))
+        ask.bar.update(len(places))
     return tuple(texts)

@@ -16,7 +16,7 @@ from probe.checkpoints import (
     load_tokenizer,
     weights_hash,
 )
-from probe.commands.manifest import whole_folder
+from probe.commands.folder import Run, content_of, results, within
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
 from probe.evaluation.data import Material, material, template_of
 from probe.evaluation.job import EvaluationJob
@@ -33,6 +33,8 @@ _FORMS: dict[str, Form] = {"letter": "letter", "text-sum": "text sum", "text-mea
 
 def run_evaluation(model: str, job: EvaluationJob) -> Path:
     """Evaluate a model; write rows.jsonl, evaluation.json, table.txt, table.tex and manifest.json.
+
+    An evaluation that was stopped is continued by the same call, which gives the same numbers.
 
     Args:
         model: folder of safetensors, or a hub name.
@@ -51,15 +53,16 @@ def run_evaluation(model: str, job: EvaluationJob) -> Path:
     # A mistake in a file should not cost the loading of a model.
     asked = material(job)
     theirs = _retrained_log(model, job, asked)
-    with whole_folder(out, job) as (part, manifest):
-        result, weights = _evaluated(model, job, asked, theirs)
-        manifest |= {
-            "model": model,
-            "data": {"name": asked.name, **asked.described()},
-            "weights": weights,
-            "files": _files(job),
-            "notes": result.notes,
-        }
+    with results(out, job, resumes=True) as run:
+        part, models = run.folder, {"model": model, **({"retrained": job.retrained} if job.retrained else {})}
+        run.about(
+            model=model,
+            data={"name": asked.name, **asked.described()},
+            files=_files(job),
+            contents={name: content_of(one) for name, one in models.items() if not one.endswith(".json")},
+        )
+        result, weights = _evaluated(model, job, asked, theirs, run)
+        run.manifest.update(weights=weights, notes=result.notes)
         append(part / "rows.jsonl", result.rows)
         write_log(part / "evaluation.json", result.log)
         (part / "table.txt").write_text(result.table, encoding="utf-8")
@@ -68,7 +71,7 @@ def run_evaluation(model: str, job: EvaluationJob) -> Path:
 
 
 def _evaluated(
-    model: str, job: EvaluationJob, asked: Material, theirs: EvaluationLog | None
+    model: str, job: EvaluationJob, asked: Material, theirs: EvaluationLog | None, run: Run
 ) -> tuple[Evaluation, dict[str, str]]:
     check_device(job.device)
     weights = {}
@@ -87,7 +90,7 @@ def _evaluated(
             check_tokenizer(tokenizer, load_tokenizer(job.retrained))
         check_model(other, tokenizer)
         weights["retrained"] = weights_hash(other)
-        theirs = reference_log(other, tokenizer, asked, asking, progress=True)
+        theirs = reference_log(other, tokenizer, asked, asking, progress=True, keep=within(run.kept, "retrained"))
         # Two models at once may not fit.
         del other
     ours = load_model(model, dtype=getattr(torch, job.dtype), device=job.device)
@@ -96,7 +99,8 @@ def _evaluated(
     if weights.get("retrained") == weights["model"]:
         raise ValueError(_same_model(model, str(job.retrained)))
     name = model.rstrip("/").split("/")[-1]
-    result = evaluate(ours, tokenizer, asked, asking, name=name, retrained=theirs, progress=True)
+    keep = within(run.kept, "model")
+    result = evaluate(ours, tokenizer, asked, asking, name=name, retrained=theirs, progress=True, keep=keep)
     return replace(result, notes=tuple(_notes(job, result, penalties(ours)))), weights
 
 

@@ -2,24 +2,30 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+from torch import nn
 
 from probe.axes import PerLayerL
 from probe.interventions.projection import Project
 from probe.interventions.steering import Steer
 from probe.methods import baselines
-from probe.methods.cru import best_layers, changed_blocks
-from probe.methods.rmu import block_parameters, rmu
+from probe.methods.cru import best_layers
+from probe.methods.rmu import block_parameters, random_target, rmu
 from probe.methods.sae_suppression import suppress
+from probe.objectives import Objective
 from probe.objectives.representation import TowardsTarget, real_tokens
 from probe.objectives.sequence import NPO
 from probe.objectives.token import WGA, ga
 from probe.report.doses import Doses
 from probe.report.settings import Settings, Training
-from probe.report.study import Condition, Study, as_is, with_edits, with_layers
+from probe.report.study import Condition, Study, as_is, trained, with_edits, with_layers
 from probe.sites import Site, n_layers
 from probe.weights import layers
+
+# What is trained where no unlearned model is given.
+TRAINED = ("GA", "GradDiff", "WGA", "NPO", "RMU")
 
 
 def check_layers(study: Study, settings: Settings) -> None:
@@ -54,7 +60,9 @@ def unlearned(study: Study, settings: Settings) -> Iterator[Condition]:
         yield _rmu(study, settings.training)
 
 
-def patched(study: Study, condition: Condition, score_L: dict[str, PerLayerL], k: int) -> Iterator[Condition]:
+def patched(
+    study: Study, condition: Condition, score_L: Mapping[str, PerLayerL], changed: Sequence[int], k: int
+) -> Iterator[Condition]:
     """CRU: the k changed layers of an unlearned model that forget most and cost least, in the original.
 
     Nothing, with a warning, where the unlearned model's blocks are the original's.
@@ -65,23 +73,21 @@ def patched(study: Study, condition: Condition, score_L: dict[str, PerLayerL], k
         score_L: answer probability on ``forget`` and ``retain`` rows with one layer replaced.
         k: how many layers.
     """
-    with condition.applied() as model:
-        changed = changed_blocks(study.original, model)
-        if not changed:
-            warnings.warn(
-                f"{condition.name} changed no block, so CRU has no layer to take and is left out; what it changed lies "
-                "in embeddings, final norm or head",
-                stacklevel=2,
-            )
-            return
-        chosen = best_layers(-score_L["forget"], score_L["retain"], k, among=changed)
-        listed = ", ".join(map(str, sorted(chosen)))
-        what = (
-            f"layers {listed} of {condition.name} in the original model, chosen by rank sum over single layers among "
-            f"the {len(changed)} that {condition.name} changed"
+    if not changed:
+        warnings.warn(
+            f"{condition.name} changed no block, so CRU has no layer to take and is left out; what it changed lies "
+            "in embeddings, final norm or head",
+            stacklevel=2,
         )
-        alpha_L = layers(chosen, n_layers(study.original))
-        yield with_layers(f"CRU ({condition.name})", study.original, model, alpha_L, what)
+        return
+    chosen = best_layers(-score_L["forget"], score_L["retain"], k, among=changed)
+    listed = ", ".join(map(str, sorted(chosen)))
+    what = (
+        f"layers {listed} of {condition.name} in the original model, chosen by rank sum over single layers among "
+        f"the {len(changed)} that {condition.name} changed"
+    )
+    alpha_L = layers(chosen, n_layers(study.original))
+    yield with_layers(f"CRU ({condition.name})", study.original, condition, alpha_L, what)
 
 
 def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:
@@ -108,60 +114,58 @@ def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator
 
 
 def _divergence(study: Study, training: Training) -> Iterator[Condition]:
-    common: dict[str, Any] = {"lr": training.gradient_lr, "batch_size": training.batch_size, "seed": training.seed}
-    kept = {**common, "steps": training.steps}
-    original, split = study.original, study.split
+    original = study.original
     steps = f"{training.steps} steps of {training.batch_size} rows a side, learning rate {training.gradient_lr:g}"
 
-    model = copy.deepcopy(original)
-    baselines.ga(model, split, steps=training.ga_steps, progress="GA", **common)
+    def made(name: str, what: str, recipe: Callable[..., Any], objective: Objective, **arguments: Any) -> Condition:
+        def make() -> nn.Module:
+            model = copy.deepcopy(original)
+            common = {"lr": training.gradient_lr, "batch_size": training.batch_size, "seed": training.seed}
+            recipe(model, study.split, progress=name, **{"steps": training.steps, **common, **arguments})
+            return model
+
+        return trained(name, what, make, objective)
+
     what = f"gradient ascent on the forget loss and nothing else, {training.ga_steps} steps"
-    yield as_is("GA", "training", model, what, ga)
-
-    model = copy.deepcopy(original)
-    baselines.grad_diff(model, split, retain_weight=training.grad_diff_retain, progress="GradDiff", **kept)
-    yield as_is(
-        "GradDiff",
-        "training",
-        model,
-        f"gradient ascent with {training.grad_diff_retain:g} times the retain loss, {steps}",
-        ga,
-    )
-
-    model, beta = copy.deepcopy(original), training.wga_beta
-    baselines.wga(model, split, beta=beta, retain_weight=training.wga_retain, progress="WGA", **kept)
-    what = f"weighted gradient ascent (β = {beta:g}) with {training.wga_retain:g} times the retain loss, {steps}"
-    yield as_is("WGA", "training", model, what, WGA(beta=beta))
-
-    model, beta = copy.deepcopy(original), training.npo_beta
-    baselines.npo(model, split, original=original, beta=beta, retain_weight=training.npo_retain, progress="NPO", **kept)
-    what = (
-        f"negative preference optimisation (β = {beta:g}) with {training.npo_retain:g} times the retain loss, {steps}"
-    )
-    yield as_is("NPO", "training", model, what, NPO(original, beta=beta))
+    yield made("GA", what, baselines.ga, ga, steps=training.ga_steps)
+    weight = training.grad_diff_retain
+    what = f"gradient ascent with {weight:g} times the retain loss, {steps}"
+    yield made("GradDiff", what, baselines.grad_diff, ga, retain_weight=weight)
+    weight, beta = training.wga_retain, training.wga_beta
+    what = f"weighted gradient ascent (β = {beta:g}) with {weight:g} times the retain loss, {steps}"
+    yield made("WGA", what, baselines.wga, WGA(beta=beta), beta=beta, retain_weight=weight)
+    weight, beta = training.npo_retain, training.npo_beta
+    what = f"negative preference optimisation (β = {beta:g}) with {weight:g} times the retain loss, {steps}"
+    objective = NPO(original, beta=beta)
+    yield made("NPO", what, baselines.npo, objective, original=original, beta=beta, retain_weight=weight)
 
 
 def _rmu(study: Study, training: Training) -> Condition:
-    model = copy.deepcopy(study.original)
-    trained = range(max(0, training.rmu_layer - 2), training.rmu_layer + 1)
-    result = rmu(
-        model,
-        study.split,
-        original=study.original,
-        layer=training.rmu_layer,
-        coefficient=training.rmu_coefficient,
-        alpha=training.rmu_alpha,
-        seed=training.seed,
-        steps=training.steps,
-        lr=training.rmu_lr,
-        parameters=block_parameters(model, trained) if training.rmu_whole_blocks else None,
-        batch_size=training.batch_size,
-        progress="RMU",
-    )
+    blocks = range(max(0, training.rmu_layer - 2), training.rmu_layer + 1)
+
+    def make() -> nn.Module:
+        model = copy.deepcopy(study.original)
+        rmu(
+            model,
+            study.split,
+            original=study.original,
+            layer=training.rmu_layer,
+            coefficient=training.rmu_coefficient,
+            alpha=training.rmu_alpha,
+            seed=training.seed,
+            steps=training.steps,
+            lr=training.rmu_lr,
+            parameters=block_parameters(model, blocks) if training.rmu_whole_blocks else None,
+            batch_size=training.batch_size,
+            progress="RMU",
+        )
+        return model
+
     what = (
         f"forget activations after layer {training.rmu_layer} drawn to a random vector of length "
         f"{training.rmu_coefficient:g}, retain activations held (α = {training.rmu_alpha:g}), "
-        f"{'every weight' if training.rmu_whole_blocks else 'MLP outputs'} of blocks {trained[0]} to {trained[-1]}; "
+        f"{'every weight' if training.rmu_whole_blocks else 'MLP outputs'} of blocks {blocks[0]} to {blocks[-1]}; "
         f"{training.steps} steps, learning rate {training.rmu_lr:g}"
     )
-    return as_is("RMU", "training", model, what, TowardsTarget(Site(training.rmu_layer), result.target_D, real_tokens))
+    target_D = random_target(study.original, training.rmu_coefficient, training.seed)
+    return trained("RMU", what, make, TowardsTarget(Site(training.rmu_layer), target_D, real_tokens))

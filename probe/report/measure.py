@@ -1,5 +1,6 @@
 """Every diagnostic of one condition, as rows."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,15 +84,22 @@ def _split(study: Study, forget: tuple[QA, ...], retain: tuple[QA, ...]) -> Spli
     return Split(coded(forget), coded(retain), forget, retain, study.split.template, study.split.max_length)
 
 
-def diagnosed(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
-    """All rows of one condition."""
-    with condition.applied() as model:
-        yield from performance(study, sample, condition.name, model, measuring)
-        yield from _g_effects(sample, condition, model)
-        yield from _separability(sample, condition.name, model)
-        yield from _collapse(study, sample, condition.name, model, measuring)
-        yield from _pca(sample, condition.name, model)
-        yield from lens_rows(study.tokenizer, sample.split.forget, condition.name, model)
+DIAGNOSED = ("performance", "g_effect", "separability", "logit_collapse", "pca", "logit_lens")
+
+
+def diagnosed(
+    study: Study, sample: Sample, condition: Condition, model: nn.Module, measuring: Measuring
+) -> Iterator[tuple[str, Iterator[Row]]]:
+    """The rows of one condition by diagnostic; each is measured as its rows are read."""
+    found = (
+        performance(study, sample, condition.name, model, measuring),
+        _g_effects(sample, condition, model),
+        _separability(sample, condition.name, model),
+        _collapse(study, sample, condition.name, model, measuring),
+        _pca(sample, condition.name, model),
+        lens_rows(study.tokenizer, sample.split.forget, condition.name, model),
+    )
+    return zip(DIAGNOSED, found, strict=True)
 
 
 def mean_row(
@@ -243,16 +251,21 @@ def reference_fragility(study: Study, sample: Sample, measuring: Measuring) -> I
                 yield Row(name, "fragility", "probability", value, on)
 
 
-def single_layers(
-    study: Study, sample: Sample, condition: Condition, measuring: Measuring
-) -> tuple[dict[str, PerLayerL], list[Row]]:
-    """Answer probabilities with one layer of the condition's model in the original: scores by layer, and their rows."""
+def single_layers(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
+    """Answer probabilities with one layer of the condition's model in the original, and with all of them."""
     with condition.applied() as model:
         found = layer_map(study.original, model, lambda mixed: choosing_probabilities(mixed, sample, measuring))
     score_L, whole = cast(dict[str, PerLayerL], found.score_L), cast(dict[str, float], found.unlearned)
-    rows = []
     for on, value_L in score_L.items():
         for layer, value in enumerate(value_L.tolist()):
-            rows.append(Row(condition.name, "fragility", "probability", value, on, layer=layer))
-        rows.append(Row(condition.name, "fragility", "probability", whole[on], on))
-    return score_L, rows
+            yield Row(condition.name, "fragility", "probability", value, on, layer=layer)
+        yield Row(condition.name, "fragility", "probability", whole[on], on)
+
+
+def by_layer(rows: Sequence[Row]) -> dict[str, PerLayerL]:
+    """What ``single_layers`` gave, by side."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row.layer is not None:
+            found.setdefault(row.on, []).append(math.nan if row.value is None else row.value)
+    return {on: torch.tensor(value_L, dtype=torch.float64) for on, value_L in found.items()}

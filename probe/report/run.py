@@ -1,7 +1,7 @@
-"""From a study to a run folder: manifest first, rows as they come, then figures, tables and the page."""
+"""From a study to a run folder: what is finished is kept as it comes, then figures, tables and the page."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,69 +9,152 @@ import torch
 from tqdm.auto import tqdm
 
 from probe.checkpoints import weights_hash
-from probe.commands.manifest import open_run, write_manifest
+from probe.commands.folder import Run, results
+from probe.commands.manifest import write_manifest
 from probe.datasets import rows_hash
 from probe.hooks import our_hooks
 from probe.modes import threads
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare
-from probe.report.measure import Sample, diagnosed, draw_sample, reference_fragility, single_layers
+from probe.report.measure import (
+    DIAGNOSED,
+    Sample,
+    by_layer,
+    diagnosed,
+    draw_sample,
+    reference_fragility,
+    single_layers,
+)
 from probe.report.settings import Settings
 from probe.report.study import Condition, Study
 from probe.report.suppression import suppression_rows
-from probe.rows import Row, append, load
+from probe.rows import Row, append, load, read_manifest
 
 # Below this many parameters one thread is the better default (see Settings.threads).
 _SMALL = 10_000_000
+ROWS = "rows.jsonl"
 
 
 def run_report(make_study: Callable[[], Study], settings: Settings, out: Path) -> Path:
     """Run every intervention with its diagnostics and write the run folder.
 
+    A report that was stopped is continued by the same call: at most the diagnostic under way, and the training before
+    it, are repeated. The rows are the same.
+
     Args:
         make_study: called after the folder proved writable, since loading models takes a while.
         settings: strengths, seeds and sizes; recorded in the manifest.
-        out: folder of the run; an earlier run there is replaced.
+        out: folder of the run; it must not exist, or be empty.
 
     Returns:
         the path of ``index.html``.
 
     Raises:
-        ValueError: an unwritable folder, models that do not belong together, or settings that do not fit them.
+        ValueError: a folder that is in use, cannot be written or holds an unfinished report of something else, models
+            that do not belong together, or settings that do not fit them.
         RuntimeError: the original model was changed by the run (a defect of ours, never the user's).
     """
-    started = time.monotonic()
-    manifest = open_run(out, settings)
-    rows_path = out / "rows.jsonl"
-    rows_path.unlink(missing_ok=True)
-    study = make_study()
-    study.check()
-    conditions.check_layers(study, settings)
-    before = weights_hash(study.original)
-    with threads(_threads_for(study) if settings.threads is None else settings.threads):
-        _describe(manifest, study)
-        write_manifest(out, manifest)
-        made = _measure(study, settings, rows_path)
-    _check_untouched(study, before)
-    manifest["conditions"] = [{"name": c.name, "kind": c.kind, "what": c.what} for c in made]
-    manifest["seconds"] = round(time.monotonic() - started, 1)
-    manifest["status"] = "complete"
-    write_manifest(out, manifest)
-    return redraw(out)
+    with results(out, settings, resumes=True) as run:
+        study = make_study()
+        study.check()
+        conditions.check_layers(study, settings)
+        before = weights_hash(study.original)
+        with threads(_threads_for(study) if settings.threads is None else settings.threads):
+            run.about(**_described(study))
+            _measure(study, settings, run)
+            _check_untouched(study, before)
+            run.complete()
+        redraw(run.folder)
+    return out / "index.html"
 
 
-def _measure(study: Study, settings: Settings, rows_path: Path) -> list[Condition]:
-    """Every condition with its diagnostics, written as they come."""
-    sample = draw_sample(study, settings.measuring, settings.training.seed)
-    made: list[Condition] = []
-    total = _count(study, settings)
-    with tqdm(total=total, desc="report", unit="intervention") as bar:
-        for condition in _conditions(study, sample, settings, rows_path):
-            bar.set_description(condition.name)
-            append(rows_path, diagnosed(study, sample, condition, settings.measuring))
-            made.append(condition)
-            bar.update()
-    return made
+def redraw(out: Path, venue: str = "neurips") -> Path:
+    """Draw figures, tables and page from what a run left on disk; no model is loaded.
+
+    Raises:
+        FileNotFoundError: the folder holds no rows or no manifest.
+        ValueError: one of them is damaged.
+    """
+    rows: Sequence[Row] = load(out / ROWS)
+    read_manifest(out)
+    from probe.figures.folder import draw_folder
+    from probe.report.page import write_page
+
+    return write_page(out, rows, draw_folder(out, venue=venue))
+
+
+class _Steps:
+    """What is measured, one after another: rows are kept and written as they come, and the bar moves."""
+
+    def __init__(self, run: Run, bar: Any) -> None:
+        self.run, self.bar = run, bar
+        # What was kept counts: the file of rows may lack the last ones, or end in half a line.
+        (run.folder / ROWS).unlink(missing_ok=True)
+        append(run.folder / ROWS, (Row(**row) for rows in run.done.values() for row in rows))
+
+    def left(self, keys: Iterable[str]) -> bool:
+        """Whether any of them is still to be measured."""
+        return any(key not in self.run.done for key in keys)
+
+    def take(self, key: str, measure: Callable[[], Iterable[Row]]) -> list[Row]:
+        """The rows of one step, measured here or before."""
+        self.bar.set_postfix_str(key)
+        fresh = key not in self.run.done
+        rows = [Row(**row) for row in self.run.kept(key, lambda: [asdict(row) for row in measure()])]
+        if fresh:
+            append(self.run.folder / ROWS, rows)
+        self.bar.update()
+        return rows
+
+    def diagnose(self, study: Study, sample: Sample, condition: Condition, settings: Settings) -> None:
+        """Every diagnostic of one condition; its model is made only if one is left."""
+        keys = [f"{condition.name}, {diagnostic}" for diagnostic in DIAGNOSED]
+        if self.left(keys):
+            with condition.applied() as model:
+                found = diagnosed(study, sample, condition, model, settings.measuring)
+                for key, (_, rows) in zip(keys, found, strict=True):
+                    self.take(key, lambda rows=rows: rows)  # type: ignore[misc]
+        else:
+            self.bar.update(len(keys))
+        self.run.manifest.setdefault("conditions", []).append(
+            {"name": condition.name, "kind": condition.kind, "what": condition.what}
+        )
+        write_manifest(self.run.folder, self.run.manifest)
+
+
+def _measure(study: Study, settings: Settings, run: Run) -> None:
+    """Every condition with its diagnostics, and the rows that belong to none of them."""
+    sample, measuring = draw_sample(study, settings.measuring, settings.training.seed), settings.measuring
+    with tqdm(total=_count(study, settings), desc="report", unit="step") as bar:
+        steps = _Steps(run, bar)
+        for condition in conditions.references(study):
+            steps.diagnose(study, sample, condition, settings)
+        steps.take("single layers of references", lambda: reference_fragility(study, sample, measuring))
+        for condition in conditions.unlearned(study, settings):
+            _one_unlearned(study, sample, condition, settings, steps)
+        doses = prepare(study, sample, settings)
+        for condition in conditions.activation_edits(study, doses, settings):
+            steps.diagnose(study, sample, condition, settings)
+        steps.take("doses", lambda: dose_rows(study, sample, doses, settings))
+        steps.take("SAE features", lambda: suppression_rows(study, sample, settings))
+
+
+def _one_unlearned(study: Study, sample: Sample, condition: Condition, settings: Settings, steps: _Steps) -> None:
+    measuring = settings.measuring
+    steps.diagnose(study, sample, condition, settings)
+    key = f"single layers of {condition.name}"
+    score_L = by_layer(steps.take(key, lambda: single_layers(study, sample, condition, measuring)))
+    if study.unlearned or condition.name in settings.editing.cru_from:
+        lent = conditions.patched(study, condition, score_L, measuring.layers_replaced)
+        steps.diagnose(study, sample, lent, settings)
+
+
+def _count(study: Study, settings: Settings) -> int:
+    methods = len(study.unlearned) or len(conditions.TRAINED)
+    lent = len(study.unlearned) or len(set(settings.editing.cru_from) & set(conditions.TRAINED))
+    edits = 2 + (study.sae is not None and study.sae_site is not None)
+    diagnosed_in_full = 1 + (study.retrained is not None) + methods + lent + edits
+    return diagnosed_in_full * len(DIAGNOSED) + methods + 3
 
 
 def _threads_for(study: Study) -> int:
@@ -79,57 +162,19 @@ def _threads_for(study: Study) -> int:
     return 1 if small else torch.get_num_threads()
 
 
-def redraw(out: Path, venue: str = "neurips") -> Path:
-    """Draw figures, tables and page from what a run left on disk; no model is loaded.
-
-    Raises:
-        FileNotFoundError: the folder holds no rows.
-    """
-    rows: Sequence[Row] = load(out / "rows.jsonl")
-    if not (out / "manifest.json").is_file():
-        raise FileNotFoundError(f"no manifest.json in {out}; the folder is not one that `probe report` wrote")
-    from probe.figures.folder import draw_folder
-    from probe.report.page import write_page
-
-    return write_page(out, rows, draw_folder(out, venue=venue))
-
-
-def _conditions(study: Study, sample: Sample, settings: Settings, rows_path: Path) -> Iterator[Condition]:
-    """Each condition as it is made; rows that belong to none of them are written on the way."""
-    yield from conditions.references(study)
-    append(rows_path, reference_fragility(study, sample, settings.measuring))
-    for condition in conditions.unlearned(study, settings):
-        yield condition
-        score_L, rows = single_layers(study, sample, condition, settings.measuring)
-        append(rows_path, rows)
-        if study.unlearned or condition.name in settings.editing.cru_from:
-            yield from conditions.patched(study, condition, score_L, settings.measuring.layers_replaced)
-    doses = prepare(study, sample, settings)
-    yield from conditions.activation_edits(study, doses, settings)
-    append(rows_path, dose_rows(study, sample, doses, settings))
-    append(rows_path, suppression_rows(study, sample, settings))
-
-
-def _count(study: Study, settings: Settings) -> int:
-    trained = 2 * len(study.unlearned) or 5 + len(settings.editing.cru_from)
-    return 1 + (study.retrained is not None) + trained + 2 + (study.sae is not None)
-
-
-def _describe(manifest: dict[str, Any], study: Study) -> None:
-    manifest["threads"] = torch.get_num_threads()
-    manifest["data"] = {
-        "forget": {"rows": len(study.split.forget_rows), "sha256": rows_hash(study.split.forget_rows)},
-        "retain": {"rows": len(study.split.retain_rows), "sha256": rows_hash(study.split.retain_rows)},
-        "world": {"rows": len(study.world), "sha256": rows_hash(study.world)},
-    }
+def _described(study: Study) -> dict[str, Any]:
+    sides = {"forget": study.split.forget_rows, "retain": study.split.retain_rows, "world": study.world}
     models = {"original": study.original, "retrained": study.retrained, **study.unlearned}
-    manifest["weights"] = {name: weights_hash(model) for name, model in models.items() if model is not None}
-    config = study.original.config  # type: ignore[union-attr]
-    manifest["model"] = {
-        "architecture": type(study.original).__name__,
-        "layers": config.get_text_config().num_hidden_layers,  # type: ignore[union-attr,operator]
-        "width": config.get_text_config().hidden_size,  # type: ignore[union-attr,operator]
-        "parameters": sum(p.numel() for p in study.original.parameters()),
+    config = study.original.config.get_text_config()  # type: ignore[union-attr,operator]
+    return {
+        "data": {on: {"rows": len(rows), "sha256": rows_hash(rows)} for on, rows in sides.items()},
+        "weights": {name: weights_hash(model) for name, model in models.items() if model is not None},
+        "model": {
+            "architecture": type(study.original).__name__,
+            "layers": config.num_hidden_layers,
+            "width": config.hidden_size,
+            "parameters": sum(p.numel() for p in study.original.parameters()),
+        },
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 from torch import nn
@@ -68,6 +69,12 @@ def as_is(name: str, kind: Kind, model: nn.Module, what: str, objective: Objecti
     return Condition(name, kind, what, lambda: nullcontext(model), objective)
 
 
+def trained(name: str, what: str, make: Callable[[], nn.Module], objective: Objective) -> Condition:
+    """A model that is trained when it is first asked for, which a report that goes on may never do."""
+    model = cache(make)
+    return Condition(name, "training", what, lambda: nullcontext(model()), objective)
+
+
 def with_edits(name: str, model: nn.Module, edits: Mapping[Site, Intervention], what: str) -> Condition:
     """A model whose activations are edited."""
 
@@ -79,12 +86,12 @@ def with_edits(name: str, model: nn.Module, edits: Mapping[Site, Intervention], 
     return Condition(name, "activation", what, applied)
 
 
-def with_layers(name: str, model: nn.Module, other: nn.Module, alpha_L: Any, what: str) -> Condition:
-    """A model some of whose layers come from another."""
+def with_layers(name: str, model: nn.Module, other: Condition, alpha_L: Any, what: str) -> Condition:
+    """A model some of whose layers come from that of another condition."""
 
     @contextmanager
     def applied() -> Iterator[nn.Module]:
-        with blended(model, other, alpha_L):
+        with other.applied() as lender, blended(model, lender, alpha_L):
             yield model
 
     return Condition(name, "replacement", what, applied)

@@ -143,15 +143,16 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     if not path.is_file():
         return
     before, now = _stored(path, dict), json.loads(canonical(identity))
-    changed = list(_changes(before, now))
+    changed = list(changes(before, now))
     if changed:
         raise ValueError(f"{folder} holds a sweep of something else ({'; '.join(changed)}); choose another folder")
 
 
-def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
+def changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two descriptions, field by field."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):
-            yield from _changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now:
         yield f"{name}: {before!r} then, {now!r} now"
 

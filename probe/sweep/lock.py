@@ -34,7 +34,7 @@ def only_writer(folder: Path, shard: Shard | None) -> Iterator[None]:
         else:
             held.enter_context(_held(folder, "lock", fcntl.LOCK_SH))
             for path in _other_divisions(folder, shard):
-                if _is_held(path):
+                if is_held(path):
                     raise _refusal(folder, path, f"; it is split by {path.name.rpartition('-')[2]} there")
             held.enter_context(_held(folder, named("lock", shard), fcntl.LOCK_EX))
         yield
@@ -49,7 +49,7 @@ def _held(folder: Path, name: str, kind: int) -> Iterator[None]:
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
-            by = next((one for one in sorted(folder.glob("lock-*-of-*")) if _is_held(one)), path)
+            by = next((one for one in sorted(folder.glob("lock-*-of-*")) if is_held(one)), path)
             raise _refusal(folder, path if kind == fcntl.LOCK_SH else by) from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -72,7 +72,8 @@ def _other_divisions(folder: Path, shard: Shard) -> list[Path]:
     return [path for path in sorted(folder.glob("lock-*-of-*")) if not re.search(rf"-of-{shard[1]}$", path.name)]
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of that file; False where there are no locks."""
     with path.open("a+", encoding="utf-8") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

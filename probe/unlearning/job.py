@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from probe.commands.out import free
 from probe.ranges import Count, Length, Place, Positive, Seed, check_ranges
 
 
@@ -82,5 +83,4 @@ class Job:
             raise ValueError(f"{', '.join(missing)} missing: your own model needs --model, --forget and --retain")
         if (self.sae is None) != (self.sae_layer is None):
             raise ValueError("--sae and --sae-layer belong together: name the block that the SAE was trained on")
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"{self.out} exists and is not empty; choose another --out, or remove it first")
+        free(self.out)

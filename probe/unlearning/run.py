@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from probe.checkpoints import file_hash, weights_hash
-from probe.commands.manifest import whole_folder
+from probe.commands.folder import results
 from probe.data import Split
 from probe.datasets import rows_hash
 from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
@@ -44,7 +44,8 @@ def run_job(name: str, job: Job) -> Path:
     method = method_named(name)
     arguments = resolved(method, job)
     files = read_files(method, job)
-    with whole_folder(job.out, job) as (part, manifest):
+    with results(job.out, job) as run:
+        part, manifest = run.folder, run.manifest
         at = material(job)
         given = supplied(method, job, at, files)
         manifest |= _described(method, arguments, job, at.split)

@@ -31,4 +31,4 @@ class VerdictJob:
     fitted: Path | None = None
     """Another fit than the one that ships with the package (fitted.json of a zoo)."""
     out: Path | None = None
-    """JSON file for the verdict with all its numbers."""
+    """JSON file for the verdict with all its numbers. Only with it a verdict that was stopped can be continued."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from probe.attacks.latent import latent
 from probe.attacks.mixing import mix_back
 from probe.attacks.relearning import relearn
 from probe.attacks.score import Score
+from probe.commands.folder import Keep, unkept
 from probe.diagnostics.content_probes import content_probe
 from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.logit_lens import logit_lens
@@ -37,23 +39,27 @@ class Measured:
     by_layer: dict[str, tuple[float, ...]] = field(repr=False)
 
 
-def measure(model: nn.Module, given: Material) -> Measured:
+# What a verdict measures of one model, one after another.
+PARTS = ("answers", "texts", "weights", "attacks", "states")
+
+
+def measure(model: nn.Module, given: Material, keep: Keep = unkept) -> Measured:
     """Outputs, states, attacks and weights of one model.
 
     Args:
         model: attacked in place and restored bit for bit; edits that are in force are part of what is examined.
         given: rows, attacks and the original.
+        keep: each of ``PARTS`` is kept by it.
 
     Raises:
         ValueError: another architecture, states with NaN, or what a diagnostic refuses.
         FloatingPointError: relearning diverged.
     """
     found: dict[str, float] = {}
-    layers: dict[str, tuple[float, ...]] = {}
-    for part in (_answers, _texts, _weights, _attacks):
-        found |= part(model, given)
-    numbers, by_layer = _states(model, given)
-    return Measured(found | numbers, layers | by_layer)
+    for name, part in zip(PARTS, (_answers, _texts, _weights, _attacks), strict=False):
+        found |= keep(name, partial(part, model, given))
+    numbers, by_layer = keep(PARTS[-1], partial(_states, model, given))
+    return Measured(found | numbers, {name: tuple(value_L) for name, value_L in by_layer.items()})
 
 
 def _answers(model: nn.Module, given: Material) -> dict[str, float]:

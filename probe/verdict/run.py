@@ -1,35 +1,58 @@
 """From model folders and row files to a verdict."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from tqdm.auto import tqdm
 
-from probe.checkpoints import check_device, check_tokenizer, load_model, load_tokenizer, weights_hash
+from probe.checkpoints import check_device, check_tokenizer, file_hash, load_model, load_tokenizer, weights_hash
+from probe.commands.folder import Keep, content_of, results, unkept, within
 from probe.data import Template
 from probe.datasets import read_rows
 from probe.ranges import check_ranges
 from probe.verdict.job import VerdictJob
 from probe.verdict.judge import FITTED, Judge, Verdict, judged, load_judge
 from probe.verdict.material import material
-from probe.verdict.measure import measure
+from probe.verdict.measure import PARTS, measure
 from probe.weights import check_same_architecture
 
 
 def run_verdict(model: str, job: VerdictJob) -> str:
     """Load everything, examine original, model and retrained model alike, and say what became of the facts.
 
+    With ``job.out`` a verdict that was stopped is continued by the same call.
+
     Returns:
         the text for the shell.
 
     Raises:
-        ValueError: files or models that cannot be read or do not belong together, or facts the original never knew.
+        ValueError: an ``out`` that exists, files or models that cannot be read or do not belong together, or facts the
+            original never knew.
         FileNotFoundError: a file that does not exist.
     """
     check_ranges(job)
     check_device(job.device)
+    if job.out is None:
+        return _judged(model, job, unkept)[0]
+    with results(job.out, job, resumes=True, file="verdict.json") as run:
+        named = {"model": model, "original": job.original, "retrained": job.retrained}
+        paths = {"forget": job.forget, "retain": job.retain, "fitted": job.fitted or FITTED}
+        run.about(
+            model=model,
+            contents={role: content_of(name) for role, name in named.items() if name is not None},
+            files={name: file_hash(path) for name, path in paths.items() if path is not None and path.is_file()},
+        )
+        text, found = _judged(model, job, run.kept)
+        content = json.dumps(asdict(found), indent=1, default=dict) + "\n"
+        (run.folder / "verdict.json").write_text(content, encoding="utf-8")
+    return text
+
+
+def _judged(model: str, job: VerdictJob, keep: Keep) -> tuple[str, Verdict]:
     judge = load_judge(job.fitted or FITTED)
     # Rows are read first: a mistake in them should not cost the loading of models.
     forget = read_rows(job.forget)
@@ -43,11 +66,23 @@ def run_verdict(model: str, job: VerdictJob) -> str:
     models = {role: load_model(name, device=job.device) for role, name in names.items()}
     notes = check_models(models)
     template = Template(job.prompt, job.answer)
-    found = verdict_on(models, tokenizer, forget, retain, judge=judge, template=template, max_length=job.max_length)
-    if job.out is not None:
-        job.out.parent.mkdir(parents=True, exist_ok=True)
-        job.out.write_text(json.dumps(asdict(found), indent=1, default=dict) + "\n", encoding="utf-8")
-    return "\n".join([*notes, found.text()])
+    found = verdict_on(
+        models, tokenizer, forget, retain, judge=judge, template=template, max_length=job.max_length, keep=keep,
+        progress=True,
+    )  # fmt: skip
+    return "\n".join([*notes, found.text()]), found
+
+
+def _moving(bar: Any, keep: Keep) -> Keep:
+    """The same, and the bar says what is under way."""
+
+    def kept(key: str, make: Callable[[], Any]) -> Any:
+        bar.set_postfix_str(key)
+        value = keep(key, make)
+        bar.update()
+        return value
+
+    return kept
 
 
 def check_models(models: dict[str, Any]) -> list[str]:
@@ -79,6 +114,8 @@ def verdict_on(
     judge: Judge,
     template: Template = Template(),
     max_length: int = 256,
+    keep: Keep = unkept,
+    progress: bool = False,
 ) -> Verdict:
     """The verdict on loaded models.
 
@@ -89,6 +126,8 @@ def verdict_on(
         judge: from ``load_judge``.
         template: how question and answer become one text.
         max_length: longest text in tokens.
+        keep: each part of what is measured is kept by it.
+        progress: whether to show a bar.
 
     Raises:
         ValueError: as ``material``, ``measure`` and ``judged``.
@@ -102,5 +141,8 @@ def verdict_on(
         template=template,
         max_length=max_length,
     )
-    found = {role: measure(one, given) for role, one in models.items()}
+    found = {}
+    with tqdm(total=len(models) * len(PARTS), desc="verdict", unit="part", disable=not progress) as bar:
+        for role, one in models.items():
+            found[role] = measure(one, given, _moving(bar, within(keep, role)))
     return judged(judge, found["model"], found["original"], found.get("retrained"), retain=bool(retain))
