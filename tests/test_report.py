@@ -9,7 +9,12 @@ from dataclasses import replace
 import pytest
 
 from probe.checkpoints import weights_hash
+from probe.commands.folder import Run
+from probe.figures import Drawn
+from probe.methods import baselines
+from probe.report.measure import DIAGNOSED
 from probe.report.own import testbed_study as make_testbed_study
+from probe.report.page import write_page
 from probe.report.run import redraw, run_report
 from probe.report.sentences import findings, headline, table, word
 from probe.report.settings import TESTBED, Measuring
@@ -28,7 +33,7 @@ ON_PAGE = (*FIGURES, "logit_lens", "sae_choices")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, bed):
-    out = tmp_path_factory.mktemp("report")
+    out = tmp_path_factory.mktemp("report") / "run"
     before, hooks = weights_hash(bed.original), hooks_of(bed.original)
     study = Study(bed.original, bed.tokenizer, bed.split, bed.retrained, {}, bed.world, bed.sae, bed.sae_site)
     run_report(lambda: study, SMALL, out)
@@ -111,13 +116,120 @@ def test_figures_are_redrawn_from_rows_alone(run, tmp_path, monkeypatch):
 def test_a_layer_outside_the_model_is_refused_before_training_27(tmp_path):
     wrong = replace(SMALL, training=replace(SMALL.training, rmu_layer=8))
     with pytest.raises(ValueError, match=r"--training\.rmu-layer 8 does not exist; the model has layers 0\.\.7"):
-        run_report(make_testbed_study, wrong, tmp_path)
+        run_report(make_testbed_study, wrong, tmp_path / "out")
 
 
 def test_an_unlearned_model_identical_to_the_original_is_refused_48(bed, tmp_path):
     study = Study(bed.original, bed.tokenizer, bed.split, unlearned={"mine": bed.original})
     with pytest.raises(ValueError, match="original and the mine model are identical"):
-        run_report(lambda: study, SMALL, tmp_path)
+        run_report(lambda: study, SMALL, tmp_path / "out")
+
+
+def small_study(bed) -> Study:
+    split = replace(bed.split, forget=bed.split.forget.select(range(6)), forget_rows=bed.split.forget_rows[:6])
+    return Study(bed.original, bed.tokenizer, split, bed.retrained)
+
+
+TINY = replace(
+    SMALL,
+    training=replace(SMALL.training, steps=1, ga_steps=1, batch_size=2),
+    editing=replace(SMALL.editing, steer_doses=(0.0,)),
+    measuring=Measuring(rows=3, generated=1, new_tokens=1, bootstrap=2),
+)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Diagnostics that only tell which weights they saw, and no figures; counts what is trained and measured."""
+    trained, measured = [], []
+
+    def diagnosed(study, sample, condition, model, measuring):
+        total = sum(float(p.detach().double().sum()) for p in model.parameters())
+        for diagnostic in DIAGNOSED:
+            yield diagnostic, told(condition.name, diagnostic, total)
+
+    def layers(study, sample, condition, measuring):
+        for on in ("forget", "retain"):
+            for layer in range(8):
+                yield Row(condition.name, "fragility", "probability", 1 / (1 + layer), on, layer=layer)
+
+    def told(name, diagnostic, total):
+        measured.append(f"{name}, {diagnostic}")
+        yield Row(name, diagnostic, "weights", total)
+
+    for name in ("ga", "grad_diff", "wga", "npo"):
+        recipe = getattr(baselines, name)
+
+        def counted(*args, recipe=recipe, name=name, **more):
+            trained.append(name)
+            return recipe(*args, **more)
+
+        monkeypatch.setattr(baselines, name, counted)
+    monkeypatch.setattr("probe.report.run.single_layers", layers)
+    monkeypatch.setattr("probe.report.run.diagnosed", diagnosed)
+    monkeypatch.setattr("probe.report.run.redraw", lambda folder: None)
+    return trained, measured
+
+
+def test_r23_a_report_that_is_stopped_goes_on_and_gives_the_same_rows(bed, tmp_path, monkeypatch, quick):
+    trained, measured = quick
+    study, kept = small_study(bed), Run.kept
+    run_report(lambda: study, TINY, tmp_path / "whole")
+    every = list(measured)
+    assert trained == ["ga", "grad_diff", "wga", "npo"]
+    for steps in (8, 1, 22):
+        taken = []
+
+        def stopping(self, key, make, taken=taken, steps=steps):
+            if key not in self.done:
+                if len(taken) == steps:
+                    raise KeyboardInterrupt
+                taken.append(key)
+            return kept(self, key, make)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Run, "kept", stopping)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                run_report(lambda: study, TINY, tmp_path / "cut")
+        assert "the same command goes on" in caught.value.__notes__[0]
+        assert not (tmp_path / "cut").exists()
+    trained.clear()
+    measured.clear()
+    run_report(lambda: study, TINY, tmp_path / "cut")
+    assert (tmp_path / "cut" / "rows.jsonl").read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
+    assert 0 < len(measured) < len(every)
+    assert measured == every[-len(measured) :]
+    # What is finished is not trained again; CRU, which was under way, takes its layers from GradDiff.
+    assert trained == ["grad_diff", "wga", "npo"]
+    conditions = [json.loads((tmp_path / n / "manifest.json").read_text())["conditions"] for n in ("cut", "whole")]
+    assert conditions[0] == conditions[1]
+
+
+def test_r9_a_report_whose_models_cannot_be_read_leaves_what_was_there(tmp_path, quick):
+    def missing():
+        raise FileNotFoundError("--original is misspelt")
+
+    with pytest.raises(FileNotFoundError):
+        run_report(missing, TINY, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "rows.jsonl").write_text("2,312 rows\n")
+    with pytest.raises(ValueError, match="old exists and is not empty"):
+        run_report(missing, TINY, tmp_path / "old")
+    assert (tmp_path / "old" / "rows.jsonl").read_text() == "2,312 rows\n"
+
+
+def test_r11_an_unfinished_report_says_so(run, tmp_path):
+    copy = tmp_path / "part"
+    copy.mkdir()
+    shutil.copy(run / "manifest.json", copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "rows.jsonl").write_text("".join((run / "rows.jsonl").read_text().splitlines(keepends=True)[:15]))
+    write_page(copy, load(copy / "rows.jsonl"), Drawn())
+    assert "is not finished" not in (copy / "index.html").read_text()
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "status": "unfinished", "stopped": "out of <memory>"}))
+    write_page(copy, load(copy / "rows.jsonl"), Drawn())
+    assert "This report is not finished (out of &lt;memory&gt;)" in (copy / "index.html").read_text()
 
 
 def test_own_models_and_rows_through_the_shell(bed, tmp_path):

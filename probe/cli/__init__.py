@@ -26,6 +26,7 @@ from probe.cli.asked import (
     Unlearn,
     Verdict,
 )
+from probe.cli.stopping import heard
 from probe.ranges import check_ranges
 from probe.rows import FULL
 
@@ -54,27 +55,35 @@ def main(arguments: list[str] | None = None) -> None:
         args=given,
     )
     try:
-        for part in vars(command).values():
-            if is_dataclass(part):
-                check_ranges(part)
-        if isinstance(command, Doctor):
-            _doctor(command)
-        if isinstance(command, Sweep):
-            _sweep(command)
-        done = _done(command)
+        with heard():
+            done = _run(command)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         _fail(error, 2)
     except OSError as error:
         if error.errno in FULL:
-            _fail(f"{error}; free some space and run again, or choose another folder", 74)
+            _fail(error, 74, "; free some space and run again, or choose another folder")
         _fail(error, 2)
-    except KeyboardInterrupt:
-        kept = {
-            Report: "rows measured so far are kept in rows.jsonl",
-            Sweep: "finished cells are kept; run again to go on",
-        }
-        _fail(f"stopped; {kept.get(type(command), 'nothing was written')}", 130)
+    except KeyboardInterrupt as stop:
+        stop.args = ("stopped",)
+        kept = "finished cells are kept; run again to go on" if isinstance(command, Sweep) else "nothing was written"
+        _fail(stop, 130, "" if hasattr(stop, "__notes__") else f"; {kept}")
+    except SystemExit as end:
+        if hasattr(end, "__notes__"):
+            end.args = ("stopped by SIGTERM",)
+            _fail(end, int(end.code or 0))
+        raise
     print(done)
+
+
+def _run(command: Any) -> object:
+    for part in vars(command).values():
+        if is_dataclass(part):
+            check_ranges(part)
+    if isinstance(command, Doctor):
+        _doctor(command)
+    if isinstance(command, Sweep):
+        _sweep(command)
+    return _done(command)
 
 
 def _check_once(given: Sequence[str]) -> None:
@@ -194,7 +203,8 @@ def _sweep(command: Sweep) -> NoReturn:
     sys.exit(code)
 
 
-def _fail(reason: object, code: int) -> None:
-    # One readable line: a traceback would bury what the user has to do.
-    print("probe: " + " ".join(str(reason).split()), file=sys.stderr)
+def _fail(reason: object, code: int, remedy: str = "") -> None:
+    # One readable line: a traceback would bury what the user has to do. Notes say what was kept.
+    text = "; ".join([f"{reason}{remedy}", *getattr(reason, "__notes__", ())])
+    print("probe: " + " ".join(text.split()), file=sys.stderr)
     sys.exit(code)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from probe.commands.data import Data
 from probe.commands.manifest import new_manifest, read_manifest, write_manifest
@@ -26,13 +26,11 @@ _LOCK = "lock"
 _ASKED = ("settings", "probe", "versions")
 
 
-class Keep(Protocol):
-    """Makes a value of JSON once, and reads it back after a kill: ``Run.kept``, or ``unkept``."""
-
-    def __call__(self, key: str, make: Callable[[], Any], /) -> Any: ...
+Keep = Callable[[str, Callable[[], Any]], Any]
+"""Takes a key and what makes a value of JSON, which is made once and read back after a kill; or see ``unkept``."""
 
 
-def unkept(key: str, make: Callable[[], Any], /) -> Any:
+def unkept(key: str, make: Callable[[], Any]) -> Any:
     """Where nothing is to outlive the process."""
     return make()
 
@@ -79,7 +77,7 @@ class Run:
         self.manifest.update(inputs)
         write_manifest(self.folder, self.manifest)
 
-    def kept(self, key: str, make: Callable[[], Any], /) -> Any:
+    def kept(self, key: str, make: Callable[[], Any]) -> Any:
         """What ``make`` gives, a value of JSON: made once, and read back by the process that goes on after a kill.
 
         Raises:

@@ -35,11 +35,13 @@ class Drawn:
         paths: figure -> its PDF; .png, .svg and .json (numbers, caption) lie beside it. Table -> its .tex.
         captions: figure or table -> caption.
         missing: figure or table -> why it was not drawn.
+        notes: what must be said beside all of them.
     """
 
     paths: dict[str, Path] = field(default_factory=dict)
     captions: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def draw_all(

@@ -2,20 +2,24 @@
 
 import hashlib
 import html
-import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 from probe.figures import Drawn, draw_all, write_tables
 from probe.figures.catalogue import EVERY, FIGURES, NAMES
-from probe.rows import Row, load
+from probe.figures.style import is_reference
+from probe.rows import Row, load, read_manifest
+from probe.sweep.journal import labels as cell_labels
 
 ROWS = "rows.jsonl"
 
 
 def rows_of(folder: str | Path) -> list[Row]:
     """Every row below a folder, file by file in the order of their paths; a row that stands twice counts once.
+
+    In the folder of a sweep each cell's rows are named by what the cell is: the values of the axes that vary.
 
     Args:
         folder: of a report, of any command that writes rows, or of several such folders.
@@ -26,12 +30,63 @@ def rows_of(folder: str | Path) -> list[Row]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no rows at {folder} (resolved to {folder.resolve()}): there is no such folder")
+        part = folder.with_name(f".{folder.name}.part")
+        begun = f"; an unfinished run lies in {part}" if folder.name and part.is_dir() else ""
+        raise FileNotFoundError(f"no rows at {folder} (resolved to {folder.resolve()}): there is no such folder{begun}")
     files = row_files(folder)
     if not files:
         sweeps = "; it holds a sweep, whose study draws it" if any(folder.rglob("journal.jsonl")) else ""
         raise FileNotFoundError(f"no rows at {folder}: no {ROWS} there or below{sweeps}; figures are drawn from rows")
-    return list(dict.fromkeys(row for path in files for row in load(path)))
+    found = {path: load(path) for path in files}
+    labels = _labels(folder, files)
+    # What every cell says alike of a reference is said once, under its own name.
+    said: dict[str, set[frozenset[Row]]] = {}
+    for path in labels:
+        for name in filter(is_reference, {row.intervention for row in found[path]}):
+            said.setdefault(name, set()).add(frozenset(row for row in found[path] if row.intervention == name))
+    alike = {name for name, versions in said.items() if len(versions) == 1}
+    rows = (row for path in files for row in _named(found[path], labels.get(path, ""), alike))
+    return list(dict.fromkeys(rows))
+
+
+def _labels(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """What the cell is that a file belongs to, for files of sweeps with several cells."""
+    sweeps: dict[Path, dict[str, str]] = {}
+    labels = {}
+    for path in files:
+        for cells in (one for one in path.parents if one.name == "cells" and one.is_relative_to(folder)):
+            known = sweeps.setdefault(cells.parent, cell_labels(cells.parent))
+            key = path.relative_to(cells).parts[0]
+            if known.get(key):
+                labels[path] = known[key]
+    return labels
+
+
+def _named(rows: Sequence[Row], label: str, alike: Set[str]) -> list[Row]:
+    own = {row.intervention for row in rows if not is_reference(row.intervention)}
+
+    def name(row: Row) -> str:
+        if not label or row.intervention in alike:
+            return row.intervention
+        # The name of the only model says nothing that the cell does not.
+        return label if own == {row.intervention} else f"{row.intervention} ({label})"
+
+    return [replace(row, intervention=name(row)) for row in rows]
+
+
+def unfinished(folder: str | Path) -> list[str]:
+    """What must be said of runs below a folder that were stopped or are still under way.
+
+    Raises:
+        ValueError: a damaged manifest.
+    """
+    folder = Path(folder)
+    told = []
+    for path in row_files(folder):
+        if (path.parent / "manifest.json").is_file() and read_manifest(path.parent).get("status") != "complete":
+            told.append(f"{path.parent} is not finished: what it shows is a part")
+    hidden = [one for one in sorted(folder.rglob(".*.part")) if one.is_dir()]
+    return told + [f"{one} is left out: it is not finished" for one in hidden]
 
 
 def row_files(folder: Path) -> list[Path]:
@@ -48,7 +103,7 @@ def origin(folder: str | Path) -> dict[str, str]:
         digest.update(path.read_bytes())
     found = {"run": digest.hexdigest()[:12], "probe": version("unlearn-probe")}
     manifest = folder / "manifest.json"
-    commit = json.loads(manifest.read_text(encoding="utf-8")).get("commit") if manifest.is_file() else None
+    commit = read_manifest(folder).get("commit") if manifest.is_file() else None
     return found | ({"commit": str(commit)} if commit else {})
 
 
@@ -77,7 +132,12 @@ def draw_folder(folder: str | Path, *, venue: str = "neurips", only: Sequence[st
     if not only or set(only) - pictures:
         tables = write_tables(rows, folder / "tables", only=only)
     # Names of the other kind are no mistake here: ``only`` may mix figures and tables.
-    both = Drawn(drawn.paths | tables.paths, drawn.captions | tables.captions, drawn.missing | tables.missing)
+    both = Drawn(
+        drawn.paths | tables.paths,
+        drawn.captions | tables.captions,
+        drawn.missing | tables.missing,
+        tuple(unfinished(folder)),
+    )
     if not only:
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / "index.html").write_text(contents(both), encoding="utf-8")
@@ -103,10 +163,11 @@ def contents(drawn: Drawn) -> str:
     missing = "".join(
         f"<li><b>{name}</b>{numbers[name]}: {html.escape(why)}</li>" for name, why in drawn.missing.items()
     )
+    notes = "".join(f"<p><b>{html.escape(note)}</b></p>" for note in drawn.notes)
     style = "body{font-family:serif;max-width:60em;margin:2em auto}img{max-width:100%}small{color:#777}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Figures</title><style>{style}</style>'
-        f"<h1>Figures and tables</h1>{''.join(parts)}<h2>Missing</h2><ul>{missing}</ul></html>\n"
+        f"<h1>Figures and tables</h1>{notes}{''.join(parts)}<h2>Missing</h2><ul>{missing}</ul></html>\n"
     )
 
 
@@ -116,5 +177,5 @@ def _table(path: Path) -> str:
 
 def summary(drawn: Drawn) -> str:
     """What was drawn and what is missing, as text for a shell."""
-    lines = [f"{name}: {path}" for name, path in drawn.paths.items()]
+    lines = [*drawn.notes, *(f"{name}: {path}" for name, path in drawn.paths.items())]
     return "\n".join([*lines, *(f"not drawn: {name} ({why})" for name, why in drawn.missing.items())])

@@ -1,7 +1,5 @@
 """Tables in blocks: the paper's main table, and aggregate scores by model size and split."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +8,7 @@ from typing import Any
 from probe.figures.entry import TableEntry
 from probe.figures.quality import LOG10_P, with_log10
 from probe.figures.style import is_reference, ordered, picked
-from probe.figures.tables import Table, escaped, main_table, marks
+from probe.figures.tables import Table, csv_text, escaped, main_table, marks
 from probe.rows import Row
 
 _ARROW = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
@@ -118,17 +116,15 @@ def _marked(block: Block, names: Sequence[str], column: Column, decimals: int) -
 
 
 def _csv(blocks: Sequence[Block], columns: Sequence[Column]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     names = ["_".join(filter(None, (c.on, c.quantity))) for c in columns]
-    writer.writerow(["block", "intervention", *(f"{n}{end}" for n in names for end in ("", "_low", "_high", "_n"))])
+    head = ["block", "intervention", *(f"{n}{end}" for n in names for end in ("", "_low", "_high", "_n"))]
+    lines: list[list[Any]] = [head]
     for block in blocks:
         for name in block.names:
             cells = [_cell(block, name, c) for c in columns]
-            writer.writerow(
-                [block.title, name, *(getattr(r, k, None) for r in cells for k in ("value", "low", "high", "n"))]
-            )
-    return buffer.getvalue()
+            numbers = (getattr(r, k, None) for r in cells for k in ("value", "low", "high", "n"))
+            lines.append([block.title, name, *numbers])
+    return csv_text(lines)
 
 
 _MAIN = (

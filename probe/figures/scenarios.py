@@ -1,7 +1,5 @@
 """Methods under several scenarios, each beside the retrained model of that scenario."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +9,7 @@ from matplotlib.figure import Figure
 
 from probe.figures.labels import note_dropped
 from probe.figures.style import FORGET, GREY, INK, is_reference, number, picked, plain
-from probe.figures.tables import Table, escaped, marks
+from probe.figures.tables import Table, csv_text, escaped, marks
 from probe.rows import Row
 
 DIAGNOSTIC = "tarf"
@@ -116,16 +114,15 @@ def scenario_table(rows: Sequence[Row]) -> Table:
         blocks.setdefault(row.on, [])
         if row.intervention not in blocks[row.on]:
             blocks[row.on].append(row.intervention)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["scenario", "method", *(f"{q}{end}" for q in COLUMNS for end in ("", "_low", "_high")), "n"])
+    head = ["scenario", "method", *(f"{q}{end}" for q in COLUMNS for end in ("", "_low", "_high")), "n"]
+    lines: list[list[Any]] = [head]
     for scenario, names in blocks.items():
         for name in names:
             line = [cells.get((scenario, name, quantity)) for quantity in COLUMNS]
             numbers = [getattr(row, part, None) for row in line for part in ("value", "low", "high")]
-            writer.writerow([scenario, name, *numbers, next((row.n for row in line if row is not None), None)])
+            lines.append([scenario, name, *numbers, next((row.n for row in line if row is not None), None)])
     data = [{"on": r.on, "intervention": r.intervention, "quantity": r.quantity, "value": r.value} for r in found]
-    return Table(buffer.getvalue(), _latex(cells, blocks), data)
+    return Table(csv_text(lines), _latex(cells, blocks), data)
 
 
 def _latex(cells: dict[Any, Row], blocks: dict[str, list[str]]) -> str:

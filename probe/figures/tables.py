@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ COLUMNS = {
     "forget_quality_ln_p": (r"FQ ($\ln p$)", 1, 0),
 }
 SIDES = ("forget", "retain", "world")
+# How a cell begins that spreadsheets take for a formula (OWASP, CSV injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _ARROW = {1: r" $\uparrow$", -1: r" $\downarrow$", 0: ""}
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -117,19 +119,26 @@ def _value(row: Row | None) -> float | None:
     return None if row is None else row.value
 
 
-def _csv(cells: dict[Any, Row], names: Sequence[str], columns: Sequence[tuple[str, str]]) -> str:
+def csv_text(lines: Iterable[Sequence[Any]]) -> str:
+    """Lines as CSV, numbers in full. A text that a spreadsheet would run as a formula gets an apostrophe before it."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
+    for line in lines:
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell for cell in line])
+    return buffer.getvalue()
+
+
+def _csv(cells: dict[Any, Row], names: Sequence[str], columns: Sequence[tuple[str, str]]) -> str:
     parts = ("value", "low", "high", "n")
     heads = [f"{on}_{quantity}" + ("" if part == "value" else f"_{part}") for on, quantity in columns for part in parts]
-    writer.writerow(["intervention", *heads])
+    lines: list[list[Any]] = [["intervention", *heads]]
     for name in names:
         line: list[Any] = [name]
         for on, quantity in columns:
             row = cells.get((name, on, quantity))
             line += [None if row is None else getattr(row, part) for part in parts]
-        writer.writerow(line)
-    return buffer.getvalue()
+        lines.append(line)
+    return csv_text(lines)
 
 
 def _decimals(rows: Sequence[Row], quantity: str) -> int:

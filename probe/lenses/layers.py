@@ -11,6 +11,7 @@ from probe.commands.folder import appearing
 from probe.commands.opening import Opened, opened, opened_testbed
 from probe.diagnostics.layer_maps import ReplacementMap, every_span, from_embeddings, from_head, replacement_map
 from probe.diagnostics.screening import Screening, screened
+from probe.figures.folder import origin
 from probe.figures.layers import u_shape
 from probe.figures.spans import growing_spans, part_lines, span_map, span_row
 from probe.figures.style import new_figure, paper_style, save
@@ -146,7 +147,7 @@ def _table(found: ReplacementMap, job: LayersJob, guesses: dict[str, Screening],
 
 
 def _draw(rows: Sequence[Row], found: ReplacementMap, job: LayersJob, folder: Path, name: str) -> None:
-    meta = {"run": folder.parent.name}
+    meta = origin(folder.parent)
     with paper_style() as sizes:
         figure = new_figure(sizes.page, 2.5 * len(job.into) + 0.4)
         if job.spans == "all" and "block" in job.parts:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from probe.figures import Drawn
 from probe.report.sentences import findings, headline, table
-from probe.rows import Row
+from probe.rows import Row, read_manifest
 
 # Figure, its heading, and the diagnostic whose findings stand above it.
 SECTIONS = (
@@ -43,10 +43,13 @@ def write_page(out: Path, rows: Sequence[Row], drawn: Drawn) -> Path:
         out: the run folder, holding ``manifest.json``.
         rows: all rows of the run.
         drawn: what was drawn; each figure's SVG lies beside its PDF.
-    """
-    from jinja2 import Environment, FileSystemLoader
 
-    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    Raises:
+        ValueError: a manifest that is not a report's.
+    """
+    from jinja2 import Environment, FileSystemLoader, UndefinedError
+
+    manifest = read_manifest(out)
     # autoescape: generations and names come from models and users, and may hold markup.
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     sections = []
@@ -63,14 +66,16 @@ def write_page(out: Path, rows: Sequence[Row], drawn: Drawn) -> Path:
                     "says": findings(rows, diagnostic),
                 }
             )
-    text = environment.get_template("page.html").render(
-        manifest=manifest,
-        headline=headline(rows),
-        table=table(rows),
-        sections=sections,
-        missing={name: drawn.missing[name] for name, *_ in SECTIONS if name in drawn.missing},
-        manifest_text=json.dumps(manifest, indent=1),
-    )
+    said = {"headline": headline(rows), "table": table(rows)}
+    missing = {name: drawn.missing[name] for name, *_ in SECTIONS if name in drawn.missing}
+    try:
+        text = environment.get_template("page.html").render(
+            manifest=manifest, sections=sections, missing=missing, manifest_text=json.dumps(manifest, indent=1), **said
+        )
+    except (UndefinedError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{out / 'manifest.json'} is not what a report leaves ({error}); run `probe report` again"
+        ) from None
     temporary = out / "index.html.tmp"
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, out / "index.html")

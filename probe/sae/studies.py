@@ -14,6 +14,7 @@ from probe.features.activity import Activity, observe
 from probe.features.attribution import ByEffect, attribute
 from probe.features.ranking import FeatureTable, rank
 from probe.figures import draw_all
+from probe.figures.folder import origin
 from probe.objectives.token import nll
 from probe.rows import Row, append
 from probe.sae.candidates import CONTROLS, Strength, candidates
@@ -59,7 +60,7 @@ def run_rank(job: RankJob, data: Data) -> Path:
             at.model, at.sae, at.site, at.at.tokenizer, *sides, shown, special_ids=at.special_ids, chunk=data.batch_size
         )
         views.write(folder / "features.html")
-        draw_all(_read(folder), folder / "figures", only=("sae_features",), metadata={"run": data.out.name})
+        draw_all(_read(folder), folder / "figures", only=("sae_features",), metadata=origin(folder))
         manifest |= {**at.described(data, job), "weights": {"model": weights_hash(at.model)}}
     return data.out
 
@@ -116,7 +117,7 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
             listed = json.dumps({**chosen, "features": list(one.features)}, indent=1)
             (folder / "chosen.json").write_text(listed + "\n", encoding="utf-8")
         drawn = ("sae_choices", "sae_responses")
-        draw_all(_read(folder), folder / "figures", only=drawn, metadata={"run": data.out.name})
+        draw_all(_read(folder), folder / "figures", only=drawn, metadata=origin(folder))
         weights = {name: weights_hash(model) for name, model in at.at.models.items()}
         manifest |= {**at.described(data, job), "weights": weights, "warnings": list(found.warnings)}
     return data.out

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.rows import FULL, append_lines
-from probe.sweep.cell import Shard, canonical, named
+from probe.sweep.cell import Shard, canonical, named, shown
 
 RESULTS = "results.jsonl"
 ARRAYS = "arrays"
@@ -55,6 +55,18 @@ def load(out: str | Path) -> list[dict[str, Any]]:
 def read_records(folder: Path) -> dict[str, Record]:
     """The newest record of every cell that some machine has journalled; what succeeded counts before what failed."""
     return _merged(journals(folder))
+
+
+def labels(folder: Path) -> dict[str, str]:
+    """What tells the cells of a sweep apart, by id: the values of the axes that vary; empty if no sweep is there.
+
+    Raises:
+        ValueError: a damaged journal.
+    """
+    cells = {key: record["cell"] for key, record in read_records(folder).items()}
+    axes = list(dict.fromkeys(axis for cell in cells.values() for axis in cell))
+    vary = [axis for axis in axes if len({canonical(cell.get(axis)) for cell in cells.values()}) > 1]
+    return {key: shown({axis: cell[axis] for axis in vary if axis in cell}) for key, cell in cells.items()}
 
 
 def finished(folder: Path, records: Mapping[str, Record]) -> dict[str, Record]:
