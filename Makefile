@@ -16,7 +16,10 @@ dev: .venv/.installed-dev
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-report: install
+report: install results/report/index.html
+
+# A finished report is kept: remove its folder to have it made again.
+results/report/index.html: | install
 	$(BIN)/python -m probe report
 
 test: dev

@@ -126,10 +126,12 @@ def _row(where: str, line: bytes) -> Row:
         if isinstance(value, bool) or not fits:
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ValueError(f"{where}: {name} is {str(value)[:60]!r}, expected {wanted}; {remedy}")
-    try:
-        return Row(**record)
-    except OverflowError:
-        raise ValueError(f"{where}: a number too large for a float; {remedy}") from None
+        if isinstance(value, int) and float in kinds:
+            try:
+                record[name] = float(value)
+            except OverflowError:
+                raise ValueError(f"{where}: {name} is too large for a float; {remedy}") from None
+    return Row(**record)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

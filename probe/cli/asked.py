@@ -20,13 +20,14 @@ from probe.verdict.job import VerdictJob
 class Report:
     """Run interventions and their diagnostics; write rows, figures, tables and one page.
 
-    Without --original, --forget and --retain the testbed that comes with the package is studied.
+    Without --original, --forget and --retain the testbed that comes with the package is studied. A report that was
+    stopped goes on when the same command is given again.
     """
 
     own: Annotated[OwnModels, tyro.conf.arg(name="")] = field(default_factory=OwnModels)
     settings: Annotated[Settings, tyro.conf.arg(name="")] = TESTBED
     out: Path = Path("results/report")
-    """Folder of the run."""
+    """Folder of the run; it must not exist, or be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,8 @@ class Evaluate:
     """Measure a model on TOFU or on rows of your own; print the table and save it with every sample.
 
     Writes rows.jsonl, evaluation.json (OpenUnlearning's log format), table.txt, table.tex and manifest.json. Forget
-    quality and privleak need --retrained, the model that never saw the forget rows, or its log.
+    quality and privleak need --retrained, the model that never saw the forget rows, or its log. An evaluation that was
+    stopped goes on when the same command is given again.
     """
 
     model: tyro.conf.Positional[str]

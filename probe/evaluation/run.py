@@ -27,6 +27,7 @@ from probe.evaluation.table import latex_table
 from probe.metrics.choices import Form
 from probe.metrics.generation import penalties
 from probe.rows import append
+from probe.sweep.inputs import content_hash
 
 _FORMS: dict[str, Form] = {"letter": "letter", "text-sum": "text sum", "text-mean": "text mean"}
 
@@ -109,7 +110,7 @@ def _retrained_log(model: str, job: EvaluationJob, asked: Material) -> Evaluatio
     if job.retrained is None:
         return None
     path = Path(job.retrained)
-    if path.resolve() == Path(model).resolve() and path.exists():
+    if path.exists() and (path.resolve() == Path(model).resolve() or _weights_of(path) == _weights_of(Path(model))):
         raise ValueError(_same_model(model, job.retrained))
     if path.suffix != ".json":
         return None
@@ -121,6 +122,12 @@ def _retrained_log(model: str, job: EvaluationJob, asked: Material) -> Evaluatio
             "and forget quality compares equal sizes only: take the log of the same split"
         )
     return log if job.limit is None else _cut(log, len(asked.sets["forget"]))
+
+
+def _weights_of(folder: Path) -> str:
+    """The hash of the files of weights; the path where there are none."""
+    files = ("*.safetensors",)
+    return content_hash(folder.resolve(), files) if folder.is_dir() and any(folder.glob(files[0])) else str(folder)
 
 
 def _cut(log: EvaluationLog, n: int) -> EvaluationLog:
