@@ -149,6 +149,7 @@ def quick(monkeypatch):
             yield diagnostic, told(condition.name, diagnostic, total)
 
     def layers(study, sample, condition, measuring):
+        yield from (Row(condition.name, "fragility", "changed", 1.0, layer=layer) for layer in range(4))
         for on in ("forget", "retain"):
             for layer in range(8):
                 yield Row(condition.name, "fragility", "probability", 1 / (1 + layer), on, layer=layer)

@@ -71,6 +71,7 @@ def patched(
         study: whose original is patched.
         condition: the unlearned model.
         score_L: answer probability on ``forget`` and ``retain`` rows with one layer replaced.
+        changed: the layers that differ from the original's.
         k: how many layers.
     """
     if not changed:

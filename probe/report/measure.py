@@ -17,6 +17,7 @@ from probe.diagnostics.g_effect import g_effect
 from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.representation_pca import fit_axes, project
 from probe.diagnostics.separability import separability
+from probe.methods.cru import changed_blocks
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 from probe.metrics.text import rouge_l_recall
@@ -252,9 +253,12 @@ def reference_fragility(study: Study, sample: Sample, measuring: Measuring) -> I
 
 
 def single_layers(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
-    """Answer probabilities with one layer of the condition's model in the original, and with all of them."""
+    """Which layers differ, and answer probabilities with one of them in the original, and with the whole model."""
     with condition.applied() as model:
+        changed = changed_blocks(study.original, model)
         found = layer_map(study.original, model, lambda mixed: choosing_probabilities(mixed, sample, measuring))
+    for layer in range(n_layers(study.original)):
+        yield Row(condition.name, "fragility", "changed", float(layer in changed), layer=layer)
     score_L, whole = cast(dict[str, PerLayerL], found.score_L), cast(dict[str, float], found.unlearned)
     for on, value_L in score_L.items():
         for layer, value in enumerate(value_L.tolist()):
@@ -262,10 +266,11 @@ def single_layers(study: Study, sample: Sample, condition: Condition, measuring:
         yield Row(condition.name, "fragility", "probability", whole[on], on)
 
 
-def by_layer(rows: Sequence[Row]) -> dict[str, PerLayerL]:
-    """What ``single_layers`` gave, by side."""
+def by_layer(rows: Sequence[Row]) -> tuple[dict[str, PerLayerL], tuple[int, ...]]:
+    """What ``single_layers`` gave: probabilities by side, and the layers that differ."""
     found: dict[str, list[float]] = {}
     for row in rows:
-        if row.layer is not None:
+        if row.layer is not None and row.quantity == "probability":
             found.setdefault(row.on, []).append(math.nan if row.value is None else row.value)
-    return {on: torch.tensor(value_L, dtype=torch.float64) for on, value_L in found.items()}
+    changed = tuple(row.layer for row in rows if row.layer is not None and row.quantity == "changed" and row.value)
+    return {on: torch.tensor(value_L, dtype=torch.float64) for on, value_L in found.items()}, changed

@@ -143,10 +143,10 @@ def _one_unlearned(study: Study, sample: Sample, condition: Condition, settings:
     measuring = settings.measuring
     steps.diagnose(study, sample, condition, settings)
     key = f"single layers of {condition.name}"
-    score_L = by_layer(steps.take(key, lambda: single_layers(study, sample, condition, measuring)))
+    score_L, changed = by_layer(steps.take(key, lambda: single_layers(study, sample, condition, measuring)))
     if study.unlearned or condition.name in settings.editing.cru_from:
-        lent = conditions.patched(study, condition, score_L, measuring.layers_replaced)
-        steps.diagnose(study, sample, lent, settings)
+        for lent in conditions.patched(study, condition, score_L, changed, measuring.layers_replaced):
+            steps.diagnose(study, sample, lent, settings)
 
 
 def _count(study: Study, settings: Settings) -> int:
