@@ -41,6 +41,7 @@ from probe.train import (
     GradientPenalty,
     Smoothing,
     Term,
+    WarmUp,
     constant,
     lora,
     minimise,
@@ -880,3 +881,65 @@ def test_rmu_with_kept_states_trains_the_same_weights():
     assert not torch.equal(
         trained[True]["model.layers.2.mlp.down_proj.weight"], original.model.layers[2].mlp.down_proj.weight
     )
+
+
+# --- as Hugging Face's trainer and OpenUnlearning do ---
+
+
+@pytest.mark.parametrize(("name", "theirs"), [("constant", "constant_with_warmup"), ("linear", None), ("cosine", None)])
+@pytest.mark.parametrize("warmup", [0, 3, 0.1, 12])
+def test_h7_factors_of_the_learning_rate_are_those_of_transformers(name, theirs, warmup):
+    from transformers import get_scheduler
+
+    steps = 12
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rising = warmup if warmup >= 1 else math.ceil(warmup * steps)
+    judge = get_scheduler(theirs or name, optimiser, num_warmup_steps=rising, num_training_steps=steps)
+    ours = WarmUp(name, steps, warmup)
+    for k in range(steps):
+        assert ours((k + 1) / steps) == pytest.approx(judge.get_last_lr()[0], abs=1e-12)
+        optimiser.step()
+        judge.step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schedule": "linear", "warmup": 9}, "at most the run's 2"),
+        ({"schedule": "linear", "warmup": 1.5}, "a whole number of steps"),
+        ({"schedule": "linear", "warmup": -1}, "got -1"),
+        ({"schedule": one_cycle, "warmup": 1}, "goes with a schedule by name"),
+    ],
+)
+def test_h7_schedules_that_cannot_be_are_refused(changes, said):
+    model = tiny_llama()
+    before = weights_hash(model)
+    with pytest.raises(ValueError, match=said):
+        minimise(model, terms(), steps=2, **HOW, **changes)
+    assert weights_hash(model) == before
+
+
+def test_h9_rows_of_every_term_but_the_first_may_be_drawn_with_replacement():
+    """Counted over 60 draws of 2 among 4 rows: without replacement each row comes as often as the others."""
+
+    def drawn(**changes):
+        seen = {"forget": [], "retain": []}
+
+        def noting(side):
+            def objective(model, batch):
+                seen[side].extend(tuple(row) for row in batch.tokens_BT[:, :5].tolist())
+                return nll(model, batch)
+
+            return objective
+
+        listed = [Term(1.0, noting("forget"), random_batch(0), "forget")]
+        listed.append(Term(1.0, noting("retain"), random_batch(1), "retain"))
+        minimise(tiny_llama(n_layers=1), listed, steps=60, **HOW, **changes)
+        return {side: sorted(rows.count(row) for row in set(rows)) for side, rows in seen.items()}
+
+    assert drawn() == {"forget": [30] * 4, "retain": [30] * 4}
+    counts = drawn(replacement=True)
+    assert counts["forget"] == [30] * 4
+    assert sum(counts["retain"]) == 120
+    assert len(set(counts["retain"])) > 1
+    assert counts == drawn(replacement=True)

@@ -106,29 +106,19 @@ class Rows(torch.utils.data.Dataset):
         }
 
 
-@pytest.mark.parametrize("make", [adapted, tiny_llama], ids=["adapters", "all weights"])
-def test_the_trainer_of_transformers_makes_the_same_weights(make, tmp_path):
+def trained_by_transformers(model, batch, steps, folder, **changes):
     from transformers import Trainer, TrainingArguments
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *args, **kwargs):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    steps, batch = 6, random_batch(0, rows=6)
-    ours, theirs = make(), make()
-    parameters = "lora_" if make is adapted else "."
-    if make is adapted:
-        assert {n for n, p in theirs.named_parameters() if p.requires_grad} == {
-            n for n, _ in theirs.named_parameters() if "lora_" in n
-        }
-    history = minimise(ours, [Term(1.0, nll, batch)], steps=steps, lr=1e-2, batch_size=2, seed=3, parameters=parameters)
+    settings = {"lr_scheduler_type": "constant", "weight_decay": 0.0, **changes}
     arguments = TrainingArguments(
-        output_dir=str(tmp_path),
+        output_dir=str(folder),
         per_device_train_batch_size=2,
         max_steps=steps,
         learning_rate=1e-2,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",
         adam_epsilon=1e-8,
@@ -139,9 +129,24 @@ def test_the_trainer_of_transformers_makes_the_same_weights(make, tmp_path):
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_drop_last=True,
+        **settings,
     )
-    trainer = InOrder(model=theirs, args=arguments, train_dataset=Rows(batch, 2, 3, steps))
+    trainer = InOrder(model=model, args=arguments, train_dataset=Rows(batch, 2, 3, steps))
     trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("make", [adapted, tiny_llama], ids=["adapters", "all weights"])
+def test_the_trainer_of_transformers_makes_the_same_weights(make, tmp_path):
+    steps, batch = 6, random_batch(0, rows=6)
+    ours, theirs = make(), make()
+    parameters = "lora_" if make is adapted else "."
+    if make is adapted:
+        assert {n for n, p in theirs.named_parameters() if p.requires_grad} == {
+            n for n, _ in theirs.named_parameters() if "lora_" in n
+        }
+    history = minimise(ours, [Term(1.0, nll, batch)], steps=steps, lr=1e-2, batch_size=2, seed=3, parameters=parameters)
+    trainer = trained_by_transformers(theirs, batch, steps, tmp_path)
     logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == pytest.approx([losses[0] for losses in history.losses], abs=2e-4)
     before = dict(make().named_parameters())
@@ -149,6 +154,29 @@ def test_the_trainer_of_transformers_makes_the_same_weights(make, tmp_path):
         assert name == other_name
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     assert max((p - before[n]).abs().max() for n, p in ours.named_parameters()) > 0.01
+
+
+@pytest.mark.parametrize(("decay", "warmup"), [("linear", 2), ("cosine", 2), ("constant", 3)])
+def test_h7_h8_schedules_and_weight_decay_are_those_of_the_trainer_of_transformers(decay, warmup, tmp_path):
+    """A decay that moves norms too, or a factor one step off, would show."""
+    steps, batch = 6, random_batch(0, rows=6)
+    # Norms away from 1, and biases, so that decay or its absence would be seen in each.
+    ours = tiny_llama(attention_bias=True)
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.add_(0.3 if p.ndim < 2 else 0.0)
+    theirs, decayed = copy.deepcopy(ours), copy.deepcopy(ours)
+    how = {"steps": steps, "lr": 1e-2, "batch_size": 2, "seed": 3, "weight_decay": 5.0, "schedule": decay}
+    minimise(ours, [Term(1.0, nll, batch)], warmup=warmup, **how)
+    name = decay if decay != "constant" else "constant_with_warmup"
+    trained_by_transformers(
+        theirs, batch, steps, tmp_path, lr_scheduler_type=name, warmup_steps=warmup, weight_decay=5.0
+    )
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+    minimise(decayed, [Term(1.0, nll, batch)], warmup=warmup, decay_all=True, **how)
+    apart = {n: (a - b).abs().max() for (n, a), b in zip(ours.named_parameters(), decayed.parameters(), strict=True)}
+    assert min(value for name, value in apart.items() if "norm" in name or "bias" in name) > 1e-3
 
 
 def test_sites_of_an_adapted_model_are_those_inside():

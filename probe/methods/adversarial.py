@@ -169,7 +169,8 @@ def _map_randomly(
         Term(1.0, nll, split.retain, "retain"),
     ]
     # Checkpoints, observers and averages belong to the run that follows.
-    shared = ("batch_size", "seed", "parameters", "clip", "weight_decay", "autocast", "accelerator")
+    shared = ("batch_size", "seed", "parameters", "clip", "weight_decay", "decay_all", "replacement", "autocast")
+    shared += ("accelerator",)
     minimise(model, terms, steps=steps, lr=lr, **{key: training[key] for key in shared if key in training})
 
 

@@ -85,16 +85,29 @@ def described(method: Method, more: Mapping[str, str]) -> list[str]:
     facts |= {"needs": ", ".join(method.needs)} if method.needs else {}
     facts |= {"sets": ", ".join(own)} if own else {}
     facts |= {
-        f"published {name}": f"{', '.join(f'{k}={v:g}' for k, v in p.arguments.items())} ({p.source})"
+        f"published {name}": f"{', '.join(f'{k}={written(v)}' for k, v in p.arguments.items())} ({p.source})"
         for name, p in method.published.items()
     }
     facts |= more
     return [*lines, *(f"{'':<17}{name}: {text}" for name, text in facts.items()), ""]
 
 
+def written(value: Any) -> str:
+    """A hyper-parameter as it is written behind ``--set key=``."""
+    if isinstance(value, tuple):
+        return ",".join(map(written, value))
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+def words_of(annotation: Any) -> tuple[str, ...]:
+    """The words that may stand for it: those of a ``Literal``, alone or beside other types."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return tuple(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
+
+
 def readable(annotation: Any) -> bool:
     """Whether a word on a command line can stand for it: numbers, words, choices, and numbers separated by commas."""
-    if get_origin(annotation) is Literal:
+    if words_of(annotation):
         return True
     if get_origin(annotation) is tuple:
         return all(kind in (int, float, Ellipsis) for kind in get_args(annotation))

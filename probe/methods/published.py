@@ -9,7 +9,7 @@ from types import MappingProxyType
 class Published:
     """Keyword arguments of one method as printed in a paper or its code.
 
-    They belong to the model and data named in ``source``; on another model they are a starting point.
+    Numbers and words, as the shell takes them. They belong to the model and data named in ``source``; on another model they are a starting point.
 
     Args:
         source: paper or code, model and data.
@@ -17,7 +17,7 @@ class Published:
     """
 
     source: str
-    arguments: Mapping[str, float | int]
+    arguments: Mapping[str, float | int | str | tuple[int, ...] | tuple[float, ...]]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))

@@ -156,6 +156,7 @@ def fit(model: nn.Module, data: Batch, recipe: Recipe, *, progress: str | None) 
         batch_size=recipe.batch_size,
         seed=recipe.seed,
         weight_decay=recipe.weight_decay,
+        decay_all=True,
         schedule=one_cycle,
         progress=progress,
     )

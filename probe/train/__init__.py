@@ -5,6 +5,7 @@ from probe.train.adversary import LAT, TAR, FineTuning
 from probe.train.averaging import EMA, SWA
 from probe.train.loop import minimise
 from probe.train.saved import Checkpointing, at_checkpoint, checkpoints
+from probe.train.schedules import WarmUp
 from probe.train.sharding import gathered, sharded
 from probe.train.step import Step, Stepping, plain
 from probe.train.stepping import SAM, CurvaturePenalty, GradientPenalty, Smoothing
@@ -37,6 +38,7 @@ __all__ = [
     "Step",
     "Stepping",
     "Term",
+    "WarmUp",
     "at_checkpoint",
     "checkpoints",
     "constant",

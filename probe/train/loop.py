@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from probe.train.averaging import Averaging, averaged
 from probe.train.saved import Checkpointing, Saved, resume, save, tensors_of
+from probe.train.schedules import Decay, scheduled
 from probe.train.setup import (
     Run,
     Stop,
@@ -17,6 +18,7 @@ from probe.train.setup import (
     configuration_of,
     counted_terms,
     n_processes,
+    optimiser_of,
     trained_parameters,
     training,
 )
@@ -34,7 +36,10 @@ def minimise(
     seed: int,
     parameters: str = ".",
     weight_decay: float = 0.0,
-    schedule: Schedule = constant,
+    decay_all: bool = False,
+    schedule: Schedule | Decay = constant,
+    warmup: float | int = 0,
+    replacement: bool = False,
     clip: float | None = 1.0,
     progress: str | None = None,
     every: int = 0,
@@ -60,8 +65,14 @@ def minimise(
         seed: fixes the order of rows and whatever objectives draw at random.
         parameters: regular expression over parameter names; these are trained even if they came frozen, the rest
             is frozen meanwhile, and every flag is put back.
-        weight_decay: AdamW's.
-        schedule: factor of the learning rate, by how far the run is.
+        weight_decay: AdamW's, on weights of two axes or more; norm weights and biases do not decay, as in Hugging
+            Face's trainer.
+        decay_all: let ``weight_decay`` act on norm weights and biases too, as torch's AdamW does by itself.
+        schedule: factor of the learning rate, by how far the run is; or ``"constant"``, ``"linear"`` or ``"cosine"``,
+            which are Hugging Face's (``probe.train.WarmUp``).
+        warmup: steps over which a schedule by name first rises, or a share of the steps below 1.
+        replacement: draw the rows of every term but the first one by one, with replacement, as OpenUnlearning draws a
+            retain row to each forget row. Otherwise each term shuffles its rows anew each epoch.
         clip: largest gradient norm, or None.
         progress: text of the progress bar, which shows each term's loss; None shows none.
         every, observe: call ``observe(step, model)`` every so many steps, so that dynamics are recorded in one run. A
@@ -105,18 +116,21 @@ def minimise(
         steps=steps,
         lr=lr,
         seed=seed,
-        schedule=schedule,
+        schedule=scheduled(schedule, steps, warmup),
         clip=clip,
         stepping=stepping,
         accumulate=accumulate,
         autocast=autocast,
         averaging=averaging,
         accelerator=accelerator,
+        weight_decay=weight_decay,
+        decay_all=decay_all,
+        replacement=replacement,
     )
     check_run(run)
     with training(model, trained):
-        optimiser = torch.optim.AdamW(list(trained.values()), lr=lr, weight_decay=weight_decay)
-        settings = {} if checkpoint is None else configuration_of(run, parameters, weight_decay, stop)
+        optimiser = optimiser_of(run)
+        settings = {} if checkpoint is None else configuration_of(run, parameters, stop)
         saved = None if checkpoint is None else resume(checkpoint, trained, optimiser, settings)
         orders = _orders(run, saved)
         losses, average = ([], {}) if saved is None else (list(saved.losses), saved.average)
@@ -145,7 +159,8 @@ def minimise(
 
 def _take(run: Run, optimiser: torch.optim.Optimizer, orders: Sequence[Iterator[list[int]]], number: int):
     """One step: find the gradient, clip it, move the weights."""
-    optimiser.param_groups[0]["lr"] = run.lr * run.schedule((number + 1) / run.steps)
+    for group in optimiser.param_groups:
+        group["lr"] = run.lr * run.schedule((number + 1) / run.steps)
     pieces = [_pieces(run, term, next(order)) for term, order in zip(run.terms, orders, strict=True)]
     step = Step(number, run.seed, run.model, run.trained, run.terms, run.names, pieces, run.autocast, run.accelerator)
     # What objectives draw must not depend on how often the run was cut off.
@@ -178,7 +193,8 @@ def _pieces(run: Run, term: Term, drawn: list[int]) -> list[Piece]:
 def _orders(run: Run, saved: Saved | None) -> list[Iterator[list[int]]]:
     """Each term's stream of row indices, behind the rows that were drawn already."""
     orders = [
-        shuffled(t.data, n, run.seed + 1009 * k) for k, (t, n) in enumerate(zip(run.terms, run.rows, strict=True))
+        shuffled(t.data, n, run.seed + 1009 * k, replacement=run.replacement and k > 0)
+        for k, (t, n) in enumerate(zip(run.terms, run.rows, strict=True))
     ]
     if saved is None:
         return orders

@@ -44,6 +44,9 @@ class Run:
     autocast: torch.dtype | None
     averaging: Averaging | None
     accelerator: Any
+    weight_decay: float = 0.0
+    decay_all: bool = False
+    replacement: bool = False
 
     @property
     def processes(self) -> int:
@@ -177,7 +180,17 @@ def training(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[
                 parameter.grad = None
 
 
-def configuration_of(run: Run, parameters: str, weight_decay: float, stop: Stop | None) -> dict[str, Any]:
+def optimiser_of(run: Run) -> torch.optim.AdamW:
+    """AdamW on the trained parameters; norm weights and biases decay only where the run says so."""
+    spared = {name for name, p in run.trained.items() if not run.decay_all and (p.ndim < 2 or "bias" in name)}
+    groups = [
+        {"params": [p for name, p in run.trained.items() if (name in spared) == without], "weight_decay": decay}
+        for without, decay in ((False, run.weight_decay), (True, 0.0))
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=run.lr)
+
+
+def configuration_of(run: Run, parameters: str, stop: Stop | None) -> dict[str, Any]:
     """What the steps of this run depend on."""
     return {
         "model before the run": _model_hash(run.model),
@@ -187,7 +200,9 @@ def configuration_of(run: Run, parameters: str, weight_decay: float, stop: Stop 
         "rows a step": list(run.rows),
         "steps": run.steps,
         "lr": run.lr,
-        "weight_decay": weight_decay,
+        "weight_decay": run.weight_decay,
+        "decay_all": run.decay_all,
+        "replacement": run.replacement,
         "schedule": described(run.schedule),
         "clip": run.clip,
         "seed": run.seed,

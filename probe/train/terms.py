@@ -74,14 +74,17 @@ def one_cycle(progress: float) -> float:
     return progress / 0.1 if progress < 0.1 else max(0.01, (1 - progress) / 0.9)
 
 
-def shuffled(data: Batch, size: int, seed: int) -> Iterator[list[int]]:
-    """Row indices, shuffled anew each epoch; a batch may run over the end of an epoch."""
+def shuffled(data: Batch, size: int, seed: int, *, replacement: bool = False) -> Iterator[list[int]]:
+    """Row indices, shuffled anew each epoch; a batch may run over the end of an epoch.
+
+    With ``replacement`` every row is drawn by itself, so that one may come twice in a batch and another never.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def stream() -> Iterator[int]:
         while True:
             yield from torch.randperm(len(data), generator=generator).tolist()
 
-    order = stream()
+    order, size = stream(), min(size, len(data))
     while True:
-        yield list(islice(order, min(size, len(data))))
+        yield torch.randint(len(data), (size,), generator=generator).tolist() if replacement else list(islice(order, size))

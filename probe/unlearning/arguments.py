@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from probe.methods.method import Method
+from probe.methods.method import Method, words_of, written
 from probe.sites import compiled
 from probe.unlearning.job import Job
 
-_FLAGS = ("steps", "lr", "batch_size", "seed", "parameters")
+_FLAGS = ("steps", "lr", "batch_size", "seed", "parameters", "schedule", "warmup")
 
 
 def resolved(method: Method, job: Job) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def _unknown(method: Method, key: str, known: Mapping[str, Any]) -> str:
 def _missing(method: Method, absent: list[str]) -> str:
     parts = []
     for key in absent:
-        found = [f"{p.arguments[key]:g} in {name}" for name, p in method.published.items() if key in p.arguments]
+        found = [f"{written(p.arguments[key])} in {name}" for name, p in method.published.items() if key in p.arguments]
         way = f"--{key.replace('_', '-')}" if key in _FLAGS else f"--set {key}="
         parts.append(f"{way} ({'published: ' + ', '.join(found) if found else 'no published value'})")
     return f"{method.name} also needs {'; '.join(parts)}"
@@ -78,11 +78,12 @@ def _read(key: str, text: str, annotation: Any) -> Any:
     """One value, by the type that the recipe gives it."""
     if get_origin(annotation) is tuple:
         return tuple(_read(key, piece, get_args(annotation)[0]) for piece in text.split(","))
-    if get_origin(annotation) is Literal:
-        if text in get_args(annotation):
-            return text
-        raise ValueError(f"--set {key}={text}: choose {' or '.join(get_args(annotation))}")
     kinds = get_args(annotation) or (annotation,)
+    words = words_of(annotation)
+    if text in words:
+        return text
+    if words and not any(kind in (int, float, str) for kind in kinds):
+        raise ValueError(f"--set {key}={text}: choose {' or '.join(words)}")
     if NoneType in kinds and text.lower() == "none":
         return None
     if bool in kinds and text.lower() in ("true", "false"):

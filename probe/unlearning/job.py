@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from probe.commands.out import free
-from probe.ranges import Count, Length, Place, Positive, Seed, check_ranges
+from probe.ranges import Count, Length, Place, Positive, Seed, Weight, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,10 @@ class Job:
     """Optimiser steps."""
     lr: Positive | None = None
     """Learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] | None = None
+    """How the learning rate goes on after the warm-up; constant unless given here or by --setting."""
+    warmup: Weight | None = None
+    """Steps over which the learning rate first rises, or a share of the steps below 1."""
     batch_size: Count | None = None
     """Rows of each term a step; where nothing is trained, rows a pass of what is measured (64 by default)."""
     seed: Seed = 0
