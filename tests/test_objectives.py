@@ -24,10 +24,11 @@ from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import all_but_last, before_targets, predicted_targets, target_logprobs
 from probe.objectives.masked import TowardsMasked
-from probe.objectives.preference import DPO, FLAT, AnswerPreservation, idk, idk_with_retain
+from probe.objectives.preference import DPO, FLAT, AnswerPreservation, BatchFLAT, idk, idk_with_retain
 from probe.objectives.reference import Reference, reference_logprobs
 from probe.objectives.representation import (
     DistanceFromFrozen,
+    HiddenStatesFromFrozen,
     NearFrozen,
     OrthogonalToFrozen,
     TowardsTarget,
@@ -47,6 +48,7 @@ from probe.objectives.token import (
     SatImp,
     SelectedTokens,
     ga,
+    mixed_rows,
     nll,
     position_mean,
     sequence_mean,
@@ -181,6 +183,10 @@ OF_DISTRIBUTIONS = {
     "FLAT KL": lambda o: FLAT("kl"),
     "FLAT Pearson": lambda o: FLAT("pearson"),
     "FLAT JS": lambda o: FLAT("jensen-shannon"),
+    "FLAT reverse KL": lambda o: FLAT("reverse-kl"),
+    "FLAT Jeffreys": lambda o: FLAT("jeffreys"),
+    "FLAT Hellinger": lambda o: FLAT("squared-hellinger"),
+    "FLAT Neyman": lambda o: FLAT("neyman"),
     "KLToUniform": lambda o: KLToUniform(),
     "KLFromUniform": lambda o: KLFromUniform(positions=real_tokens),
     "UNDIAL": lambda o: UNDIAL(o, 10.0),
@@ -201,7 +207,8 @@ OF_DISTRIBUTIONS = {
 }
 OF_PADDING_TOO = {
     "WGA ALL": lambda o: WGA(2.0, position_mean),
-    "FLAT ALL": lambda o: FLAT("kl", position_mean),
+    "BatchFLAT": lambda o: BatchFLAT("kl"),
+    "BatchFLAT Neyman": lambda o: BatchFLAT("neyman"),
     "UNDIAL everywhere": lambda o: UNDIAL(o, 5.0, all_but_last),
     "ME everywhere": lambda o: KLFromUniform(all_but_last),
     "ForwardKL everywhere": lambda o: ForwardKL(o, all_positions),
@@ -209,6 +216,8 @@ OF_PADDING_TOO = {
 OF_STATES = {
     "OrthogonalToFrozen": lambda o: OrthogonalToFrozen(o, SITES),
     "DistanceFromFrozen": lambda o: DistanceFromFrozen(o, SITES),
+    "HiddenStatesFromFrozen": lambda o: HiddenStatesFromFrozen(o, 2),
+    "NearFrozen mixed": lambda o: NearFrozen(o, SITES[1], answer_tokens, mixed_rows),
     "EmbeddingDifference": lambda o: EmbeddingDifference(o, SITES[1]),
     "TowardsMasked": lambda o: TowardsMasked(SITES[1], torch.arange(16) % 2 == 0, before_targets),
     "NearFrozen": lambda o: NearFrozen(o, SITES[1]),
@@ -495,7 +504,11 @@ def test_refusals_are_learned_from_the_preferred_side_alone(model):
 F_OF_T = {
     "total-variation": (lambda t: abs(t - 1) / 2, lambda v: math.tanh(v) / 2),
     "kl": (lambda t: t * math.log(t), lambda v: v),
+    "reverse-kl": (lambda t: -math.log(t), lambda v: -math.exp(v)),
+    "jeffreys": (lambda t: (t - 1) * math.log(t), lambda v: v),
+    "squared-hellinger": (lambda t: (math.sqrt(t) - 1) ** 2, lambda v: 1 - math.exp(v)),
     "pearson": (lambda t: (t - 1) ** 2, lambda v: v),
+    "neyman": (lambda t: (1 - t) ** 2 / t, lambda v: 1 - math.exp(v)),
     "jensen-shannon": (
         lambda t: t * math.log(t) - (t + 1) * math.log((t + 1) / 2),
         lambda v: math.log(2) - math.log1p(math.exp(-v)),
@@ -503,16 +516,44 @@ F_OF_T = {
 }
 
 
+def conjugate(divergence, u):
+    """f*(u) = sup_t (u t - f(t)) found numerically, from f alone."""
+    f = F_OF_T[divergence][0]
+    return -minimize_scalar(lambda t: f(t) - u * t, bounds=(1e-9, 50), method="bounded", options={"xatol": 1e-10}).fun
+
+
 @pytest.mark.parametrize("divergence", list(F_OF_T))
-def test_flat_is_the_variational_form_of_its_divergence(divergence, model):
-    """The conjugate f*(u) = sup_t (u t - f(t)) found numerically, from f alone."""
-    f, activation = F_OF_T[divergence]
-    batch = pairs()
-    good = target_logprobs(model, batch.preferred).exp()[predicted_targets(batch.preferred)].mean().item()
-    bad = target_logprobs(model, batch).exp()[predicted_targets(batch)].mean().item()
-    u = activation(bad)
-    best = minimize_scalar(lambda t: f(t) - u * t, bounds=(1e-9, 50), method="bounded", options={"xatol": 1e-10})
-    assert FLAT(divergence)(model, batch).item() == pytest.approx(-activation(good) - best.fun, rel=1e-6, abs=1e-8)
+def test_p8_flat_is_the_variational_form_of_its_divergence(divergence, model):
+    activation, batch = F_OF_T[divergence][1], pairs()
+
+    def means(side):
+        rows = zip(target_logprobs(model, side).exp(), predicted_targets(side), strict=True)
+        return [p_T[mask_T].mean().item() for p_T, mask_T in rows]
+
+    goods, bads = means(batch.preferred), means(batch)
+    losses = [conjugate(divergence, activation(b)) - activation(g) for g, b in zip(goods, bads, strict=True)]
+    # Jeffreys' conjugate is the series to its third order.
+    near = {"rel": 1e-6, "abs": 1e-8} if divergence != "jeffreys" else {"abs": max(bads) ** 4 / 10}
+    assert FLAT(divergence)(model, batch).item() == pytest.approx(sum(losses) / len(losses), **near)
+
+
+@pytest.mark.parametrize("divergence", list(F_OF_T))
+def test_p8_flat_as_its_code_computes_it(divergence, model):
+    """Labels shifted, ignored positions at 0, one mean a side over B (T - 1) positions."""
+    activation, batch = F_OF_T[divergence][1], pairs()
+
+    def mean(side):
+        p_BTV = model(**side.inputs).logits[:, :-1].softmax(-1)
+        p_BT = p_BTV.gather(-1, side.tokens_BT[:, 1:, None])[..., 0]
+        return (p_BT * side.target_BT[:, 1:]).mean().item()
+
+    good, bad = mean(batch.preferred), mean(batch)
+    # The code gives Neyman's conjugate the probability itself.
+    penalty = conjugate(divergence, bad if divergence == "neyman" else activation(bad))
+    near = {"rel": 1e-6, "abs": 1e-8} if divergence != "jeffreys" else {"abs": bad**4 / 10}
+    assert BatchFLAT(divergence)(model, batch).item() == pytest.approx(penalty - activation(good), **near)
+    wrong = conjugate("neyman", F_OF_T["neyman"][1](bad))
+    assert abs(wrong - conjugate("neyman", bad)) > 1e-3
 
 
 # --- distributions ---

@@ -2,7 +2,8 @@
 
 L = forget_weight * L_forget + retain_weight * L_retain; they differ in L_forget. Every method trains ``model`` in
 place. ``training`` stands for the keyword arguments of ``probe.train.minimise``: ``steps``, ``lr``, ``batch_size``
-and ``seed``, which have no default, and ``parameters``, ``schedule``, ``clip``, ``progress``, ``every``, ``observe``.
+and ``seed``, which have no default, and ``parameters``, ``schedule``, ``clip``, ``progress``, ``every``, ``observe``
+and the rest.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 
 from probe.data import Split
 from probe.methods.method import Method
-from probe.methods.published import Published
+from probe.methods.published import OPEN_UNLEARNING, Argument, Published
+from probe.methods.words import READ, Read, meant
 from probe.objectives import Objective
 from probe.objectives import token as objectives
 from probe.objectives.reference import Reference
@@ -20,25 +22,42 @@ from probe.objectives.sequence import NPO
 from probe.objectives.token import TNPO, WGA, nll
 from probe.train import History, Term, minimise
 
+_TOFU = "OpenUnlearning, TOFU, Llama-3.2-1B"
+_ONE_TO_ONE: dict[str, Argument] = {
+    "forget_weight": 1.0,
+    "retain_weight": 1.0,
+    "lr": 1e-5,
+    "batch_size": 32,
+    **OPEN_UNLEARNING,
+}
+
 # Steps are left to the caller: the sources count epochs of their own data.
 PUBLISHED = {
-    "ga": Published("OpenUnlearning, TOFU, Llama-3.2-1B", {"lr": 1e-5, "batch_size": 32}),
-    "grad_diff": Published(
-        "OpenUnlearning, TOFU, Llama-3.2-1B", {"forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
-    ),
-    "ga_kl": Published(
-        "TOFU, arXiv 2401.06121, Llama-2-7B; there KL is averaged over prompts and padding too",
-        {"retain_weight": 1.0, "lr": 1e-5},
-    ),
-    "npo": Published(
-        "Zhang et al., arXiv 2404.05868 (beta); OpenUnlearning, TOFU, Llama-3.2-1B",
-        {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
-    ),
-    "wga": Published(
-        "OpenUnlearning, TOFU (the code of arXiv 2502.19301 takes beta 5)",
-        {"beta": 1.0, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 16},
-    ),
-    "tnpo": Published("code of Wang et al., arXiv 2502.19301, TOFU, Llama-2-7B", {"beta": 4.0, "lr": 1e-5}),
+    "ga": {"open-unlearning": Published(_TOFU, {"lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING})},
+    "grad_diff": {"open-unlearning": Published(_TOFU, _ONE_TO_ONE)},
+    "ga_kl": {
+        "tofu": Published(
+            "TOFU's code, arXiv 2401.06121, Llama-2-7B",
+            {"positions": "all", "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32, "weight_decay": 0.01},
+        ),
+        "open-unlearning": Published(
+            f"{_TOFU}: GradDiff with retain_loss_type=KL", {"positions": "all", **_ONE_TO_ONE}
+        ),
+    },
+    "npo": {
+        "open-unlearning": Published(f"Zhang et al., arXiv 2404.05868 (beta); {_TOFU}", {"beta": 0.1, **_ONE_TO_ONE})
+    },
+    "wga": {
+        "open-unlearning": Published(
+            f"{_TOFU} (the code of arXiv 2502.19301 takes beta 5)", {"beta": 1.0, **_ONE_TO_ONE}
+        )
+    },
+    "tnpo": {
+        "g-effect": Published(
+            "code of Wang et al., arXiv 2502.19301, TOFU, Llama-2-7B",
+            {"beta": 4.0, "epsilon": 1e-5, "lr": 1e-5, "batch_size": 16},
+        )
+    },
 }
 
 
@@ -85,10 +104,23 @@ def grad_diff(model: nn.Module, split: Split, *, retain_weight: float, **trainin
     return unlearn(model, split, objectives.ga, retain_weight=retain_weight, **training)
 
 
-def ga_kl(model: nn.Module, split: Split, *, original: nn.Module, retain_weight: float, **training: Any) -> History:
-    """Gradient ascent with KL(original || model) on retain answers (TOFU, arXiv 2401.06121)."""
+def ga_kl(
+    model: nn.Module,
+    split: Split,
+    *,
+    original: nn.Module | Reference,
+    retain_weight: float,
+    positions: Read = "answers",
+    **training: Any,
+) -> History:
+    """Gradient ascent with KL(original || model) on retain rows (TOFU, arXiv 2401.06121).
+
+    ``positions="all"`` averages KL over prompts and padding too, as the codes of TOFU and OpenUnlearning do, so that
+    its weight falls as padding grows.
+    """
     check_apart(model, original)
-    return unlearn(model, split, objectives.ga, ForwardKL(original), retain_weight=retain_weight, **training)
+    held = ForwardKL(original, meant("positions", positions, READ))
+    return unlearn(model, split, objectives.ga, held, retain_weight=retain_weight, **training)
 
 
 def npo(
@@ -117,11 +149,16 @@ def tnpo(
     original: nn.Module | Reference,
     beta: float,
     retain_weight: float,
+    epsilon: float = 0.0,
     **training: Any,
 ) -> History:
-    """Token-wise NPO with the retain NLL (Wang et al., arXiv 2502.19301)."""
+    """Token-wise NPO with the retain NLL (Wang et al., arXiv 2502.19301); the paper's code takes epsilon 1e-5.
+
+    That silences tokens that the original finds unlikely, see ``probe.objectives.token.TNPO``.
+    """
     check_apart(model, original)
-    return unlearn(model, split, TNPO(original, beta=beta), retain_weight=retain_weight, **training)
+    objective = TNPO(original, beta=beta, epsilon=epsilon)
+    return unlearn(model, split, objective, retain_weight=retain_weight, **training)
 
 
 def check_apart(model: nn.Module, original: nn.Module | Reference) -> None:
@@ -148,7 +185,7 @@ METHODS = (
         "Jang et al., arXiv 2210.01504",
         "all parameters",
         ga,
-        {"open-unlearning": PUBLISHED["ga"]},
+        PUBLISHED["ga"],
     ),
     Method(
         "grad_diff",
@@ -157,17 +194,17 @@ METHODS = (
         "Liu et al., arXiv 2203.12817",
         "all parameters",
         grad_diff,
-        {"open-unlearning": PUBLISHED["grad_diff"]},
+        PUBLISHED["grad_diff"],
         unlearn,
     ),
     Method(
         "ga_kl",
         "divergence",
-        "log p(forget) + w KL(original || model) on retain answers",
+        "log p(forget) + w KL(original || model) on retain rows",
         "TOFU, arXiv 2401.06121",
         "all parameters",
         ga_kl,
-        {"tofu": PUBLISHED["ga_kl"]},
+        PUBLISHED["ga_kl"],
         unlearn,
     ),
     Method(
@@ -177,7 +214,7 @@ METHODS = (
         "Zhang et al., arXiv 2404.05868",
         "all parameters",
         npo,
-        {"open-unlearning": PUBLISHED["npo"]},
+        PUBLISHED["npo"],
         unlearn,
     ),
     Method(
@@ -187,7 +224,7 @@ METHODS = (
         "Wang et al., arXiv 2502.19301",
         "all parameters",
         wga,
-        {"open-unlearning": PUBLISHED["wga"]},
+        PUBLISHED["wga"],
         unlearn,
     ),
     Method(
@@ -197,7 +234,7 @@ METHODS = (
         "Wang et al., arXiv 2502.19301",
         "all parameters",
         tnpo,
-        {"g-effect": PUBLISHED["tnpo"]},
+        PUBLISHED["tnpo"],
         unlearn,
     ),
 )

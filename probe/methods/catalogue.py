@@ -16,6 +16,7 @@ from probe.methods import (
     cru,
     distribution,
     elm,
+    flat,
     gru,
     guard,
     in_context,
@@ -112,6 +113,7 @@ def methods() -> tuple[Method, ...]:
     modules = (
         baselines,
         preference,
+        flat,
         weighting,
         baldro,
         loku,

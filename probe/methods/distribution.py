@@ -10,35 +10,54 @@ from torch import nn
 from probe.data import Split
 from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
-from probe.methods.published import Published
+from probe.methods.published import OPEN_UNLEARNING, Argument, Published
+from probe.methods.words import meant
 from probe.objectives.distribution import CEU, UNDIAL, KLFromUniform, KLToUniform
 from probe.objectives.logprobs import all_but_last, before_targets
 from probe.objectives.reference import Reference
 from probe.train import History
 
+_CLOSER_LOOK: dict[str, Argument] = {
+    "direction": "from-uniform",
+    "positions": "all",
+    "retain_weight": 1.0,
+    "lr": 1e-5,
+    "batch_size": 32,
+}
+
 PUBLISHED = {
     "max_entropy": {
         "tofu": Published(
-            "Yuan et al., arXiv 2410.08109, TOFU, Llama-2-7B; direction from-uniform, positions all in the code",
-            {"forget_weight": 0.1, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+            "code of Yuan et al., arXiv 2410.08109, TOFU, Llama-2-7B",
+            {**_CLOSER_LOOK, "forget_weight": 0.1},
         ),
         "continual": Published(
-            "Yuan et al., arXiv 2410.08109, TOFU in tasks, Llama-2-7B; as above",
-            {"forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+            "code of Yuan et al., arXiv 2410.08109, TOFU in tasks, Llama-2-7B",
+            {**_CLOSER_LOOK, "forget_weight": 1.0},
         ),
     },
     "undial": {
         "open-unlearning": Published(
-            "OpenUnlearning, TOFU, Llama-3.2-1B",
-            {"beta": 10.0, "forget_weight": 1.0, "retain_weight": 0.0, "lr": 1e-4, "batch_size": 32},
+            "OpenUnlearning, TOFU, Llama-3.2-1B; its experiment file takes lr 1e-5",
+            {
+                "beta": 10.0,
+                "positions": "open-unlearning",
+                "forget_weight": 1.0,
+                "retain_weight": 0.0,
+                "lr": 1e-4,
+                "batch_size": 32,
+                **OPEN_UNLEARNING,
+            },
         ),
         "undial": Published(
-            "code of Dong et al., arXiv 2402.10052 (strength 3 to 5; LoRA of rank 8); positions all there",
-            {"beta": 5.0, "retain_weight": 0.0},
+            "code of Dong et al., arXiv 2402.10052 (strength 3 to 5; LoRA of rank 8)",
+            {"beta": 5.0, "positions": "all", "retain_weight": 0.0},
         ),
     },
     "ce_u": {
-        "open-unlearning": Published("OpenUnlearning, TOFU", {"skip": 1, "lr": 1e-5, "batch_size": 32}),
+        "open-unlearning": Published(
+            "OpenUnlearning, TOFU", {"skip": 1, "lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING}
+        ),
     },
 }
 
@@ -72,7 +91,7 @@ def max_entropy(
     kinds: dict[str, Any] = {"to-uniform": KLToUniform, "from-uniform": KLFromUniform}
     if direction not in kinds:
         raise ValueError(f"direction must be to-uniform or from-uniform, got {direction!r}")
-    objective = kinds[direction](_chosen(positions))
+    objective = kinds[direction](meant("positions", positions, _POSITIONS))
     return unlearn(model, split, objective, retain_weight=retain_weight, **training)
 
 
@@ -83,15 +102,17 @@ def undial(
     original: nn.Module | Reference,
     beta: float,
     retain_weight: float,
-    positions: Positions = "answers",
+    positions: Literal["answers", "all", "open-unlearning"] = "answers",
     **training: Any,
 ) -> History:
     """Distil the original with the answers' logits lowered by beta (UNDIAL; Dong et al., arXiv 2402.10052).
 
-    ``positions="all"`` lowers every next token of the forget rows, as the authors' code does.
+    ``positions="all"`` lowers every next token of the forget rows, as the authors' code does; ``"open-unlearning"``
+    averages over all positions too but lowers answer tokens, and elsewhere token V - 100, as OpenUnlearning's code.
     """
     check_apart(model, original)
-    objective = UNDIAL(original, beta, _chosen(positions))
+    where = meant("positions", positions, {**_POSITIONS, "open-unlearning": all_but_last})
+    objective = UNDIAL(original, beta, where, elsewhere=-100 if positions == "open-unlearning" else None)
     return unlearn(model, split, objective, retain_weight=retain_weight, **training)
 
 
@@ -101,12 +122,6 @@ def ce_u(model: nn.Module, split: Split, *, retain_weight: float = 0.0, skip: in
     The first ``skip`` tokens of each answer are left out.
     """
     return unlearn(model, split, CEU(skip), retain_weight=retain_weight, **training)
-
-
-def _chosen(positions: str) -> Any:
-    if positions not in _POSITIONS:
-        raise ValueError(f"positions must be one of {', '.join(_POSITIONS)}, got {positions!r}")
-    return _POSITIONS[positions]
 
 
 METHODS = (

@@ -1,6 +1,6 @@
 """ELM: move the next-token distribution away from what an expert would say, keep it elsewhere, stay fluent."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,11 @@ from probe.data import Batch, Split
 from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
+from probe.methods.words import meant
 from probe.modes import evaluating
 from probe.objectives.distribution import ELMErase
+from probe.objectives.logprobs import before_targets
+from probe.objectives.representation import real_tokens
 from probe.objectives.retain import ForwardKL
 from probe.objectives.token import nll
 from probe.train import History, Term, minimise
@@ -18,7 +21,15 @@ from probe.train import History, Term, minimise
 PUBLISHED = {
     "zephyr-7b": Published(
         "code of Gandikota et al., arXiv 2410.02760, WMDP, Zephyr-7B; adapters of rank 256, 3000 samples",
-        {"eta": 1000.0, "forget_weight": 1.0, "retain_weight": 1.0, "fluency_weight": 1.0, "gamma": 3.0, "lr": 5e-5},
+        {
+            "eta": 1000.0,
+            "positions": "all",
+            "forget_weight": 1.0,
+            "retain_weight": 1.0,
+            "fluency_weight": 1.0,
+            "gamma": 3.0,
+            "lr": 5e-5,
+        },
     ),
 }
 
@@ -40,6 +51,7 @@ def elm(
     diversion_ids: tuple[int, ...] = (),
     gamma: float = 3.0,
     eos_id: int | None = None,
+    positions: Literal["answers", "all"] = "answers",
     **training: Any,
 ) -> History:
     """forget_weight * ELMErase + retain_weight * KL(original || model) + fluency_weight * NLL of fluent text.
@@ -58,6 +70,8 @@ def elm(
             ``fluent_tokens`` is above 0; left out otherwise.
         fluency_weight: of that text's NLL.
         fluent_tokens, diversion_ids, gamma, eos_id: see ``fluent_text``; the published code draws 100 to 300 tokens.
+        positions: where the first two terms compare distributions: before each token of ``"answers"``, or at ``"all"``
+            real tokens, prompts and each row's last token included, as the published code does.
         training: keyword arguments of ``minimise``.
 
     Raises:
@@ -80,9 +94,11 @@ def elm(
             seed=training["seed"],
             eos_id=eos_id,
         )
+    where = meant("positions", positions, {"answers": before_targets, "all": real_tokens})
+    erased = ELMErase(original, expert_ids, novice_ids, eta, leading, where)
     terms = [
-        Term(forget_weight, ELMErase(original, expert_ids, novice_ids, eta, leading), split.forget, "forget"),
-        Term(retain_weight, ForwardKL(original), split.retain, "retain"),
+        Term(forget_weight, erased, split.forget, "forget"),
+        Term(retain_weight, ForwardKL(original, where), split.retain, "retain"),
     ]
     if fluency is not None:
         terms.append(Term(fluency_weight, nll, fluency, "fluency"))

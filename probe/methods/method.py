@@ -96,7 +96,9 @@ def written(value: Any) -> str:
     """A hyper-parameter as it is written behind ``--set key=``."""
     if isinstance(value, tuple):
         return ",".join(map(written, value))
-    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, (int, float)) else str(value)
 
 
 def words_of(annotation: Any) -> tuple[str, ...]:

@@ -7,8 +7,11 @@ from torch import nn
 
 from probe.data import Split
 from probe.methods.method import Method
-from probe.methods.published import Published
+from probe.methods.published import OPEN_UNLEARNING, Published
+from probe.methods.words import Form, meant
 from probe.objectives.distribution import LogitMargin
+from probe.objectives.logprobs import before_targets
+from probe.objectives.representation import answer_tokens
 from probe.objectives.token import nll
 from probe.train import History, Step, Term, minimise
 from probe.train.step import Gradient, Losses
@@ -16,13 +19,23 @@ from probe.train.step import Gradient, Losses
 PUBLISHED = {
     "tofu": Published(
         "code of Entesari et al., arXiv 2506.05314, TOFU, Llama-3.2-1B and 3B; warm-up 5 of 10 epochs",
-        {"multiplier": 100.0, "rate": 5.0, "bound": 0.3, "forget_weight": 1.0, "lr": 1e-5},
+        {
+            "multiplier": 100.0,
+            "rate": 5.0,
+            "bound": 0.3,
+            "form": "code",
+            "forget_weight": 1.0,
+            "lr": 1e-5,
+            **OPEN_UNLEARNING,
+        },
     ),
     "muse-news": Published(
-        "code of Entesari et al., arXiv 2506.05314, MUSE News", {"multiplier": 50.0, "rate": 1.0, "bound": 1.5}
+        "code of Entesari et al., arXiv 2506.05314, MUSE News",
+        {"multiplier": 50.0, "rate": 1.0, "bound": 1.5, "form": "code"},
     ),
     "muse-books": Published(
-        "code of Entesari et al., arXiv 2506.05314, MUSE Books", {"multiplier": 50.0, "rate": 1.0, "bound": 0.1}
+        "code of Entesari et al., arXiv 2506.05314, MUSE Books",
+        {"multiplier": 50.0, "rate": 1.0, "bound": 0.1, "form": "code"},
     ),
 }
 
@@ -64,13 +77,15 @@ def pdu(
     rate: float,
     bound: float,
     warm_up: int,
+    form: Form = "paper",
     forget_weight: float = 1.0,
     **training: Any,
 ) -> PDUResult:
     """Minimise forget_weight * mean (max z - mean z)^2 + lambda (NLL_retain - bound), lambda following the constraint.
 
     Entesari et al., arXiv 2506.05314: lambda <- max(0, lambda + rate * (NLL_retain - bound)) after each step from
-    ``warm_up`` on, by the NLL of the step's batch.
+    ``warm_up`` on, by the NLL of the step's batch. The code moves lambda after every piece of a batch (with
+    ``gradient_accumulation_steps`` A that is A times a step), by that piece's NLL; here a batch has one lambda.
 
     Args:
         model: trained in place.
@@ -79,6 +94,9 @@ def pdu(
         rate: step size of lambda.
         bound: largest retain NLL (nats per token); slightly above the original's.
         warm_up: steps before lambda first moves.
+        form: flatten the logits that predict answer tokens (``"paper"``), or those one position later (``"code"``,
+            whose labels are not shifted: the first answer token is left, what follows the end of the text is
+            flattened).
         forget_weight: weight of the forget term.
         training: keyword arguments of ``minimise``; not ``checkpoint``, which would not keep lambda.
 
@@ -91,8 +109,12 @@ def pdu(
         )
     if training.get("checkpoint") is not None:
         raise ValueError("pdu takes no checkpoint: its multiplier moves from step to step and would be lost")
+    flattened = meant("form", form, {"paper": before_targets, "code": answer_tokens})
     ascent = _Ascent(multiplier, rate, bound, warm_up)
-    terms = [Term(forget_weight, LogitMargin(), split.forget, "forget"), Term(1.0, nll, split.retain, "retain")]
+    terms = [
+        Term(forget_weight, LogitMargin(flattened), split.forget, "forget"),
+        Term(1.0, nll, split.retain, "retain"),
+    ]
     return PDUResult(minimise(model, terms, stepping=ascent, **training), tuple(ascent.taken))
 
 

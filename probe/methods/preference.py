@@ -6,7 +6,7 @@ drawn once; the published codes draw refusals anew each time a row is read.
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -14,8 +14,9 @@ from probe.data import Batch, Split, paired
 from probe.methods.answers import beside
 from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
-from probe.methods.published import Published
-from probe.objectives.preference import DPO, FLAT, AnswerPreservation
+from probe.methods.published import OPEN_UNLEARNING, Published
+from probe.methods.words import READ, Read, meant
+from probe.objectives.preference import DPO, AnswerPreservation
 from probe.objectives.reference import Reference
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import SimNPO
@@ -31,8 +32,20 @@ PUBLISHED = {
             {"beta": 2.5, "forget_weight": 0.1375, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
         ),
         "tofu-forget10": Published(
-            "Fan et al., arXiv 2410.07163, TOFU forget10, Llama-2-7B; OpenUnlearning's default",
+            "Fan et al., arXiv 2410.07163, TOFU forget10, Llama-2-7B",
             {"beta": 4.5, "forget_weight": 0.125, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+        ),
+        "open-unlearning": Published(
+            "OpenUnlearning, TOFU, Llama-3.2-1B",
+            {
+                "beta": 4.5,
+                "delta": 0.0,
+                "forget_weight": 0.125,
+                "retain_weight": 1.0,
+                "lr": 1e-5,
+                "batch_size": 32,
+                **OPEN_UNLEARNING,
+            },
         ),
     },
     "idk": {"closer-look": Published(_IDK, {"retain_weight": 1.0, "lr": 1e-5, "batch_size": 32})},
@@ -45,6 +58,17 @@ PUBLISHED = {
         "npo-repo": Published(
             "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
             {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+        ),
+        "open-unlearning": Published(
+            "OpenUnlearning, TOFU: DPO, experiment idk",
+            {
+                "beta": 0.1,
+                "forget_weight": 1.0,
+                "retain_weight": 1.0,
+                "lr": 1e-5,
+                "batch_size": 32,
+                **OPEN_UNLEARNING,
+            },
         ),
         "altpo-repo": Published(
             "tuned as a baseline by Mekala et al., arXiv 2409.13474, TOFU, Llama-2-7B",
@@ -59,11 +83,16 @@ PUBLISHED = {
     },
     "llmu": {
         "closer-look": Published(
-            _IDK, {"forget_weight": 1.0, "mismatch_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
+            _IDK,
+            {
+                "forget_weight": 1.0,
+                "mismatch_weight": 1.0,
+                "retain_weight": 1.0,
+                "positions": "all",
+                "lr": 1e-5,
+                "batch_size": 32,
+            },
         )
-    },
-    "flat": {
-        "flat": Published("code of Wang et al., arXiv 2410.11143, TOFU; divergence total-variation", {"lr": 1e-5}),
     },
 }
 
@@ -156,22 +185,6 @@ def alt_po(
     return _dpo(model, split, original, alternatives, beta, retain_weight, training)
 
 
-def flat(
-    model: nn.Module,
-    split: Split,
-    *,
-    refusals: Batch,
-    divergence: Literal["total-variation", "kl", "pearson", "jensen-shannon"],
-    **training: Any,
-) -> History:
-    """Refusals up and forget answers down by an f-divergence, nothing to hold the rest (Wang et al., arXiv 2410.11143).
-
-    Probabilities are averaged over answer tokens; the published code averages over padding too.
-    """
-    sides = replace(split, forget=beside(refusals, split.forget))
-    return unlearn(model, sides, FLAT(divergence), retain_weight=0.0, **training)
-
-
 def llmu(
     model: nn.Module,
     split: Split,
@@ -181,18 +194,20 @@ def llmu(
     mismatch_weight: float,
     retain_weight: float,
     forget_weight: float = 1.0,
+    positions: Read = "answers",
     **training: Any,
 ) -> History:
-    """Gradient ascent + NLL of other answers to forget questions + KL(original || model) on retain answers.
+    """Gradient ascent + NLL of other answers to forget questions + KL(original || model) on retain rows.
 
-    LLMU (Yao et al., arXiv 2310.10683), whose other answers are those of random other questions.
+    LLMU (Yao et al., arXiv 2310.10683), whose other answers are those of random other questions. ``positions="all"``
+    averages KL over prompts and padding too, as the published codes do.
     """
     check_apart(model, original)
     beside(alternatives, split.forget)
     terms = [
         Term(forget_weight, ga, split.forget, "forget"),
         Term(mismatch_weight, nll, alternatives, "mismatch"),
-        Term(retain_weight, ForwardKL(original), split.retain, "retain"),
+        Term(retain_weight, ForwardKL(original, meant("positions", positions, READ)), split.retain, "retain"),
     ]
     return minimise(model, terms, **training)
 
@@ -270,14 +285,5 @@ METHODS = (
         alt_po,
         PUBLISHED["alt_po"],
         unlearn,
-    ),
-    Method(
-        "flat",
-        "rejection",
-        "-g*(p(refusals)) + f*(g*(p(forget)))",
-        "Wang et al., arXiv 2410.11143",
-        "all parameters",
-        flat,
-        PUBLISHED["flat"],
     ),
 )

@@ -10,7 +10,16 @@ from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.methods.rmu import RMUResult, adaptive_coefficient, block_parameters, rmu
-from probe.objectives.representation import DistanceFromFrozen, OrthogonalToFrozen, TokenChoice, real_tokens
+from probe.methods.words import TOKENS, Form, Tokens, meant
+from probe.objectives import Objective
+from probe.objectives.representation import (
+    DistanceFromFrozen,
+    HiddenStatesFromFrozen,
+    OrthogonalToFrozen,
+    TokenChoice,
+    real_tokens,
+)
+from probe.objectives.token import position_mean
 from probe.sites import Site, n_layers
 from probe.train import History, Step, Term, minimise
 from probe.train.step import Gradient, Losses
@@ -18,14 +27,23 @@ from probe.train.step import Gradient, Losses
 PUBLISHED = {
     "adaptive_rmu": {
         "zephyr-7b": Published(
-            "code of Huu-Tien et al., arXiv 2408.06223, WMDP, Zephyr-7B; the tokens averaged over are all_positions",
-            {"layer": 7, "scale": 5.0, "alpha": 1200.0, "steps": 500, "lr": 5e-5, "batch_size": 4},
+            "code of Huu-Tien et al., arXiv 2408.06223, WMDP, Zephyr-7B",
+            {
+                "layer": 7,
+                "scale": 5.0,
+                "alpha": 1200.0,
+                "tokens": "all",
+                "steps": 500,
+                "lr": 5e-5,
+                "batch_size": 4,
+            },
         )
     },
     "rr": {
         "llama-3-8b": Published(
-            "code of Zou et al., arXiv 2406.04313, Llama-3-8B; layers 10 and 20, adapters of rank 16 on blocks 0 to 20",
-            {"alpha": 10.0, "steps": 150, "lr": 1e-4, "batch_size": 16},
+            "code of Zou et al., arXiv 2406.04313, Llama-3-8B: layers 10 and 20, which is what enters those blocks; "
+            "adapters of rank 16 on blocks 0 to 20",
+            {"layers": (9, 19), "form": "code", "alpha": 10.0, "steps": 150, "lr": 1e-4, "batch_size": 16},
         )
     },
 }
@@ -41,7 +59,7 @@ def adaptive_rmu(
     alpha: float,
     batch_size: int,
     seed: int,
-    tokens: TokenChoice = real_tokens,
+    tokens: TokenChoice | Tokens = real_tokens,
     **training: Any,
 ) -> RMUResult:
     """RMU with coefficient = scale * mean |h(forget)| at block ``layer`` (Huu-Tien et al., arXiv 2408.06223).
@@ -81,7 +99,7 @@ def adaptive_rmu(
 
 @dataclass(frozen=True)
 class Rerouting:
-    """A way of stepping: weights alpha (1 - t/2T) for the first term and alpha t/2T for the second at step t of T.
+    """A way of stepping: weights alpha (1 - t/2T) for the first term and alpha t/2T for the second at step t = 1..T.
 
     So both end at alpha / 2: the published code has the 2T written out as 300 for its 150 steps.
 
@@ -94,12 +112,12 @@ class Rerouting:
     steps: int
 
     def weights(self, t: int) -> tuple[float, float]:
-        """Weights of the forget and the retain term at step t, counted from 0."""
+        """Weights of the forget and the retain term at step t, counted from 1."""
         late = self.alpha * t / (2 * self.steps)
         return self.alpha - late, late
 
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
-        now = self.weights(step.number)
+        now = self.weights(step.number + 1)
         terms = [replace(term, weight=w * term.weight) for term, w in zip(step.terms, now, strict=True)]
         return replace(step, terms=terms).gradient()
 
@@ -113,13 +131,17 @@ def rr(
     alpha: float,
     steps: int,
     parameters: str | None = None,
-    tokens: TokenChoice = real_tokens,
+    tokens: TokenChoice | Tokens = real_tokens,
+    form: Form = "paper",
     **training: Any,
 ) -> History:
     """alpha (1 - t/2T) relu(cos(h(forget), h0)) + alpha t/2T |h(retain) - h0| at step t of T (circuit breakers).
 
     Zou et al., arXiv 2406.04313: forget activations at ``layers`` are turned away from where they were, retain
-    activations held at every block. The published runs train adapters; see ``probe.train.lora``.
+    activations held at every block. The published runs train adapters; see ``probe.train.lora``. Their code cuts the
+    model behind block max(layers) + 1 and holds what is left: embeddings, blocks and the last one's normed output, with
+    padding as 0 (``HiddenStatesFromFrozen``). It reads "layer 10" where block 10, counted from 0, is entered: the
+    output of block 9.
 
     Args:
         model: trained in place.
@@ -128,19 +150,26 @@ def rr(
         layers: blocks whose outputs are turned.
         alpha: sum of the two weights, at every step.
         steps: T, the optimiser steps.
-        parameters: what is trained; every weight of blocks 0 to max(layers) unless given.
-        tokens: which positions count.
+        parameters: what is trained; every weight of blocks 0 to max(layers) unless given, and of the next block too in
+            the code's form.
+        tokens: which positions count: ``"real"``, ``"answers"`` or ``"all"``, or a function.
+        form: the ``"paper"``'s retain term, over all blocks, or that of the ``"code"``.
         training: the other keyword arguments of ``minimise``.
 
     Raises:
-        ValueError: no layers, one outside the model, an alpha that is not positive, or what ``minimise`` raises.
+        ValueError: no layers, one outside the model, an alpha that is not positive, the code's form at the model's last
+            block, or what ``minimise`` raises.
     """
     check_apart(model, original)
     if not layers or not alpha > 0:
         raise ValueError(f"expected at least one layer and an alpha above 0, got {layers} and {alpha}")
-    pattern = parameters or block_parameters(model, range(max(layers) + 1))
-    turned = OrthogonalToFrozen(original, tuple(Site(layer) for layer in layers), tokens)
-    held = DistanceFromFrozen(original, tuple(Site(layer) for layer in range(n_layers(model))), tokens)
+    code = meant("form", form, {"paper": False, "code": True})
+    depth = max(layers) + (2 if code else 1)
+    pattern, counted = parameters or block_parameters(model, range(depth)), meant("tokens", tokens, TOKENS)
+    turned = OrthogonalToFrozen(original, tuple(Site(layer) for layer in layers), counted)
+    held: Objective = DistanceFromFrozen(original, tuple(Site(layer) for layer in range(n_layers(model))), counted)
+    if code:
+        held = HiddenStatesFromFrozen(original, depth, counted, position_mean)
     terms = [Term(1.0, turned, split.forget, "forget"), Term(1.0, held, split.retain, "retain")]
     way = Rerouting(alpha, steps)
     return minimise(model, terms, steps=steps, parameters=pattern, stepping=way, **training)

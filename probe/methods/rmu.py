@@ -13,21 +13,55 @@ from probe.data import Batch, Split
 from probe.interventions.activations import activations, content
 from probe.methods.baselines import check_apart
 from probe.methods.method import Method
-from probe.methods.published import Published
+from probe.methods.published import OPEN_UNLEARNING, Published
+from probe.methods.words import AVERAGES, TOKENS, Average, Tokens, meant
 from probe.objectives import Objective
 from probe.objectives.frozen import CachedFrozen, NearCached, above_frozen
 from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, hidden_at, real_tokens
+from probe.objectives.token import Normalise, token_mean
 from probe.sites import Site, layer_of, matching_parameters, n_layers
 from probe.train import History, Term, minimise
 
 PUBLISHED = {
     "zephyr-7b": Published(
-        "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218); the tokens averaged over are all_positions there",
-        {"layer": 7, "coefficient": 6.5, "alpha": 1200.0, "steps": 150, "lr": 5e-5, "batch_size": 4},
+        "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218)",
+        {
+            "layer": 7,
+            "coefficient": 6.5,
+            "alpha": 1200.0,
+            "tokens": "all",
+            "steps": 150,
+            "lr": 5e-5,
+            "batch_size": 4,
+        },
     ),
     "open-unlearning-wmdp": Published(
-        "OpenUnlearning, WMDP, Zephyr-7B; the tokens averaged over are answer_tokens there",
-        {"layer": 7, "coefficient": 2.0, "alpha": 1.0, "steps": 80, "lr": 5e-5, "batch_size": 16},
+        "OpenUnlearning, WMDP, Zephyr-7B; 16 pieces of a row there, each averaged by itself",
+        {
+            "layer": 7,
+            "coefficient": 2.0,
+            "alpha": 1.0,
+            "tokens": "answers",
+            "normalise": "rows",
+            "steps": 80,
+            "lr": 5e-5,
+            "batch_size": 16,
+            "replacement": True,
+        },
+    ),
+    "open-unlearning": Published(
+        "OpenUnlearning, TOFU; all weights; pieces of 4 or 8 rows there, within which rows are mixed",
+        {
+            "layer": 7,
+            "coefficient": 2.0,
+            "alpha": 1.0,
+            "tokens": "answers",
+            "normalise": "mixed-rows",
+            "parameters": ".",
+            "lr": 1e-5,
+            "batch_size": 32,
+            **OPEN_UNLEARNING,
+        },
     ),
 }
 
@@ -57,7 +91,8 @@ def rmu(
     alpha: float,
     seed: int,
     parameters: str | None = None,
-    tokens: TokenChoice = real_tokens,
+    tokens: TokenChoice | Tokens = real_tokens,
+    normalise: Normalise | Average = token_mean,
     relative: bool = False,
     keep_states: bool = False,
     **training: Any,
@@ -77,7 +112,10 @@ def rmu(
         parameters: regular expression over the names of what is trained; ``rmu_parameters(model, layer)`` unless
             given: the MLP output weights of blocks layer-2 to layer. Where these have too little capacity, as in
             small models, pass ``block_parameters(model, range(layer - 2, layer + 1))``.
-        tokens: which positions are averaged over; ``all_positions`` (padding too) is the published code's choice.
+        tokens: which positions are averaged over: ``"real"``, ``"answers"`` (OpenUnlearning) or ``"all"`` (padding
+            too; the published code), or a function.
+        normalise: how they are averaged: over ``"tokens"``, first within ``"rows"``, or as OpenUnlearning's code does
+            (``"mixed-rows"``, ``probe.objectives.token.mixed_rows``); or a function.
         relative: whether ``coefficient`` counts in median norms of retain states at the block (``retain_norm``); norms
             grow by an order of magnitude from the first block to the last, so that one number does not fit two blocks.
         keep_states: compute the frozen model's retain states, and what enters the first trained block, once for all
@@ -95,10 +133,11 @@ def rmu(
     site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
     length = coefficient * retain_norm(original, split.retain, layer) if relative else coefficient
     target_D = random_target(model, length, seed)
-    away: Objective = TowardsTarget(site, target_D, tokens)
-    near: Objective = NearFrozen(original, site, tokens)
+    counted, average = meant("tokens", tokens, TOKENS), meant("normalise", normalise, AVERAGES)
+    away: Objective = TowardsTarget(site, target_D, counted, average)
+    near: Objective = NearFrozen(original, site, counted, average)
     if keep_states:
-        near = NearCached(CachedFrozen(original, split.retain, site), tokens)
+        near = NearCached(CachedFrozen(original, split.retain, site), counted, average)
         lowest = min(layer_of(model, name) or 0 for name in matching_parameters(model, pattern))
         if lowest > 0:
             away = above_frozen(model, away, split.forget, lowest)
@@ -128,7 +167,7 @@ def retain_norm(model: nn.Module, batch: Batch, layer: int) -> float:
 
 
 def adaptive_coefficient(
-    model: nn.Module, batch: Batch, layer: int, *, scale: float, tokens: TokenChoice = real_tokens
+    model: nn.Module, batch: Batch, layer: int, *, scale: float, tokens: TokenChoice | Tokens = real_tokens
 ) -> float:
     """scale * mean |h(forget)| at the output of block ``layer`` (adaptive RMU, Huu-Tien et al., arXiv 2408.06223).
 
@@ -141,7 +180,7 @@ def adaptive_coefficient(
     """
     with torch.no_grad():
         hidden_BTD = hidden_at(model, batch, Site(layer))
-    return scale * hidden_BTD[tokens(batch)].float().norm(dim=-1).mean().item()
+    return scale * hidden_BTD[meant("tokens", tokens, TOKENS)(batch)].float().norm(dim=-1).mean().item()
 
 
 def rmu_parameters(model: nn.Module, layer: int) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from probe.data import Split
 from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
-from probe.methods.published import Published
+from probe.methods.published import OPEN_UNLEARNING, Published
 from probe.objectives.reference import Reference
 from probe.objectives.token import WTNPO, SatImp
 from probe.objectives.token import sim_imp as sim_imp_objective
@@ -32,7 +32,15 @@ PUBLISHED = {
         ),
         "open-unlearning": Published(
             "OpenUnlearning's configuration file, TOFU, Llama-3.2-1B (its class has the two weights the other way)",
-            {"beta1": 5.0, "beta2": 1.0, "forget_weight": 0.1, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+            {
+                "beta1": 5.0,
+                "beta2": 1.0,
+                "forget_weight": 0.1,
+                "retain_weight": 1.0,
+                "lr": 1e-5,
+                "batch_size": 32,
+                **OPEN_UNLEARNING,
+            },
         ),
     },
     "sim_sat": {"satimp": Published("code of Yang et al., arXiv 2505.11953, TOFU", {"lr": 1e-5, "batch_size": 16})},

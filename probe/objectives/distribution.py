@@ -68,23 +68,29 @@ class KLFromUniform:
 class UNDIAL:
     """L = mean CE(softmax(z0 - beta e_y), pi): distil from the original with the target's logit lowered by beta.
 
-    Dong et al., arXiv 2402.10052. The original code takes every position with its next token as y; OpenUnlearning
-    also averages over all positions but, where there is no label, lowers token V - 100, which is not reproduced.
+    Dong et al., arXiv 2402.10052. The original code takes every position with its next token as y. OpenUnlearning's
+    code also averages over all positions, padding too, but lowers the next token only where it is a target; elsewhere
+    its label -100, counted from the end of the vocabulary, lowers token V - 100: ``positions=all_but_last,
+    elsewhere=-100``.
 
     Args:
         original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True.
         beta: how far the logit is lowered, at least 0; the original code uses 5, OpenUnlearning 10.
-        positions: where; ``all_but_last`` is the original code's choice.
+        positions: where; ``all_but_last`` is the codes' choice.
         normalise: how positions are averaged.
+        elsewhere: the token that is lowered before tokens that are no target, negative from the end of the vocabulary;
+            None lowers that next token too.
 
     Raises:
-        ValueError: beta is negative, the vocabularies differ, or a position without a next token is chosen.
+        ValueError: beta is negative, the vocabularies differ or lack ``elsewhere``, or a position without a next token
+            is chosen.
     """
 
     original: nn.Module | Reference = field(repr=False)
     beta: float
     positions: TokenChoice = before_targets
     normalise: Normalise = token_mean
+    elsewhere: int | None = None
 
     def __post_init__(self) -> None:
         check_not_negative("beta", self.beta)
@@ -96,6 +102,10 @@ class UNDIAL:
         check_vocabulary(before_NV, logp_NV)
         lowered_NV = before_NV.clone()
         y_N = next_tokens(batch, positions_BT)
+        if self.elsewhere is not None:
+            if not -logp_NV.shape[1] <= self.elsewhere < logp_NV.shape[1]:
+                raise ValueError(f"the vocabulary has {logp_NV.shape[1]} tokens, none is {self.elsewhere} (elsewhere)")
+            y_N = y_N.masked_fill(~before_targets(batch)[positions_BT], self.elsewhere)
         lowered_NV[torch.arange(len(y_N), device=y_N.device), y_N] -= self.beta
         return self.normalise(scattered(_cross_entropy(lowered_NV, logp_NV), positions_BT), positions_BT)
 
@@ -141,7 +151,8 @@ class LogitMargin:
 
     Args:
         positions: where. The published code marks with labels that it does not shift: ``answer_tokens``, that is one
-            position later than ``before_targets``.
+            position later than ``before_targets``, so the first answer token is not flattened and what follows the
+            end of the text is.
         normalise: how positions are averaged.
     """
 

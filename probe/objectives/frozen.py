@@ -17,7 +17,8 @@ from probe.hooks import edited
 from probe.modes import evaluating
 from probe.objectives import Objective
 from probe.objectives.reference import row_keys
-from probe.objectives.representation import TokenChoice, hidden_at, real_tokens
+from probe.objectives.representation import TokenChoice, hidden_at, mean_square, real_tokens
+from probe.objectives.token import Normalise, token_mean
 from probe.outputs import first_given
 from probe.sites import Site, blocks, layer_of
 
@@ -80,14 +81,16 @@ class NearCached:
     Args:
         frozen: states of the model before unlearning, of every row of the term.
         tokens: which positions are averaged over.
+        normalise: how they are averaged.
     """
 
     frozen: CachedFrozen
     tokens: TokenChoice = real_tokens
+    normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         hidden_BTD = hidden_at(model, batch, self.frozen.site)
-        return (hidden_BTD - self.frozen.at(batch)).square()[self.tokens(batch)].mean()
+        return mean_square(hidden_BTD - self.frozen.at(batch), self.tokens(batch), self.normalise)
 
 
 @dataclass(frozen=True)

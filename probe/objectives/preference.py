@@ -5,7 +5,7 @@
 | IDK, PO | refusals | forget answers | ``idk`` |
 | IdkDPO | refusals | forget answers | ``DPO`` |
 | AltPO | other plausible answers | forget answers | ``DPO`` |
-| FLAT | refusals | forget answers | ``FLAT`` |
+| FLAT | refusals | forget answers | ``FLAT``, ``BatchFLAT`` |
 | IDK+AP | refusals; and retain answers | forget answers; and refusals | ``idk`` and ``AnswerPreservation`` |
 
 Refusals are made by ``probe.datasets.idk_rows`` and fixed by its seed; TOFU's code draws them anew at each access.
@@ -24,7 +24,7 @@ from probe.axes import Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import predicted_targets, target_logprobs
 from probe.objectives.reference import Reference, reference_logprobs
-from probe.objectives.token import Normalise, check_positive, nll, token_mean
+from probe.objectives.token import check_positive, nll
 
 
 def preferred_of(batch: Batch) -> Batch:
@@ -117,44 +117,93 @@ class AnswerPreservation:
         return -(1 / self.beta) * logsigmoid(self.beta * (answer_B - refusal_B)).mean()
 
 
-# Per divergence: g*(v) and f*(g*(v)).
+# Per divergence: g*(v) and f*(g*(v)). Jeffreys' f* is the third-order series that the code has.
 _DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "total-variation": (lambda v: v.tanh() / 2, lambda v: v.tanh() / 2),
     "kl": (lambda v: v, lambda v: (v - 1).exp()),
+    "reverse-kl": (lambda v: -v.exp(), lambda v: -1 - v),
+    "jeffreys": (lambda v: v, lambda v: v + v.square() / 4 + v.pow(3) / 16),
+    "squared-hellinger": (lambda v: 1 - v.exp(), lambda v: (-v).exp() - 1),
     "pearson": (lambda v: v, lambda v: v.square() / 4 + v),
+    "neyman": (lambda v: 1 - v.exp(), lambda v: 2 - 2 * (v / 2).exp()),
     "jensen-shannon": (
         lambda v: math.log(2) - softplus(-v),
         lambda v: v + softplus(-v) - math.log(2),
     ),
 }
+Divergence = Literal[
+    "total-variation", "kl", "reverse-kl", "jeffreys", "squared-hellinger", "pearson", "neyman", "jensen-shannon"
+]
 
 
 @dataclass(frozen=True)
 class FLAT:
-    """L = -g*(P+) + f*(g*(P-)), P the mean probability of the answer's tokens: forget data alone.
+    """L = mean_b [-g*(P_b+) + f*(g*(P_b-))], P_b the mean probability of an answer's tokens: forget data alone.
 
     Wang et al., arXiv 2410.11143: raises the variational bound on the f-divergence between preferred (template) and
-    forget answers. One P a batch and side. No reference, no retain term.
+    forget answers. No reference, no retain term. The paper prints total variation, KL, Pearson and Jensen-Shannon; its
+    code has the others too. ``BatchFLAT`` is what the code computes.
 
     Args:
-        divergence: which f: "total-variation" (the code's default), "kl", "pearson" or "jensen-shannon".
-        normalise: how P is averaged; the code takes ``position_mean``, where prompts and padding count as 0.
+        divergence: which f: "total-variation" (the code's default), "kl", "reverse-kl", "jeffreys",
+            "squared-hellinger", "pearson", "neyman" or "jensen-shannon".
 
     Raises:
         ValueError: an unknown divergence, or the batch is not paired.
     """
 
-    divergence: Literal["total-variation", "kl", "pearson", "jensen-shannon"]
-    normalise: Normalise = token_mean
+    divergence: Divergence
 
     def __post_init__(self) -> None:
-        if self.divergence not in _DIVERGENCES:
-            raise ValueError(f"divergence must be one of {', '.join(_DIVERGENCES)}, got {self.divergence!r}")
+        _check_divergence(self.divergence)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         reward, penalty = _DIVERGENCES[self.divergence]
-        return penalty(self._probability(model, batch)) - reward(self._probability(model, preferred_of(batch)))
+        dispreferred_B, preferred_B = (_mean_probability(model, side) for side in (batch, preferred_of(batch)))
+        return (penalty(dispreferred_B) - reward(preferred_B)).mean()
 
-    def _probability(self, model: nn.Module, batch: Batch) -> Scalar:
-        mask_BT = predicted_targets(batch)
-        return self.normalise(target_logprobs(model, batch).exp() * mask_BT, mask_BT)
+
+@dataclass(frozen=True)
+class BatchFLAT:
+    """L = -g*(P+) + f*(g*(P-)), P = sum of the answers' token probabilities / (B (T - 1)): FLAT in its code.
+
+    Code of Wang et al., arXiv 2410.11143: one P a batch and side, where prompts and padding count as 0, so that P
+    shrinks as padding grows. For "neyman" the code takes f*(P-) with f*(u) = 2 - 2 sqrt(1 - u), without g*.
+
+    Args:
+        divergence: as for ``FLAT``.
+
+    Raises:
+        ValueError: an unknown divergence, or the batch is not paired.
+    """
+
+    divergence: Divergence
+
+    def __post_init__(self) -> None:
+        _check_divergence(self.divergence)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
+        reward, penalty = _DIVERGENCES[self.divergence]
+        if self.divergence == "neyman":
+            penalty = _neyman_conjugate
+        return penalty(_padded_probability(model, batch)) - reward(_padded_probability(model, preferred_of(batch)))
+
+
+def _check_divergence(divergence: str) -> None:
+    if divergence not in _DIVERGENCES:
+        raise ValueError(f"divergence must be one of {', '.join(_DIVERGENCES)}, got {divergence!r}")
+
+
+def _neyman_conjugate(u: Tensor) -> Tensor:
+    return 2 - 2 * (1 - u).sqrt()
+
+
+def _mean_probability(model: nn.Module, batch: Batch) -> Tensor:
+    mask_BT = predicted_targets(batch)
+    return (target_logprobs(model, batch).exp() * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)
+
+
+def _padded_probability(model: nn.Module, batch: Batch) -> Scalar:
+    mask_BT = predicted_targets(batch)
+    # No position predicts a first token.
+    return (target_logprobs(model, batch).exp() * mask_BT)[:, 1:].mean()

@@ -11,7 +11,7 @@ from probe.axes import DirectionD, HiddenBTD, MaskBT, Scalar
 from probe.data import Batch
 from probe.hooks import captured
 from probe.objectives.token import Normalise, token_mean
-from probe.sites import Site
+from probe.sites import Site, module_at, n_layers
 
 TokenChoice = Callable[[Batch], MaskBT]
 
@@ -43,6 +43,11 @@ def states_at(model: nn.Module, batch: Batch, sites: tuple[Site, ...]) -> dict[S
     return states
 
 
+def mean_square(difference_BTD: HiddenBTD, mask_BT: MaskBT, normalise: Normalise) -> Scalar:
+    """Squares averaged over the width, then over the marked positions as ``normalise`` says."""
+    return normalise(difference_BTD.square().mean(-1) * mask_BT, mask_BT)
+
+
 @dataclass(frozen=True)
 class TowardsTarget:
     """L = mean over chosen tokens and width of (h - u)^2: RMU's forget term (Li et al., arXiv 2403.03218, eq. 1).
@@ -51,16 +56,17 @@ class TowardsTarget:
         site: where h is read.
         target_D: u, one fixed vector; RMU takes a random direction times a coefficient.
         tokens: which positions are averaged over: ``all_positions``, ``real_tokens`` or ``answer_tokens``.
+        normalise: how they are averaged.
     """
 
     site: Site
     target_D: DirectionD = field(repr=False)
     tokens: TokenChoice = real_tokens
+    normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         hidden_BTD = hidden_at(model, batch, self.site)
-        target_D = self.target_D.to(hidden_BTD)
-        return (hidden_BTD - target_D).square()[self.tokens(batch)].mean()
+        return mean_square(hidden_BTD - self.target_D.to(hidden_BTD), self.tokens(batch), self.normalise)
 
 
 @dataclass(frozen=True)
@@ -71,24 +77,27 @@ class NearFrozen:
         frozen: the model before unlearning.
         site: where both hidden states are read.
         tokens: which positions are averaged over.
+        normalise: how they are averaged.
     """
 
     frozen: nn.Module = field(repr=False)
     site: Site
     tokens: TokenChoice = real_tokens
+    normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         with torch.no_grad():
             before_BTD = hidden_at(self.frozen, batch, self.site)
         hidden_BTD = hidden_at(model, batch, self.site)
-        return (hidden_BTD - before_BTD).square()[self.tokens(batch)].mean()
+        return mean_square(hidden_BTD - before_BTD, self.tokens(batch), self.normalise)
 
 
 @dataclass(frozen=True)
 class OrthogonalToFrozen:
     """L = mean over sites and tokens of relu(cos(h, h0)): the forget term of circuit breakers (RR).
 
-    Zou et al., arXiv 2406.04313. Published for Llama-3-8B: outputs of blocks 10 and 20. The code weighs it with
+    Zou et al., arXiv 2406.04313. Published for Llama-3-8B: layers 10 and 20, which the code reads from Hugging Face's
+    hidden states: what enters blocks 10 and 20, counted from 0, so ``Site(9)`` and ``Site(19)``. It is weighed with
     alpha (1 - t/2T) and the retain term, ``DistanceFromFrozen``, with alpha t/2T at step t of T.
 
     Args:
@@ -119,8 +128,8 @@ class OrthogonalToFrozen:
 class DistanceFromFrozen:
     """L = mean over sites and tokens of |h - h0|_2: the retain term of circuit breakers (RR).
 
-    Zou et al., arXiv 2406.04313. The length of the difference, not its square as in ``NearFrozen``. The code reads
-    every hidden state and lets padding count as 0 (``normalise=position_mean``).
+    Zou et al., arXiv 2406.04313. The length of the difference, not its square as in ``NearFrozen``. Their code
+    computes ``HiddenStatesFromFrozen``.
 
     Args:
         frozen: the model before unlearning.
@@ -144,6 +153,52 @@ class DistanceFromFrozen:
         return _compared(
             model, self, batch, lambda after_BTD, before_BTD: torch.linalg.vector_norm(after_BTD - before_BTD, dim=-1)
         )
+
+
+@dataclass(frozen=True)
+class HiddenStatesFromFrozen:
+    """L = mean of |h - h0|_2 over Hugging Face's hidden states: embeddings, blocks, and the last block's normed output.
+
+    What the published codes of circuit breakers (arXiv 2406.04313) and TAR (arXiv 2408.00761) hold retain rows with.
+    The first cuts the model behind the last block that it turns (``depth``) and lets padding count as 0
+    (``tokens=real_tokens, normalise=position_mean``); the second takes the whole model and every position, padding
+    too (``tokens=all_positions``).
+
+    Args:
+        frozen: the model before unlearning.
+        depth: how many blocks are read; the final norm stands behind the last of them. All unless given.
+        tokens: which positions are averaged over.
+        normalise: how they are averaged.
+
+    Raises:
+        ValueError: a depth outside the model.
+    """
+
+    frozen: nn.Module = field(repr=False)
+    depth: int | None = None
+    tokens: TokenChoice = real_tokens
+    normalise: Normalise = token_mean
+
+    def __post_init__(self) -> None:
+        if self.depth is not None and not 1 <= self.depth <= n_layers(self.frozen):
+            raise ValueError(f"depth must lie in 1..{n_layers(self.frozen)}, got {self.depth}")
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
+        mask_BT = self.tokens(batch)
+        with torch.no_grad():
+            before = hidden_states(self.frozen, batch, self.depth)
+        pairs = zip(hidden_states(model, batch, self.depth), before, strict=True)
+        lengths = [torch.linalg.vector_norm(after_BTD - before_BTD, dim=-1) for after_BTD, before_BTD in pairs]
+        return torch.stack([self.normalise(length_BT * mask_BT, mask_BT) for length_BT in lengths]).mean()
+
+
+def hidden_states(model: nn.Module, batch: Batch, depth: int | None = None) -> list[HiddenBTD]:
+    """Hugging Face's ``hidden_states`` of the model cut behind ``depth`` blocks: the last is behind the final norm."""
+    depth = n_layers(model) if depth is None else depth
+    first, outputs = Site(0, "block", "in"), tuple(map(Site, range(depth)))
+    states = states_at(model, batch, (first, *outputs))
+    last_BTD = module_at(model, Site(0, "norm"))(states[outputs[-1]])
+    return [states[first], *(states[site] for site in outputs[:-1]), last_BTD]
 
 
 def _check_sites(sites: tuple[Site, ...]) -> None:

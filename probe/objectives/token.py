@@ -42,6 +42,15 @@ def position_mean(value_BT: LogpBT, chosen_BT: MaskBT) -> Scalar:
     return value_BT.sum() / value_BT.numel()
 
 
+def mixed_rows(value_BT: LogpBT, chosen_BT: MaskBT) -> Scalar:
+    """mean_b S_b * mean_b 1/n_b, S_b a row's sum and n_b its chosen tokens: OpenUnlearning's RMU, by its broadcasting.
+
+    ``sequence_mean`` where all rows have as many tokens; elsewhere every row is divided by every row's count.
+    """
+    n_B = chosen_BT.sum(1).to(value_BT)
+    return value_BT.sum(1).mean() * (1 / n_B).mean()
+
+
 def nll(model: nn.Module, batch: Batch) -> Scalar:
     """L = -(1/n) sum_i log p_i: the negative log-likelihood per target token (nats); HF's own loss."""
     return -token_mean(target_logprobs(model, batch), predicted_targets(batch))

@@ -36,7 +36,7 @@ class LAT:
     """g = grad L_on with h + delta in place of h, delta = argmin over |delta_bt| <= epsilon of the attacker's loss.
 
     Latent adversarial training (Casper et al., arXiv 2403.05030; targeted: Sheshadri et al., arXiv 2407.15549). delta
-    starts at 0 and takes AdamW steps without weight decay; after each, every position is projected back onto the L2
+    starts at 0 and takes AdamW steps; after each, every position is projected back onto the L2
     ball. Padding is left alone. The other terms are computed without delta.
 
     Args:
@@ -46,6 +46,7 @@ class LAT:
         steps: attacker's steps, at least 0; published 16. 0 is the plain step.
         lr: attacker's learning rate; published 5e-2.
         on: names of the terms under attack, on whose batches the attacker works.
+        weight_decay: of the attacker's AdamW; the published code has torch's default of 0.01.
 
     Raises:
         ValueError: a negative number, no term in ``on``, or an attack that delta has no effect on.
@@ -57,6 +58,7 @@ class LAT:
     steps: int
     lr: float
     on: tuple[str, ...]
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epsilon < 0 or self.steps < 0 or not self.lr > 0 or not self.on:
@@ -85,7 +87,7 @@ class LAT:
         # Half precision would swallow the attacker's small steps.
         delta_BTD = torch.zeros_like(hidden_BTD, dtype=torch.promote_types(hidden_BTD.dtype, torch.float32))
         delta_BTD.requires_grad_()
-        optimiser = torch.optim.AdamW([delta_BTD], lr=self.lr, weight_decay=0.0)
+        optimiser = torch.optim.AdamW([delta_BTD], lr=self.lr, weight_decay=self.weight_decay)
         for _ in range(self.steps):
             with edited(step.model, {self.site: Perturb(delta_BTD)}):
                 loss = step.loss(self.attack, batch, "the latent attack")
@@ -103,19 +105,21 @@ class LAT:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One simulated attack: AdamW without weight decay on an objective.
+    """One simulated attack: AdamW on an objective.
 
     Args:
         objective: what the attacker minimises, ``nll`` say.
         data: the attacker's rows.
         lr: learning rate; published 2e-6 to 4e-5.
         batch_size: rows a step.
+        weight_decay: of every trained weight; the published code has torch's default of 0.01.
     """
 
     objective: Objective
     data: Batch = field(repr=False)
     lr: float
     batch_size: int
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -163,15 +167,16 @@ class TAR:
         attack = self.attacks[which]
         order = shuffled(attack.data, attack.batch_size, seed)
         with step.kept():
-            optimiser = torch.optim.AdamW(list(step.trained.values()), lr=attack.lr, weight_decay=0.0)
+            attacked = list(step.trained.values())
+            optimiser = torch.optim.AdamW(attacked, lr=attack.lr, weight_decay=attack.weight_decay)
             for i in range(self.steps):
                 optimiser.zero_grad(set_to_none=True)
                 batch = attack.data.select(next(order)).to(step.device)
                 step.loss(attack.objective, batch, "the simulated attack").backward()
                 optimiser.step()
                 if (i + 1) % self.every == 0:
-                    found, attacked = step.gradient(inside)
-                    gradient = added(gradient, attacked, math.exp(self.growth * (i - self.steps + 1)))
+                    found, there = step.gradient(inside)
+                    gradient = added(gradient, there, math.exp(self.growth * (i - self.steps + 1)))
         return losses | found, gradient
 
 

@@ -1,4 +1,4 @@
-"""How the learning rate moves over a run: warm-up, then constant, linear or half a cosine, as Hugging Face's trainer."""
+"""How the learning rate moves over a run: warm-up, then constant, linear or half a cosine, as Hugging Face has them."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class WarmUp:
     Args:
         decay: what follows the warm-up.
         steps: T.
-        warmup: W, at most T; a number below 1 is a share of the steps, rounded up.
+        warmup: W, at most T; a number below 1 is a share of the steps, rounded down.
 
     Raises:
         ValueError: an unknown decay, or a warm-up that is negative, not whole, or longer than the run.
@@ -41,7 +41,7 @@ class WarmUp:
     @property
     def rising(self) -> int:
         """W in steps."""
-        return math.ceil(self.warmup * self.steps) if self.warmup < 1 else int(self.warmup)
+        return int(round(self.warmup * self.steps, 6)) if self.warmup < 1 else int(self.warmup)
 
     def __call__(self, progress: float) -> float:
         # The loop counts the step that is being taken.
@@ -63,5 +63,7 @@ def scheduled(schedule: Schedule | Decay, steps: int, warmup: float | int) -> Sc
     if isinstance(schedule, str):
         return WarmUp(schedule, steps, warmup)
     if warmup:
-        raise ValueError(f"warmup {warmup} goes with a schedule by name (constant, linear, cosine), not with a function")
+        raise ValueError(
+            f"warmup {warmup} goes with a schedule by name (constant, linear, cosine), not with a function"
+        )
     return schedule

@@ -87,4 +87,8 @@ def shuffled(data: Batch, size: int, seed: int, *, replacement: bool = False) ->
 
     order, size = stream(), min(size, len(data))
     while True:
-        yield torch.randint(len(data), (size,), generator=generator).tolist() if replacement else list(islice(order, size))
+        yield (
+            torch.randint(len(data), (size,), generator=generator).tolist()
+            if replacement
+            else list(islice(order, size))
+        )
