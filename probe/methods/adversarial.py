@@ -31,8 +31,17 @@ from probe.train import LAT, TAR, FineTuning, History, Term, minimise
 
 _FORGET = ("forget",)
 # What the mapping before a run takes from it; checkpoints, observers, schedules and averages belong to the run itself.
-_SHARED = ("batch_size", "seed", "parameters", "clip", "weight_decay", "decay_all", "replacement")
-_SHARED += ("autocast", "accelerator")
+_SHARED = (
+    "batch_size",
+    "seed",
+    "parameters",
+    "clip",
+    "weight_decay",
+    "decay_all",
+    "replacement",
+    "autocast",
+    "accelerator",
+)
 
 PUBLISHED = {
     "rmu_lat": Published(
