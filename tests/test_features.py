@@ -214,8 +214,8 @@ def test_rules_by_hand():
     assert scores(FrequencyRatio(0.1)) == pytest.approx([0.5 / 0.0025, 0.2 / 0.005, NO, 0.9 / 0.5])
     assert scores(FrequencyRatio(0.3)) == pytest.approx([0.5 / 0.0025, NO, NO, 0.9 / 0.5])
     assert scores(MeanDifference()) == pytest.approx([1.0, 2.9, NO, NO])
-    # Squares of means 1, 9, 16; ratios 1e21, 900, 0.64; feature 0 is the weakest and goes first.
-    assert scores(SquaredMeanRatio(40.0)) == pytest.approx([NO, 9.0, NO, NO])
+    # Squares of means 1, 9, 0, 16; ratios 1e21, 900, 0, 0.64; the silent feature is the weakest and goes first.
+    assert scores(SquaredMeanRatio(40.0)) == pytest.approx([1.0, 9.0, NO, NO])
     # Means of squares 2, 45, 20; ratios 2e21, 22.5, 0.67.
     assert scores(MeanSquareRatio(40.0)) == pytest.approx([NO, 45.0, NO, NO])
     assert scores(MeanSquareRatio(0.0)) == pytest.approx([NO, 45.0, NO, 20.0])
@@ -224,11 +224,48 @@ def test_rules_by_hand():
     assert scores(Crisp(1)) == pytest.approx([0.5, NO, NO, NO])
     assert scores(Crisp(4, tau=31.0)) == pytest.approx([0.5, NO, NO, NO])
     # Counts differ by 5, 1, 0, -91; sums' ratios with 1 added 10, 30 / 21, 0, 40 / 1001.
-    assert scores(CrispRaw()) == pytest.approx([5.0, NO, NO, NO])
-    assert scores(CrispRaw(tau=1.4)) == pytest.approx([5.0, 1.0, NO, NO])
+    assert scores(CrispRaw(1)) == pytest.approx([5.0, NO, NO, NO])
+    assert scores(CrispRaw(1, tau=1.4)) == pytest.approx([5.0, 1.0, NO, NO])
+    assert scores(CrispRaw(1, tau=0.03)) == pytest.approx([5.0, 1.0, NO, -91.0])
     share = [1 / 8, 3 / 8 - 0.1 / 5.1, 0.0, 4 / 8 - 5 / 5.1]
     assert scores(Saeuron(50.0)) == pytest.approx([share[0], share[1], NO, NO])
     assert scores(Saeuron(99.0)) == pytest.approx([NO, share[1], NO, NO])
+
+
+def random_activity(n_features: int) -> Activity:
+    """A third of the features never fire; the others' rates and strengths are log-normal, apart on both sides."""
+    drawn = np.random.default_rng(0)
+    made_sides = []
+    for tokens in (200.0, 300.0):
+        rate = np.minimum(drawn.lognormal(-4, 1.5, n_features), 0.9) * (np.arange(n_features) % 3 > 0)
+        on = np.rint(rate * tokens)
+        total = on * drawn.lognormal(0, 1, n_features)
+        made_sides.append(side(tokens=tokens, on=on.tolist(), total=total.tolist()))
+    return Activity(*made_sides)
+
+
+def test_p12_the_released_rule_of_dsg_takes_its_percentiles_over_all_features():
+    found = random_activity(600)
+    forget, retain = (s.mean_F.square().numpy() for s in (found.forget, found.retain))
+    ratio = forget / (retain + 1e-21)
+    judged = (forget >= np.percentile(forget, 5)) & (ratio >= np.percentile(ratio, 95.0))
+    order = [j for j in np.argsort(-forget, kind="stable") if judged[j]]
+    table = rank(SquaredMeanRatio(95.0), found, Site(1))
+    assert list(table.order) == order
+    assert len(order) == 30
+    # The paper's own form leaves out what never fires before it counts.
+    fires = int((forget > 0).sum())
+    assert rank(MeanSquareRatio(95.0), found, Site(1)).available < 0.06 * fires
+
+
+def test_p13_the_released_rule_of_crisp_looks_at_ten_times_as_many_and_asks_for_no_surplus():
+    found, k = random_activity(600), 10
+    more = (found.forget.active_F - found.retain.active_F).numpy()
+    ratio = (found.forget.sum_F / (found.retain.sum_F + 1)).numpy()
+    candidates = np.argsort(-more, kind="stable")[: 10 * k]
+    kept = [j for j in candidates if ratio[j] >= 3.0]
+    assert list(rank(CrispRaw(k), found, Site(1)).order) == kept
+    assert rank(Crisp(k), found, Site(1)).available <= k < len(kept)
 
 
 def test_settings_out_of_range_are_refused():
@@ -504,7 +541,7 @@ def test_the_planted_atom_comes_first_and_its_removal_is_local(known, layer):
 
 def test_rules_find_the_planted_atom(known):
     given = observe(known.model, {Site(1): known.oracle}, known.forget, known.retain, special_ids=SPECIAL, values=True)
-    for rule in (Frequency(0.001), MeanSquareRatio(), SquaredMeanRatio(), CrispRaw(), Saeuron(99.0), Auroc("row")):
+    for rule in (Frequency(0.001), MeanSquareRatio(), SquaredMeanRatio(), CrispRaw(30), Saeuron(99.0), Auroc("row")):
         assert rank(rule, given[Site(1)], Site(1)).order[0] == 0
     assert rank(Frequency(0.001), given[Site(1)], Site(1)).available == 1
 

@@ -12,6 +12,7 @@ from probe.hooks import captured, edited, our_hooks
 from probe.interventions.calibration import Firing, by_quantile, conformal, firing
 from probe.interventions.gates import Cusum, Gated, Open, Rate, Window, opened
 from probe.interventions.plan import compile_plan
+from probe.interventions.prompt_rate import PromptRate
 from probe.interventions.suppression import Suppress
 from probe.interventions.targets import Constant, Resample, Zero
 from probe.positions import At, NotIds, everywhere
@@ -173,6 +174,47 @@ def test_a_cache_and_padding_change_nothing(name):
     assert torch.equal(*sampled)
     assert not torch.equal(cached, unedited)
     assert not our_hooks(model)
+
+
+def test_p14_the_published_gate_decides_once_on_the_whole_prompt():
+    model, found = trigger_happy()
+    # 3 of the first row's 7 tokens fire, 1 of the second's 2, 1 of the third's 4; bos counts in none of them.
+    shares = {False: [3 / 7, 1 / 2, 1 / 4], True: [3 / 8, 1 / 8, 1 / 8]}
+    fires = firing(model, Batch(*right(IDS)), SITE, found, (3,), positions=CONTENT)
+    for columns, expected in shares.items():
+        gate = PromptRate(0.3, columns=columns)
+        assert fires.scores(gate).tolist() == pytest.approx(expected)
+        edit = {SITE: Gated(Suppress(found, (3,), Constant(-8.0)), gate, CONTENT)}
+        inputs = padded(IDS, "right")
+        given = {"attention_mask": inputs["attention_mask"], "position_ids": inputs["position_ids"]}
+        changed_BTD = states(model, edit, inputs["input_ids"], **given) - states(
+            model, {}, inputs["input_ids"], **given
+        )
+        # From the first token that fires on, though no share was reached by then.
+        assert changed_BTD.abs().amax((1, 2)).gt(0).tolist() == [share > 0.3 for share in expected]
+        assert bool(changed_BTD[0, 3].abs().max() > 0)
+    running = {SITE: Gated(Suppress(found, (3,), Constant(-8.0)), Rate(0.34), CONTENT)}
+    early = states(model, running, torch.tensor(IDS[:1])) - states(model, {}, torch.tensor(IDS[:1]))
+    assert not bool(early[0, 3].any())  # 1 of 3 so far
+
+
+def test_p14_what_is_generated_neither_opens_nor_closes_the_published_gate():
+    model, found = trigger_happy()
+    settings = {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
+    given = plain(padded(IDS, "left"))
+    with torch.no_grad():
+        bare = model.generate(**given, **settings)
+        for threshold, rows in ((0.3, [0, 1]), (0.6, [])):
+            with edited(model, {SITE: Gated(Suppress(found, (3,), Constant(-8.0)), PromptRate(threshold), CONTENT)}):
+                cached, uncached = (model.generate(**given, **settings, use_cache=use) for use in (True, False))
+            assert torch.equal(cached, uncached)
+            assert [i for i in range(3) if not torch.equal(cached[i], bare[i])] == rows
+
+
+def right(ids: list[list[int]]) -> tuple[torch.Tensor, ...]:
+    inputs = padded(ids, "right")
+    real_BT = inputs["attention_mask"].bool()
+    return inputs["input_ids"], real_BT, real_BT, torch.arange(len(ids)), torch.ones(len(ids), dtype=torch.long)
 
 
 def test_beams_keep_their_own_histories():

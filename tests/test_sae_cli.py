@@ -8,6 +8,7 @@ import pytest
 from probe.checkpoints import save_model
 from probe.cli import main
 from probe.datasets import write_rows
+from probe.features.rules import Crisp, CrispRaw, MeanSquareRatio, SquaredMeanRatio
 from probe.rows import load
 from probe.sae.corpus import encode_windows
 from probe.sae.named import NAMES, read_rule, read_rules
@@ -194,9 +195,17 @@ def test_rules_that_cannot_be_read(text, said):
         read_rule(text)
 
 
+def test_p12_p13_papers_and_released_forms_are_reached_by_name():
+    assert read_rule("mean-square-ratio:90") == MeanSquareRatio(90.0)
+    assert read_rule("squared-mean-ratio:90") == SquaredMeanRatio(90.0)
+    assert read_rule("crisp:30") == Crisp(30)
+    assert read_rule("crisp-released:30") == CrispRaw(30)
+
+
 def test_every_rule_has_a_name():
     for name in NAMES:
-        numbers = {"frequency": ":0.01", "mean-square-ratio": ":95", "crisp": ":30", "saeuron": ":99"}
+        numbers = {"frequency": ":0.01", "mean-square-ratio": ":95", "squared-mean-ratio": ":95", "saeuron": ":99"}
+        numbers |= {"crisp": ":30", "crisp-released": ":30"}
         assert read_rule(name + numbers.get(name, "")).role in ("detect", "edit")
     with pytest.raises(ValueError, match="each once"):
         read_rules(("auroc", "auroc"))

@@ -80,7 +80,7 @@ class MeanSquareRatio:
 
     Dynamic SAE Guardrails as the paper has it (Muhamed et al., arXiv 2504.08192): the square of each token's
     activation, an estimate of Fisher information. Percentiles are taken over features that are on at some forget token;
-    the weakest 5 % of those are dropped first.
+    the weakest 5 % of those are dropped, too. ``SquaredMeanRatio`` is the released code's.
 
     Raises:
         ValueError: the percentile is not in [0, 100).
@@ -99,9 +99,12 @@ class MeanSquareRatio:
 
 @dataclass(frozen=True)
 class SquaredMeanRatio:
-    """As ``MeanSquareRatio`` with (mean f)^2: what the code of Dynamic SAE Guardrails computes (arXiv 2504.08192).
+    """Score = (mean f)^2 on forget tokens, where its ratio to that on retain is in the top 100 - ``percentile`` %.
 
-    The square is applied to the mean there, so a feature that is strong at few tokens scores lower.
+    What the released code of Dynamic SAE Guardrails computes (arXiv 2504.08192, commit 7f30128). It differs from the
+    paper's ``MeanSquareRatio`` twice: the square is applied to the mean, so that a feature that is strong at few tokens
+    scores lower; and percentiles are taken over all features, those that never fire included, so that in a wide
+    dictionary most of what fires is admitted.
 
     Raises:
         ValueError: the percentile is not in [0, 100).
@@ -115,7 +118,9 @@ class SquaredMeanRatio:
 
     def __call__(self, activity: Activity) -> PerFeatureF:
         forget_F, retain_F = activity.forget.mean_F.square(), activity.retain.mean_F.square()
-        return _top_ratio(forget_F, retain_F, activity.fires_F & (forget_F > 0), self.percentile)
+        everything_F = torch.ones_like(activity.fires_F)
+        score_F = _top_ratio(forget_F, retain_F, everything_F, self.percentile)
+        return _where(activity.fires_F & (forget_F > 0), score_F)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Crisp:
     """Score = forget rate - retain rate; of the ``candidates`` best those with mean ratio A_f / (A_r + eps) >= tau.
 
     CRISP with its paper's normalised counts (Ashuach et al., arXiv 2508.13650), which takes 30 and 50 candidates and
-    tau of 3.
+    tau of 3. ``CrispRaw`` is the released code's.
 
     Args:
         candidates: how many features by difference are looked at.
@@ -144,32 +149,39 @@ class Crisp:
 
     def __call__(self, activity: Activity) -> PerFeatureF:
         forget, retain = activity.forget, activity.retain
-        ratio_F = forget.mean_F / (retain.mean_F + self.epsilon)
-        return _best_then_ratio(forget.rate_F - retain.rate_F, ratio_F, self.candidates, self.tau)
+        ratio_F, more_F = forget.mean_F / (retain.mean_F + self.epsilon), forget.rate_F - retain.rate_F
+        return _where(more_F > 0, _best_then_ratio(more_F, ratio_F, self.candidates, self.tau))
 
 
 @dataclass(frozen=True)
 class CrispRaw:
-    """As ``Crisp`` with raw counts and sums, 10,000 candidates and eps = 1: CRISP's released code (arXiv 2508.13650).
+    """Score = forget count - retain count; of the 10 ``features`` best those with sum ratio S_f / (S_r + eps) >= tau.
 
-    Nothing is divided by a corpus's size, so the larger corpus looks more active.
+    CRISP's released code (arXiv 2508.13650, commit f25b8df), which keeps the first ``features`` of what is left. It
+    differs from the paper's ``Crisp``: nothing is divided by a corpus's size, so the larger corpus looks more active;
+    ten times as many candidates are looked at as are kept; and one may fire less often on forget tokens.
+
+    Args:
+        features: how many are kept in the end (k there).
+        tau: smallest ratio of summed activations.
+        epsilon: added to the retain sum, in activation units.
 
     Raises:
         ValueError: as for ``Crisp``.
     """
 
-    candidates: int = 10_000
+    features: int
     tau: float = 3.0
     epsilon: float = 1.0
     role: ClassVar[Role] = "detect"
 
     def __post_init__(self) -> None:
-        _check_crisp(self.candidates, self.tau, self.epsilon)
+        _check_crisp(self.features, self.tau, self.epsilon)
 
     def __call__(self, activity: Activity) -> PerFeatureF:
         forget, retain = activity.forget, activity.retain
         ratio_F = forget.sum_F / (retain.sum_F + self.epsilon)
-        return _best_then_ratio(forget.active_F - retain.active_F, ratio_F, self.candidates, self.tau)
+        return _best_then_ratio(forget.active_F - retain.active_F, ratio_F, 10 * self.features, self.tau)
 
 
 @dataclass(frozen=True)
@@ -263,7 +275,7 @@ def _top_ratio(
 def _best_then_ratio(score_F: PerFeatureF, ratio_F: PerFeatureF, candidates: int, tau: float) -> PerFeatureF:
     best_F = torch.zeros_like(score_F, dtype=torch.bool)
     best_F[score_F.sort(descending=True, stable=True).indices[:candidates]] = True
-    return _where(best_F & (score_F > 0) & (ratio_F >= tau), score_F)
+    return _where(best_F & (ratio_F >= tau), score_F)
 
 
 def _where(admitted_F: Bool[Tensor, " F"], score_F: PerFeatureF) -> PerFeatureF:

@@ -14,12 +14,13 @@ from probe.data import Batch
 from probe.dictionaries.adapters import check_features, dictionary
 from probe.harvest import visit
 from probe.interventions.gates import Cusum, Rate, Window, opened
+from probe.interventions.prompt_rate import PromptRate
 from probe.interventions.suppression import chosen_features
 from probe.positions import Counter, Positions, chosen
 from probe.sites import Site
 
 ScoreB = Float[Tensor, " B"]
-Calibratable = Rate | Window | Cusum
+Calibratable = Rate | PromptRate | Window | Cusum
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,11 @@
-"""When an edit acts: gates that open at a token by what fired up to it, never by what comes later.
+"""When an edit acts: gates that open at a token by what fired up to it, or, one of them, in the whole prompt.
 
 A gate is a function of the whole history of a row, one bit a token, so that a forward over a whole text and decoding
 with a cache agree. The history lives with the generation, not in the gate.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from probe.axes import HiddenBTD, MaskBT
 from probe.dictionaries.adapters import check_features
+from probe.interventions.history import History
 from probe.interventions.suppression import Suppress, chosen_features
 from probe.positions import Positions, Tokens, chosen
 
@@ -77,8 +78,8 @@ class Open:
 class Rate:
     """Share of the tokens so far at which a feature fired.
 
-    The gate of Dynamic SAE Guardrails (Muhamed et al., arXiv 2504.08192), which looks at the whole prompt at once,
-    with bos and padding in the denominator. Text that does not fire dilutes it.
+    A running form of ``prompt_rate.PromptRate``, the gate of Dynamic SAE Guardrails (Muhamed et al., arXiv 2504.08192):
+    this one may open late in a prompt, or close again. Text that does not fire dilutes it.
 
     Args:
         threshold: a share in [0, 1]; None until calibrated.
@@ -94,7 +95,7 @@ class Rate:
     hold: bool = False
 
     def __post_init__(self) -> None:
-        _check_share(self.threshold)
+        check_share(self.threshold)
         _check_length(self.least, "least")
 
     @property
@@ -126,7 +127,7 @@ class Window:
     hold: bool = False
 
     def __post_init__(self) -> None:
-        _check_share(self.threshold)
+        check_share(self.threshold)
         _check_length(self.length, "length")
 
     @property
@@ -181,8 +182,8 @@ class Cusum:
         return (walk_BT - walk_BT.cummin(1).values.clamp(max=0.0)).round(decimals=9)
 
 
-def opened(gate: Gate, fired_BT: MaskBT, counted_BT: MaskBT) -> MaskBT:
-    """At which tokens a gate is open; column t depends on columns up to t only.
+def opened(gate: Gate, fired_BT: MaskBT, counted_BT: MaskBT, prompt_BT: MaskBT | None = None) -> MaskBT:
+    """At which tokens a gate is open; column t depends on columns up to t only, or for ``PromptRate`` on the prompt.
 
     Raises:
         ValueError: a gate without a threshold.
@@ -192,7 +193,8 @@ def opened(gate: Gate, fired_BT: MaskBT, counted_BT: MaskBT) -> MaskBT:
             f"{type(gate).__name__} has no threshold; give one, or calibrate it on retain texts with "
             "probe.interventions.calibration"
         )
-    open_BT = gate.statistic(fired_BT, counted_BT) > gate.threshold
+    prompt = (prompt_BT,) if getattr(gate, "once", False) else ()
+    open_BT = gate.statistic(fired_BT, counted_BT, *prompt) > gate.threshold
     return open_BT.cummax(1).values if gate.hold else open_BT
 
 
@@ -242,7 +244,8 @@ class Gated:
             # Features of both lists are computed at once.
             f_BTK, on_BTK = chosen_features(found, hidden_BTD, both.to(found.directions_FD.device))
             history.extend(tokens, on_BTK[..., n:].any(-1).to(hidden_BTD.device), counted_BT)
-            open_BT = opened(self.gate, history.fired_BT, history.counted_BT)[:, -hidden_BTD.shape[1] :]
+            open_BT = opened(self.gate, history.fired_BT, history.counted_BT, history.prompt_BT)
+            open_BT = open_BT[:, -hidden_BTD.shape[1] :]
             if n == 0:
                 return hidden_BTD
             where_BT = open_BT & counted_BT
@@ -251,39 +254,17 @@ class Gated:
         return follow
 
 
-@dataclass
-class History:
-    """What fired and what counted at every token of the rows under way."""
-
-    fired_BT: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
-    counted_BT: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
-
-    def extend(self, tokens: Tokens, fired_BT: MaskBT, counted_BT: MaskBT) -> None:
-        """Add the tokens of one forward.
-
-        Raises:
-            ValueError: the cache holds tokens that were not seen here, or rows that cannot be told apart.
-        """
-        start = int(tokens.column_BT[0, 0])
-        if start == 0:
-            self.fired_BT, self.counted_BT = fired_BT & counted_BT, counted_BT
-            return
-        if tokens.from_B is None or start != self.fired_BT.shape[1]:
-            raise ValueError(
-                f"the cache holds {start} tokens, of which the gate has seen {self.fired_BT.shape[1]}, or its rows "
-                "were changed; start from the prompt inside the block, without an assistant"
-            )
-        rows_B = tokens.from_B.to(self.fired_BT.device)
-        self.fired_BT = torch.cat([self.fired_BT[rows_B], fired_BT & counted_BT], 1)
-        self.counted_BT = torch.cat([self.counted_BT[rows_B], counted_BT], 1)
-
-
 def _cumulative(fired_BT: MaskBT, counted_BT: MaskBT) -> tuple[Tensor, Tensor]:
     """How many counted tokens fired, in float64, and how many there were, up to each column."""
     return (fired_BT & counted_BT).cumsum(1).double(), counted_BT.cumsum(1)
 
 
-def _check_share(threshold: float | None) -> None:
+def check_share(threshold: float | None) -> None:
+    """Refuse a threshold that no share of tokens can pass or fall below.
+
+    Raises:
+        ValueError: outside [0, 1].
+    """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"the threshold is a share of tokens in [0, 1], got {threshold}")
 

@@ -163,7 +163,8 @@ def crisp_released(
     """L = (1 - beta) L_lifted + beta MSE(h, h0) at the sites + beta gamma MSE(h, h0) after the final norm.
 
     The loss of CRISP's released code (github.com/tomerashuach/CRISP, commit f25b8df; Ashuach et al., arXiv 2508.13650),
-    at the right blocks: see ``LiftedActivity``. Features are ranked by raw counts (``CrispRaw``).
+    at the right blocks: see ``LiftedActivity``. Features are ranked by raw counts and chosen
+    among ten times as many (``CrispRaw``).
 
     Args:
         model, split, original, saes, special_ids, coherence, rank, parameters, training: as for ``crisp``.
@@ -177,7 +178,7 @@ def crisp_released(
     """
     if not 0 <= beta <= 1 or not gamma >= 0:
         raise ValueError(f"beta must lie in [0, 1] and gamma be at least 0, got {beta} and {gamma}")
-    watched = _salient(model, split, original, saes, special_ids, CrispRaw(tau=ratio), features)
+    watched = _salient(model, split, original, saes, special_ids, CrispRaw(features, tau=ratio), features)
     sites = tuple(w.site for w in watched)
     terms = [
         Term(1 - beta, LiftedActivity(watched, original, lift), split.forget, "forget"),

@@ -93,7 +93,7 @@ class RankJob(Attachment):
 
     rules: tuple[str, ...] = ("frequency:0.01", "mean-square-ratio:95", "attribution-ratio")
     """By name, a setting after a colon: frequency:T, mean-square-ratio:P, crisp:N, saeuron:P, mean-difference, auroc,
-    attribution, attribution-ratio."""
+    attribution, attribution-ratio; squared-mean-ratio:P and crisp-released:N are the released codes' forms."""
     top: Count = 20
     """How many features of each rule are listed, and compared under resampling."""
     view: CountOrNone = 8

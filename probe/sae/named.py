@@ -6,13 +6,24 @@ from difflib import get_close_matches
 from typing import Any
 
 from probe.features.attribution import ByEffect
-from probe.features.rules import Auroc, Crisp, Frequency, MeanDifference, MeanSquareRatio, Saeuron
+from probe.features.rules import (
+    Auroc,
+    Crisp,
+    CrispRaw,
+    Frequency,
+    MeanDifference,
+    MeanSquareRatio,
+    Saeuron,
+    SquaredMeanRatio,
+)
 
 # A rule and whether it takes a number.
 _RULES: dict[str, tuple[Callable[..., Any], bool]] = {
     "frequency": (Frequency, True),
     "mean-square-ratio": (MeanSquareRatio, True),
+    "squared-mean-ratio": (SquaredMeanRatio, True),
     "crisp": (lambda n: Crisp(_whole(n)), True),
+    "crisp-released": (lambda n: CrispRaw(_whole(n)), True),
     "saeuron": (Saeuron, True),
     "mean-difference": (MeanDifference, False),
     "auroc": (lambda: Auroc("row"), False),
