@@ -12,8 +12,8 @@ from probe.interventions.gates import StatisticBT, check_share
 class PromptRate:
     """Share of the prompt's tokens at which a feature fired: open or not once for the whole row.
 
-    The gate of Dynamic SAE Guardrails (Muhamed et al., arXiv 2504.08192). It looks ahead: the first tokens of a prompt are
-    edited by what the last ones say. A plain forward is all prompt; in generation the prompt decides for what follows.
+    The gate of Dynamic SAE Guardrails (Muhamed et al., arXiv 2504.08192). It looks ahead: the first tokens of a prompt
+    are edited by what the last ones say. A plain forward is all prompt; in generation the prompt decides for the rest.
 
     Args:
         threshold: a share in [0, 1]; None until calibrated.
