@@ -28,7 +28,7 @@ from probe.methods.baselines import ga, npo
 from probe.metrics.intervals import grouped
 from probe.report.study import Study
 from probe.sweep import load, sweep
-from probe.verdict.judge import Verdict, judged, load_judge
+from probe.verdict.judge import CANNOT_TELL, Verdict, judged, load_judge
 from probe.verdict.material import Material, material
 from probe.verdict.measure import Measured, measure
 
@@ -202,6 +202,9 @@ def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, An
             [(label, beside) for _, label, _, beside in found],
         )
     ]
+    open_ = [
+        sum(one.verdict == CANNOT_TELL for one in ones) for ones in ([a for *_, a, _ in found], [b for *_, b in found])
+    ]
     lines = [
         "# The verdict on a model it was not fitted to",
         "",
@@ -209,15 +212,20 @@ def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, An
         "authors of which are to be forgotten. Answers are sentences of 30 to 190 tokens; the zoo's are one or two "
         "words. Written by `python -m analyses.verdict_stories` from its own numbers; nothing was fitted here.",
         "",
-        f"Of {len(found)} verdicts **{right[0]} are right without and {right[1]} with the retrained model** "
-        "(`--retrained`).",
+        f"Of {len(found)} verdicts **{right[0]} are right, {open_[0]} cannot tell without and {right[1]} are right, "
+        f"{open_[1]} cannot tell with the retrained model** (`--retrained`).",
         "",
         "| model | truth | verdict | with the retrained model | tells | keeps | relearned | content |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, label, alone, beside in found:
         r = by_name[name]
-        said = [f"{one.verdict} ({one.probabilities[one.verdict]:.2f})" for one in (alone, beside)]
+        said = [f"{one.verdict} ({one.probabilities[one.most_probable]:.2f})" for one in (alone, beside)]
+        # Beyond the reach no word is given; the distance says why.
+        said = [
+            f"{one.verdict} ({one.distance:.1f} > {one.reach:.1f})" if one.verdict == CANNOT_TELL else word
+            for one, word in zip((alone, beside), said, strict=True)
+        ]
         numbers = (r["forget_choice"], r["retain_known"], r["relearn_late_choice"], r["content"])
         cells = " | ".join(f"{value:.2f}" for value in numbers)
         lines.append(f"| {name} | {label} | {said[0]} | {said[1]} | {cells} |")
@@ -228,7 +236,8 @@ def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, An
         "",
         "*tells*: right answer chosen among six; *keeps*: the same of retain rows, or their probability where they "
         "have no wrong answers; *relearned*: *tells* on held-out rows after relearning on others; *content*: how well "
-        "a probe reads the answer from hidden states. In brackets the probability given to the verdict.",
+        "a probe reads the answer from hidden states. In brackets the probability given to the verdict or, where the "
+        "model lies beyond what the fit reaches, its distance to the nearest model of the zoo and that reach.",
         "",
         f"Outside what the zoo covered in more than half of the verdicts: {', '.join(often) or 'nothing'}. "
         f"Left out, since the original itself shows nothing by them: {', '.join(silent) or 'nothing'}.",
@@ -248,7 +257,7 @@ def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, An
         "(A first run counted choices alone, as the zoo does, and called both removed; the rule was changed after that "
         "was seen, the verdicts were not.)",
     ]
-    wrong = [(name, label, beside) for name, label, _, beside in found if label != beside.verdict]
+    wrong = [(n, label, beside) for n, label, _, beside in found if beside.verdict not in (label, CANNOT_TELL)]
     if wrong:
         lines += ["", "## The wrong ones, with the retrained model beside", ""]
     for name, label, one in wrong:

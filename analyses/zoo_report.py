@@ -14,7 +14,7 @@ from analyses.zoo_pictures import drawn
 from analyses.zoo_text import validity
 from probe.sweep import load
 from probe.verdict.features import Feature, chosen, features
-from probe.verdict.judge import FITTED, KINDS, Judge
+from probe.verdict.judge import FITTED, KINDS, Counts, Judge
 from probe.verdict.logistic import CLASSES
 from probe.verdict.material import Protocol
 from probe.verdict.validate import Heldout, Roc, fit_all, leave_groups_out, roc
@@ -123,7 +123,7 @@ def find(zoo: Zoo) -> tuple[Findings, Judge]:
         table, names = zoo.table(which, never=never), [f.name for f in which]
         held[kind] = leave_groups_out(table, zoo.labels, zoo.families, names)
         fits[kind] = fit_all(table, zoo.labels, zoo.families, names)
-        errors[kind] = error_rates(held[kind])
+        errors[kind] = error_counts(held[kind])
     main = held[KINDS[True, False]]
     variants = dict(held)
     for title, without in (
@@ -148,13 +148,9 @@ def find(zoo: Zoo) -> tuple[Findings, Judge]:
     return Findings(zoo, main, by_seed, variants, rocs(zoo, all_of, table), dropped, grouped), judge
 
 
-def error_rates(held: Heldout) -> dict[str, float]:
-    """Share of wrong verdicts over all, and among the verdicts of each class; all of them where none was given."""
-    found = {"all": 1 - held.accuracy}
-    for one in CLASSES:
-        given = [true == one for true, said in zip(held.labels, held.verdicts, strict=True) if said == one]
-        found[one] = 1 - float(np.mean(given)) if given else found["all"]
-    return {name: round(value, 4) for name, value in found.items()}
+def error_counts(held: Heldout) -> dict[str, Counts]:
+    """(wrong, given) over all verdicts that would be given, and among those of each class."""
+    return {"all": held.wrong(), **{one: held.wrong(one) for one in CLASSES}}
 
 
 def rocs(zoo: Zoo, which: Sequence[Feature], table: np.ndarray) -> dict[str, dict[str, Roc]]:

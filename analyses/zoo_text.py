@@ -223,8 +223,10 @@ def _limits(found: Findings) -> str:
     return (
         "## Limits\n\n"
         "The zoo's models are small and its facts short; error rates hold for models and methods like these. On a "
-        "model of another kind see [validity_stories.md](validity_stories.md). `probe verdict` names every diagnostic "
-        "whose value lies outside what the zoo covered. Three seeds of one recipe are no sample of all models: models "
-        "of one recipe err together, so the number of independent cases is "
+        "model of another kind see [validity_stories.md](validity_stories.md). `probe verdict` says *cannot tell* of a "
+        "model whose nearest neighbour in the zoo, over all diagnostics at once, lies further away than nine tenths of "
+        f"the zoo's models lie from other families; of the {len(found.by_family.labels)} verdicts above "
+        f"{int(found.by_family.beyond_N.sum())} would not be given. Three seeds of one recipe are no sample of all "
+        "models: models of one recipe err together, so the number of independent cases is "
         f"nearer to the number of recipes ({len({r['name'] for r in found.zoo.records})}) than to that of models."
     )

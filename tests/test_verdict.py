@@ -13,11 +13,12 @@ from probe.datasets import write_rows
 from probe.figures.style import new_figure, paper_style
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
 from probe.verdict.features import BY_NAME, FEATURES, chosen, features
-from probe.verdict.judge import FITTED, KINDS, Judge, judged, load_judge
+from probe.verdict.job import VerdictJob
+from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judged, load_judge
 from probe.verdict.logistic import CLASSES, Fit, fit, softmax
 from probe.verdict.material import Protocol, material
 from probe.verdict.measure import Measured
-from probe.verdict.run import check_models
+from probe.verdict.run import check_models, run_verdict
 from probe.verdict.validate import Heldout, best_temperature, fit_all, leave_groups_out, roc
 
 NAMES = ("a", "b", "c")
@@ -123,7 +124,13 @@ def test_the_temperature_that_made_logits_too_bold_is_found():
 def test_calibration_counts_models_by_confidence():
     sure = np.array([0.97, 0.01, 0.01, 0.01])
     torn = np.array([0.4, 0.3, 0.2, 0.1])
-    held = Heldout(("removed", "hidden", "removed", "hidden"), ("x",) * 4, np.stack([sure, sure, torn, torn]), 1.0)
+    held = Heldout(
+        ("removed", "hidden", "removed", "hidden"),
+        ("x",) * 4,
+        np.stack([sure, sure, torn, torn]),
+        1.0,
+        np.zeros(4, bool),
+    )
     assert [(round(s, 2), r, n) for s, r, n in held.calibration] == [(0.4, 0.5, 2), (0.97, 0.5, 2)]
     assert held.calibration_error == pytest.approx((0.1 + 0.47) / 2)
     assert held.accuracy == 0.5
@@ -234,7 +241,7 @@ def a_judge() -> Judge:
                 rows.append([row[f.name] for f in which])
                 labels.append(label)
         fits[kind] = fit(np.array(rows), labels, [f.name for f in which], penalty=1.0)
-        errors[kind] = {"all": 0.1, **dict.fromkeys(CLASSES, 0.05)}
+        errors[kind] = {"all": (4, 40), **dict.fromkeys(CLASSES, (0, 10))}
     return Judge(Protocol(), {"models": 40, "families": 4}, fits, errors)
 
 
@@ -247,15 +254,23 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     hiding = judged(judge, Measured(numbers(forget_choice=0.2, forget_match=0.1), layers), original)
     assert hiding.verdict == "hidden"
     assert sum(hiding.probabilities.values()) == pytest.approx(1.0)
-    assert (hiding.error, hiding.overall_error) == (0.05, 0.1)
+    assert (hiding.error, hiding.overall_error) == ((0, 10), (4, 40))
     assert abs(hiding.evidence[0].weight) >= abs(hiding.evidence[-1].weight)
     text = hiding.text()
-    for piece in ("verdict: hidden", "5% of verdicts", "40 models of 4 families", "AUROC: 0.50 0.60 [0.50 0.60]"):
+    for piece in (
+        "verdict: hidden",
+        "0 of 10 are wrong, at most 28%",
+        "40 models of 4",
+        "AUROC: 0.50 0.60 [0.50 0.60]",
+    ):
         assert piece in text
     assert "outside" not in text
     odd = judged(judge, Measured(numbers(forget_choice=0.2, forget_match=0.1, separability=1.0), layers), original)
     assert odd.outside == ("separability",)
     assert "outside what the zoo covered: separability" in odd.text()
+    assert odd.verdict == CANNOT_TELL
+    assert odd.most_probable == "hidden"
+    assert "its probabilities mean nothing" in odd.text()
     gone = numbers(
         forget_choice=0.17, forget_match=0.1, relearn_late_choice=0.17, relearn_early_choice=0.17, push_choice=0.17
     )
@@ -274,6 +289,62 @@ def test_a_diagnostic_by_which_the_original_shows_nothing_is_left_out():
     assert found.verdict == "untouched"
 
 
+def test_f21_of_rows_drawn_inside_all_ranges_nearly_none_gets_a_confident_word():
+    """Single ranges say nothing of the joint position: of such rows 41 % used to get a probability above 0.9."""
+    one = load_judge().fits["alone"]
+    low_F, high_F = np.array(one.low), np.array(one.high)
+    drawn_NF = low_F + (high_F - low_F) * np.random.default_rng(0).random((2000, len(low_F)))
+    sure_N = one.probabilities(drawn_NF).max(1) > 0.9
+    rows = [dict(zip(one.features, row_F, strict=True)) for row_F in drawn_NF.tolist()]
+    assert all(one.outside(row) == () for row in rows)
+    near_N = np.array([one.distance(row) <= one.reach for row in rows])
+    assert sure_N.mean() > 0.3
+    assert (sure_N & near_N).mean() < 0.02
+    # What it was fitted to lies within, and a feature of which nothing is known does not push a row out.
+    own = dict(zip(one.features, np.array(one.seen[5]) * one.scale + one.mean, strict=True))
+    assert one.distance(own) < 0.01
+    assert one.distance({**own, "lens": 99.0}, without=["lens"]) < 0.01
+
+
+def test_f21_the_reach_is_what_families_need_to_each_other():
+    table, labels, groups = made_up()
+    found = fit(table, labels, NAMES, penalty=1.0, groups=groups)
+    z_NF = (table - table.mean(0)) / table.std(0)
+    apart = [
+        min(np.linalg.norm(z_NF[i] - z_NF[j]) for j in range(len(z_NF)) if groups[j] != groups[i]) for i in range(72)
+    ]
+    assert found.reach == pytest.approx(np.quantile(apart, 0.9), abs=2e-3)
+    held = leave_groups_out(table, labels, groups, NAMES, penalties=[1.0])
+    assert held.beyond_N.mean() < 0.25
+    lone = ["broken" if one == "broken" else group for one, group in zip(labels, groups, strict=True)]
+    alone = leave_groups_out(table, labels, lone, NAMES, penalties=[1.0])
+    assert alone.beyond_N[[one == "broken" for one in labels]].all()
+    assert alone.wrong("broken") == (0, 0)
+    assert held.wrong() == (0, int((~held.beyond_N).sum()))
+
+
+def test_f22_a_retrained_model_that_guesses_well_is_not_refused():
+    """Sentence answers can be guessed: a model that never saw the rows picks .42 of six, the original .78."""
+    original = numbers(forget_choice=0.78, forget_match=0.0, forget_probability=0.8)
+    never = numbers(forget_choice=0.42, forget_match=0.0, forget_probability=0.3)
+    assert features(FEATURES, never, original, never)["forget choice"] == pytest.approx(0.0)
+    with pytest.raises(ValueError, match=r"picks the right forget answer at 0.75 .* forget probability of 0.75"):
+        features(FEATURES, never, original, numbers(forget_choice=0.75, forget_probability=0.75))
+
+
+def test_f17_rows_that_share_groups_are_refused_before_any_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("probe.verdict.run.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("probe.verdict.run.load_tokenizer", lambda *_, **__: pytest.fail("a tokenizer was loaded"))
+    rows = [QA(f"Where was {who} born {i}?", "In Rome.", perturbed_answer=("In Bonn.",), group=who)
+            for who in ("Ada", "Bob", "Cy") for i in range(2)]  # fmt: skip
+    forget, retain = tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"
+    write_rows(forget, rows[:4])
+    for kept, said in ((rows[3:], r"forget and retain: 1 \(Bob\)"), (rows[4:], "the retain rows 1; .* two groups a")):
+        write_rows(retain, kept)
+        with pytest.raises(ValueError, match=said):
+            run_verdict("m", VerdictJob(original="o", forget=forget, retain=retain))
+
+
 def test_files_that_are_no_judge_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="no fitted verdict"):
@@ -290,7 +361,7 @@ def test_the_shipped_judge_is_whole():
     for kind, one in judge.fits.items():
         assert set(one.features) <= set(BY_NAME)
         assert one.classes == CLASSES
-        assert all(0 <= rate <= 1 for rate in judge.errors[kind].values())
+        assert all(0 <= wrong <= n <= judge.zoo["models"] for wrong, n in judge.errors[kind].values())
     assert judge.zoo["models"] >= 60
     assert judge.zoo["seeds"] >= 3
 
@@ -315,8 +386,11 @@ def test_rows_that_cannot_be_judged_are_refused(bed):
         asked([], retain)
     with pytest.raises(ValueError, match="wrong answers"):
         asked([QA("Who?", "Ada.")], retain)
-    with pytest.raises(ValueError, match="both the forget and the retain set"):
+    with pytest.raises(ValueError, match="groups on both sides"):
         asked(forget, forget[:3])
+    nameless = [replace(row, group="") for row in forget]
+    with pytest.raises(ValueError, match="both the forget and the retain set"):
+        asked(nameless, nameless[:3])
     given = asked(forget, retain)
     assert (len(given.split.forget_rows), len(given.split.retain_rows)) == (100, 200)
     assert not asked(forget[:10], []).has_retain

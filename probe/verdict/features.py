@@ -10,7 +10,8 @@ Made = Callable[[Numbers, Numbers, Numbers | None], float]
 
 _LEAST_RANGE = 0.05
 _KNOWN_AT_LEAST = 0.2
-_KNOWN_AT_MOST = 0.3
+# Of what the original knows beyond chance: sentence answers can be guessed, and who never saw the facts may pick .4.
+_KNOWN_AT_MOST = 0.6
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,8 +222,8 @@ def features(
         by name; NaN where the original shows no knowledge by that diagnostic.
 
     Raises:
-        ValueError: an original that does not know the facts, a never-trained model that does, or a number that is
-            not finite.
+        ValueError: an original that does not know the facts, a never-trained model that knows them nearly as well, or
+            a number that is not finite.
     """
     known = (original["forget_choice"] - original["chance"]) / (1 - original["chance"])
     if known < _KNOWN_AT_LEAST:
@@ -230,12 +231,28 @@ def features(
             f"the original picks the right forget answer at {original['forget_choice']:.2f} of rows, chance is "
             f"{original['chance']:.2f}: it hardly knows the facts, so there is nothing to judge"
         )
-    if never is not None and (never["forget_choice"] - never["chance"]) / (1 - never["chance"]) > _KNOWN_AT_MOST:
-        raise ValueError(
-            f"the retrained model picks the right forget answer at {never['forget_choice']:.2f} of rows, chance is "
-            f"{never['chance']:.2f}: it knows the facts, so it is no model that never saw them"
-        )
+    if never is not None:
+        _check_never(never, original)
     odd = [name for name, value in model.items() if isinstance(value, float) and not math.isfinite(value)]
     if odd:
         raise ValueError(f"{', '.join(odd)} cannot be computed (NaN or infinity); is the model broken beyond running?")
     return {feature.name: float(feature.made(model, original, never)) for feature in which}
+
+
+def _check_never(never: Numbers, original: Numbers) -> None:
+    """Refuse a model that knows the facts, not one that guesses well: both are asked in two ways.
+
+    Choices can be guessed from the form of an answer, and a short answer can be given by luck; whoever saw the facts
+    does nearly as well as the original in both.
+    """
+    shares = [(never["forget_choice"] - never["chance"]) / (original["forget_choice"] - original["chance"])]
+    recalled = "forget_match" if original["forget_match"] >= _LEAST_RANGE else "forget_probability"
+    if original[recalled] >= _LEAST_RANGE:
+        shares.append(never[recalled] / original[recalled])
+    if min(shares) > _KNOWN_AT_MOST:
+        raise ValueError(
+            f"the retrained model picks the right forget answer at {never['forget_choice']:.2f} of rows (the original "
+            f"at {original['forget_choice']:.2f}, chance {never['chance']:.2f}) and has a {recalled.replace('_', ' ')} "
+            f"of {never[recalled]:.2f} ({original[recalled]:.2f}): it knows the facts, so it is no model that never "
+            "saw them"
+        )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from probe.display import table
+from probe.metrics.intervals import wilson
 from probe.verdict.features import BY_NAME, chosen, features
 from probe.verdict.logistic import Fit
 from probe.verdict.material import Protocol
@@ -23,6 +24,9 @@ KINDS = {
     (False, False): "no retain rows",
     (False, True): "with a retrained model, no retain rows",
 }
+CANNOT_TELL = "cannot tell"
+"""The verdict on a model that lies further from every model of the zoo than those from each other."""
+Counts = tuple[int, int]
 _SHOWN = 6
 
 
@@ -34,13 +38,13 @@ class Judge:
         protocol: how its models were examined; other models must be examined alike.
         zoo: what the models were.
         fits: by kind, see ``KINDS``.
-        errors: share of wrong verdicts on families that were left out, by kind: over all, and by verdict given.
+        errors: (wrong, given) verdicts on families that were left out, by kind: over all, and by verdict given.
     """
 
     protocol: Protocol
     zoo: Mapping[str, Any] = field(repr=False)
     fits: Mapping[str, Fit] = field(repr=False)
-    errors: Mapping[str, Mapping[str, float]]
+    errors: Mapping[str, Mapping[str, Counts]]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -64,9 +68,15 @@ def load_judge(path: Path = FITTED) -> Judge:
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         fits = {kind: Fit.from_json(one) for kind, one in given["fits"].items()}
-        return Judge(Protocol(**given["protocol"]), given["zoo"], fits, given["errors"])
+        errors = {kind: {name: _counts(one) for name, one in of.items()} for kind, of in given["errors"].items()}
+        return Judge(Protocol(**given["protocol"]), given["zoo"], fits, errors)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no fitted verdict ({type(error).__name__}: {error})") from None
+
+
+def _counts(given: Any) -> Counts:
+    wrong, n = given
+    return int(wrong), int(n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +88,7 @@ class Evidence:
         value: the feature.
         weight: what it adds to the logit of the verdict, less the mean over classes; negative speaks against it.
         layers: values by layer of the model and of the original, where there are any.
-        outside: whether the value lies outside what the zoo covered.
+        outside: whether the value alone lies outside what the zoo covered.
     """
 
     name: str
@@ -94,10 +104,11 @@ class Verdict:
     """What became of the facts.
 
     Args:
-        verdict: the most probable class.
-        probabilities: by class, calibrated on families that were left out.
-        error: share of wrong ones among verdicts of this class on families that were left out.
+        verdict: the most probable class, or ``CANNOT_TELL`` where the model lies beyond the fit's reach.
+        probabilities: by class, calibrated on families that were left out; beyond the reach they mean nothing.
+        error: (wrong, given) among verdicts of the most probable class on families that were left out.
         overall_error: the same over all verdicts.
+        distance, reach: to the nearest model of the zoo, and within which the fit speaks (``Fit.reach``).
         kind: which fit was used.
         evidence: strongest first.
         silent: diagnostics by which the original itself shows no knowledge; they are left out.
@@ -106,8 +117,10 @@ class Verdict:
 
     verdict: str
     probabilities: dict[str, float]
-    error: float
-    overall_error: float
+    error: Counts
+    overall_error: Counts
+    distance: float
+    reach: float
     kind: str
     evidence: tuple[Evidence, ...] = field(repr=False)
     silent: tuple[str, ...]
@@ -118,9 +131,29 @@ class Verdict:
         """Diagnostics whose values the zoo did not cover."""
         return tuple(one.name for one in self.evidence if one.outside)
 
+    @property
+    def most_probable(self) -> str:
+        """The class of the largest probability."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
+
+    @property
+    def _worth(self) -> str:
+        """How far the verdict can be believed, in a sentence."""
+        if self.verdict == CANNOT_TELL:
+            return (
+                f"the model lies {self.distance:.1f} from the nearest of the zoo's models, which the fit reaches up to "
+                f"{self.reach:.1f}; it is of a kind that the fit never saw, and its probabilities mean nothing"
+            )
+        (wrong, n), (wrong_all, n_all) = self.error, self.overall_error
+        most = f", at most {wilson(wrong, n)[1]:.0%} were they independent" if n else ""
+        return (
+            f"of verdicts {self.verdict!r} on families left out of the fit {wrong} of {n} are wrong{most}; of all "
+            f"{wrong_all} of {n_all}"
+        )
+
     def _repr_html_(self) -> str:
         chances = ", ".join(f"{name} {p:.2f}" for name, p in self.probabilities.items())
-        note = f"{self.verdict} ({chances}); such verdicts are wrong in {self.error:.0%} of cases left out of the fit"
+        note = f"{self.verdict} ({chances}); {self._worth}"
         columns: dict[str, list[Any]] = {
             "evidence": [one.name for one in self.evidence],
             "value": [one.value for one in self.evidence],
@@ -136,9 +169,7 @@ class Verdict:
         lines = [
             f"verdict: {self.verdict}",
             f"probabilities: {chances}",
-            f"wrong so often on families left out of the fit: {self.error:.0%} of verdicts {self.verdict!r}, "
-            f"{self.overall_error:.0%} of all ({self.zoo['models']} models of {self.zoo['families']} families; "
-            f"fit: {self.kind})",
+            f"{self._worth} ({self.zoo['models']} models of {self.zoo['families']} families; fit: {self.kind})",
             "evidence, strongest first (value; push towards the verdict, in logits):",
         ]
         for one in self.evidence[:_SHOWN]:
@@ -151,8 +182,11 @@ class Verdict:
         if self.silent:
             lines.append(f"left out, the original itself shows nothing by them: {', '.join(self.silent)}")
         if self.outside:
+            lines.append(f"outside what the zoo covered: {', '.join(self.outside)}")
+        if "retrained" not in self.kind:
             lines.append(
-                f"outside what the zoo covered: {', '.join(self.outside)}; error rate and probabilities may not hold"
+                "no retrained model is given: what topics, names and wording tell counts as knowledge here, and of one "
+                "number alone (separability, content probe) nothing can be read; compare with the original's"
             )
         return "\n".join(lines)
 
@@ -180,8 +214,9 @@ def judged(
     silent = tuple(name for name, value in row.items() if math.isnan(value))
     row |= {name: fit.mean[fit.features.index(name)] for name in silent}
     probability_C = fit.probabilities(np.array([[row[name] for name in fit.features]]))[0]
-    verdict = fit.classes[int(probability_C.argmax())]
-    part, odd = fit.contributions(row)[verdict], fit.outside(row)
+    likely = fit.classes[int(probability_C.argmax())]
+    distance = fit.distance(row, silent)
+    part, odd = fit.contributions(row)[likely], fit.outside(row)
     evidence = sorted(
         (
             Evidence(
@@ -199,10 +234,12 @@ def judged(
     )
     errors = judge.errors[kind]
     return Verdict(
-        verdict,
+        likely if distance <= fit.reach else CANNOT_TELL,
         dict(zip(fit.classes, map(float, probability_C), strict=True)),
-        errors[verdict],
+        errors[likely],
         errors["all"],
+        distance,
+        fit.reach,
         kind,
         tuple(evidence),
         silent,

@@ -1,7 +1,8 @@
 """A multinomial logistic regression over features, small enough to be read, kept as JSON."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Float
 
 CLASSES = ("removed", "hidden", "broken", "untouched")
 TableNF = Float[np.ndarray, "N F"]
+REACHED = 0.9
 ScoresNC = Float[np.ndarray, "N C"]
 
 
@@ -24,6 +26,8 @@ class Fit:
         bias: one a class.
         temperature: T; above 1 makes probabilities more modest.
         low, high: smallest and largest value of each feature in the training table.
+        seen: the standardised training table, to three decimals.
+        reach: how far the nearest row of ``seen`` may lie; a row further away is none that the fit can speak of.
     """
 
     features: tuple[str, ...]
@@ -35,6 +39,8 @@ class Fit:
     temperature: float
     low: tuple[float, ...]
     high: tuple[float, ...]
+    seen: tuple[tuple[float, ...], ...] = field(repr=False)
+    reach: float
 
     def logits(self, table_NF: TableNF) -> ScoresNC:
         """w z + b, not divided by the temperature."""
@@ -52,6 +58,18 @@ class Fit:
             for name, low, high in zip(self.features, self.low, self.high, strict=True)
             if not low - 0.1 * (high - low) - 1e-9 <= row[name] <= high + 0.1 * (high - low) + 1e-9
         )
+
+    def distance(self, row: Mapping[str, float], without: Collection[str] = ()) -> float:
+        """Distance to the nearest training row, in standard deviations, over all features but some.
+
+        The joint position counts: a row may lie inside every single range and far from every model that was seen.
+        Features left out are made up for by a factor sqrt(all / used).
+        """
+        used = [i for i, name in enumerate(self.features) if name not in without]
+        row_F = np.array([row[name] for name in self.features])
+        z_F = ((row_F - np.array(self.mean)) / np.array(self.scale))[used]
+        nearest = np.linalg.norm(np.array(self.seen)[:, used] - z_F, axis=1).min()
+        return float(nearest * np.sqrt(len(self.features) / len(used)))
 
     def contributions(self, row: Mapping[str, float]) -> dict[str, dict[str, float]]:
         """What each feature adds to each class's logit, less its mean over classes, by class and feature."""
@@ -80,10 +98,12 @@ def fit(
     *,
     penalty: float,
     temperature: float = 1.0,
+    groups: Sequence[str] | None = None,
 ) -> Fit:
     """Minimise mean cross-entropy, classes weighted alike, + penalty / (2 N) |w|^2 over standardised features.
 
-    scikit-learn's ``LogisticRegression`` with C = 1 / penalty. Classes without a row are left out.
+    scikit-learn's ``LogisticRegression`` with C = 1 / penalty. Classes without a row are left out. ``reach`` is what
+    ``REACHED`` of the rows need to the nearest row of another group; without groups every row is its own.
 
     Raises:
         ValueError: rows of one class only, or numbers that do not fit together.
@@ -105,6 +125,7 @@ def fit(
     if len(found) == 2:
         # Two classes have one row; softmax over (-w, w) / 2 is the same sigmoid.
         weight_CF, bias_C = np.concatenate([-weight_CF, weight_CF]) / 2, np.concatenate([-bias_C, bias_C]) / 2
+    z_NF = np.round((table_NF - mean_F) / scale_F, 3)
     return Fit(
         tuple(features),
         tuple(found),
@@ -115,7 +136,18 @@ def fit(
         temperature,
         tuple(map(float, table_NF.min(0))),
         tuple(map(float, table_NF.max(0))),
+        tuple(tuple(map(float, row)) for row in z_NF),
+        reach_of(z_NF, groups),
     )
+
+
+def reach_of(z_NF: TableNF, groups: Sequence[str] | None = None) -> float:
+    """The distance within which ``REACHED`` of the rows have their nearest row of another group."""
+    group_N = np.arange(len(z_NF)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
+    apart_NN = np.linalg.norm(z_NF[:, None] - z_NF[None], axis=2)
+    apart_NN[group_N[:, None] == group_N[None]] = np.inf
+    nearest_N = apart_NN.min(1)
+    return float(np.quantile(nearest_N, REACHED)) if np.isfinite(nearest_N).all() else math.inf
 
 
 def softmax(logits_NC: ScoresNC) -> ScoresNC:

@@ -103,16 +103,9 @@ def material(
         template: how question and answer become one text.
 
     Raises:
-        ValueError: no forget rows, forget rows without wrong answers, or rows on both sides.
+        ValueError: as ``check_rows``, or rows on both sides.
     """
-    if not forget:
-        raise ValueError("no forget rows (0 given); a verdict is about facts that were to be forgotten")
-    lone = [i for i, row in enumerate(forget) if not row.perturbed_answer]
-    if lone:
-        raise ValueError(
-            f"{len(lone)} of {len(forget)} forget rows have no wrong answers (first: row {lone[0]}); without them "
-            "knowing cannot be told from guessing. Give each row perturbed_answer, a list of wrong answers"
-        )
+    check_rows(forget, retain)
     rows, kept = _spread(forget, protocol.forget), _spread(retain, protocol.retain)
     made = make_split(tokenizer, rows, kept or rows, template=template, max_length=max_length, allow_overlap=not kept)
     facts = divided(
@@ -127,6 +120,35 @@ def material(
     if swap:
         facts = replace(facts, shown=facts.held, held=facts.shown)
     return Material(tokenizer, original, made, facts, protocol, bool(kept))
+
+
+def check_rows(forget: Sequence[QA], retain: Sequence[QA]) -> None:
+    """Refuse rows that no verdict can be made of, which needs no model.
+
+    Raises:
+        ValueError: no forget rows, forget rows without wrong answers, groups on both sides, or a side of one group.
+    """
+    if not forget:
+        raise ValueError("no forget rows (0 given); a verdict is about facts that were to be forgotten")
+    lone = [i for i, row in enumerate(forget) if not row.perturbed_answer]
+    if lone:
+        raise ValueError(
+            f"{len(lone)} of {len(forget)} forget rows have no wrong answers (first: row {lone[0]}); without them "
+            "knowing cannot be told from guessing. Give each row perturbed_answer, a list of wrong answers"
+        )
+    shared = sorted({row.group for row in forget if row.group} & {row.group for row in retain})
+    if shared:
+        raise ValueError(
+            f"groups on both sides, forget and retain: {len(shared)} ({', '.join(shared[:3])}); probes are fitted on "
+            "retain rows and may not have seen whom they are tested on. Leave the retain rows of these groups out, or "
+            "give them groups of their own"
+        )
+    counts = [len({row.group or f"row {i}" for i, row in enumerate(rows)}) for rows in (forget, retain)]
+    if retain and min(counts) < 2:
+        raise ValueError(
+            f"the forget rows have {counts[0]} groups and the retain rows {counts[1]}; probes are fitted on some "
+            "groups of either side and tested on others, so give rows of at least two groups a side"
+        )
 
 
 def _spread(rows: Sequence[QA], most: int) -> tuple[QA, ...]:

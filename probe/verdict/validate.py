@@ -21,17 +21,25 @@ class Heldout:
         groups: what was left out together.
         probability_NC: of each class, in the order of ``CLASSES``.
         penalty: the one chosen most often by the inner folds.
+        beyond_N: whether the model lies beyond the reach of the fit to the others, so that no verdict is given.
     """
 
     labels: tuple[str, ...] = field(repr=False)
     groups: tuple[str, ...] = field(repr=False)
     probability_NC: ScoresNC = field(repr=False)
     penalty: float
+    beyond_N: np.ndarray = field(repr=False)
 
     @property
     def verdicts(self) -> tuple[str, ...]:
         """The most probable class of each model."""
         return tuple(CLASSES[k] for k in self.probability_NC.argmax(1))
+
+    def wrong(self, verdict: str | None = None) -> tuple[int, int]:
+        """How many verdicts that would be given, of one class or of all, are wrong, and how many are given."""
+        rows = zip(self.labels, self.verdicts, self.beyond_N.tolist(), strict=True)
+        given = [true != said for true, said, beyond in rows if not beyond and verdict in (None, said)]
+        return sum(given), len(given)
 
     @property
     def accuracy(self) -> float:
@@ -98,6 +106,7 @@ def leave_groups_out(
         raise ValueError(f"at least two groups are needed to leave one out, got {names}")
     group_N = np.array([names.index(g) for g in groups])
     logit_NC = np.zeros((len(labels), len(CLASSES)))
+    beyond_N = np.zeros(len(labels), dtype=bool)
     taken = []
     for k in range(len(names)):
         in_N, out_N = np.flatnonzero(group_N != k).tolist(), np.flatnonzero(group_N == k).tolist()
@@ -106,10 +115,13 @@ def leave_groups_out(
         if calibrate or len(penalties) > 1:
             penalty, temperature = tuned(table_NF[in_N], mine, theirs, features, penalties)
         taken.append(penalty)
-        logits = _placed(fit(table_NF[in_N], mine, features, penalty=penalty), table_NF[out_N])
+        found = fit(table_NF[in_N], mine, features, penalty=penalty, groups=theirs)
+        logits = _placed(found, table_NF[out_N])
         logit_NC[out_N] = logits / temperature if calibrate else logits
+        rows = [dict(zip(features, row_F, strict=True)) for row_F in table_NF[out_N].tolist()]
+        beyond_N[out_N] = [found.distance(row) > found.reach for row in rows]
     values, counts = np.unique(taken, return_counts=True)
-    return Heldout(tuple(labels), tuple(groups), softmax(logit_NC), float(values[counts.argmax()]))
+    return Heldout(tuple(labels), tuple(groups), softmax(logit_NC), float(values[counts.argmax()]), beyond_N)
 
 
 def tuned(
@@ -159,7 +171,7 @@ def fit_all(
 ) -> Fit:
     """The fit that is shipped: to every model, with penalty and temperature chosen by leaving groups out."""
     penalty, temperature = tuned(table_NF, labels, groups, features, penalties)
-    return fit(table_NF, labels, features, penalty=penalty, temperature=temperature)
+    return fit(table_NF, labels, features, penalty=penalty, temperature=temperature, groups=groups)
 
 
 @dataclass(frozen=True, eq=False)
