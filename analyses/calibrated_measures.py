@@ -145,7 +145,7 @@ class Measuring:
         tokenizer, asking = self.chosen.tokenizer, self.asking
         suite = answer_suite(model, tokenizer, rows, template, max_length=self._length, with_generation=False)
         few = rows[: asking.generated]
-        prompts = [template.prompt.format(question=row.question) for row in few]
+        prompts = [template.asked(row.question) for row in few]
         texts = generate(model, tokenizer, prompts, max_new_tokens=asking.new_tokens)
         answers = [beginning(tokenizer, row.answer, asking.new_tokens) for row in few]
         entailer = rouge_entailer(share=asking.open_share)

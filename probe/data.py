@@ -2,44 +2,16 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from probe.axes import GroupB, MaskBT, TokensBT
-
-
-@dataclass(frozen=True)
-class QA:
-    """One question with its answer, in TOFU's layout; empty optional fields mean "not given".
-
-    ``group`` is what must never lie on both sides of a probe's split: the author, say.
-    """
-
-    question: str
-    answer: str
-    paraphrased_question: str = ""
-    paraphrased_answer: str = ""
-    perturbed_answer: tuple[str, ...] = ()
-    group: str = ""
-
-    def paraphrased(self) -> "QA":
-        """The same fact asked for in other words; the answer expected is the same."""
-        return replace(self, question=self.paraphrased_question or self.question)
-
-
-@dataclass(frozen=True)
-class Template:
-    """How a question and its answer become one text. The target starts where ``prompt`` ends."""
-
-    prompt: str = "Question: {question}\nAnswer:"
-    answer: str = " {answer}"
-
-    def __post_init__(self) -> None:
-        if "{question}" not in self.prompt or "{answer}" not in self.answer:
-            raise ValueError("a template needs {question} in its prompt and {answer} in its answer")
+from probe.questions import QA, check_apart, warn_repeated
+from probe.templates.coding import check_controls, coded, leading_ids
+from probe.templates.template import Bos, Template
 
 
 @dataclass(frozen=True)
@@ -54,6 +26,8 @@ class Batch:
         prompt_B: length of each row's prompt in tokens, bos included.
         warn: whether to warn of rows without a target; batches made of a batch do not.
         preferred: the other answer of each row, for objectives on pairs of answers; made by ``paired``.
+        end_B: how many of each row's last targets end its answer (eos, or a turn's end); None: one each.
+        unseen_BT: True where a real token is not attended to; None: nowhere (``Template.convention``).
 
     Raises:
         ValueError: no rows, or no target behind a first token anywhere. Single rows without one are warned about:
@@ -67,6 +41,8 @@ class Batch:
     prompt_B: GroupB
     warn: InitVar[bool] = True
     preferred: "Batch | None" = None
+    end_B: GroupB | None = None
+    unseen_BT: MaskBT | None = None
 
     def __post_init__(self, warn: bool) -> None:
         if self.tokens_BT.shape[0] == 0:
@@ -92,6 +68,13 @@ class Batch:
         return self.tokens_BT.shape[0]
 
     @property
+    def ending_BT(self) -> MaskBT:
+        """True where a target ends its row's answer: eos, or a chat's end of turn."""
+        after_BT = self.target_BT.flip(1).long().cumsum(1).flip(1)
+        end_B = torch.ones_like(self.prompt_B) if self.end_B is None else self.end_B
+        return self.target_BT & (after_BT <= end_B[:, None])
+
+    @property
     def inputs(self) -> dict[str, Tensor]:
         """Keyword arguments for a model's forward; positions are explicit so that padding cannot shift them.
 
@@ -99,7 +82,8 @@ class Batch:
         """
         behind_BT = self.attention_BT.flip(1).cumsum(1).flip(1) == 0
         position_BT = ((self.attention_BT | behind_BT).long().cumsum(1) - 1).clamp(min=0)
-        return {"input_ids": self.tokens_BT, "attention_mask": self.attention_BT.long(), "position_ids": position_BT}
+        seen_BT = self.attention_BT if self.unseen_BT is None else self.attention_BT & ~self.unseen_BT
+        return {"input_ids": self.tokens_BT, "attention_mask": seen_BT.long(), "position_ids": position_BT}
 
     def select(self, rows: Sequence[int] | Tensor) -> "Batch":
         """The given rows, trimmed to the longest of them."""
@@ -113,6 +97,8 @@ class Batch:
             self.prompt_B[index],
             warn=False,
             preferred=self.preferred and self.preferred.select(index),
+            end_B=None if self.end_B is None else self.end_B[index],
+            unseen_BT=None if self.unseen_BT is None else self.unseen_BT[index, :longest],
         )
 
     def chunks(self, size: int) -> Iterator["Batch"]:
@@ -132,6 +118,8 @@ class Batch:
             self.prompt_B.to(device),
             warn=False,
             preferred=self.preferred and self.preferred.to(device),
+            end_B=None if self.end_B is None else self.end_B.to(device),
+            unseen_BT=None if self.unseen_BT is None else self.unseen_BT.to(device),
         )
 
 
@@ -170,7 +158,7 @@ class Split:
     retain: Batch
     forget_rows: tuple[QA, ...] = ()
     retain_rows: tuple[QA, ...] = ()
-    template: Template = Template()
+    template: Template = field(default_factory=Template)
     max_length: int = 256
 
 
@@ -191,13 +179,8 @@ def make_split(
     for name, rows in (("forget", forget), ("retain", retain)):
         if not rows:
             raise ValueError(f"{name} set is empty (0 rows); check the file or the filter that made it")
-    shared = sorted({(r.question, r.answer) for r in forget} & {(r.question, r.answer) for r in retain})
-    if shared and not allow_overlap:
-        examples = "; ".join(q for q, _ in shared[:3])
-        raise ValueError(
-            f"{len(shared)} rows are in both the forget and the retain set ({examples}); "
-            "remove them from one, or pass allow_overlap=True"
-        )
+        warn_repeated(rows, name)
+    check_apart(forget, retain, allow_overlap=allow_overlap)
     return Split(
         encode(tokenizer, forget, template=template, max_length=max_length),
         encode(tokenizer, retain, template=template, max_length=max_length),
@@ -209,50 +192,43 @@ def make_split(
 
 
 def encode(tokenizer: Any, rows: Sequence[QA], *, template: Template = Template(), max_length: int = 256) -> Batch:
-    """Tokenise prompt and answer as one text; targets are the answer's tokens and one eos.
+    """Tokenise prompt and answer as one text (``probe.templates.coding.coded``); targets are the answer and its end.
 
-    The boundary is found through the tokenizer's offsets, not by tokenising the prompt apart, which splits words
-    differently. The tokenizer is not altered: a missing pad token is replaced by id 0 behind a mask.
+    The tokenizer is not altered: a missing pad token is replaced by id 0 behind a mask.
 
     Raises:
-        ValueError: no rows, a tokenizer without offsets or eos, or rows that lose their whole answer at ``max_length``.
+        ValueError: no rows, what ``coded`` refuses, or rows that lose their whole answer at ``max_length``.
     """
     if not rows:
         raise ValueError("no rows to encode (0 given); check the file or the filter that made them")
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError("a fast tokenizer is needed: the answer's first token is found through character offsets")
-    if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no eos token; set tokenizer.eos_token before encoding")
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    prompts = [template.prompt.format(question=row.question) for row in rows]
-    answers = [template.answer.format(answer=row.answer) for row in rows]
-    coded = tokenizer(
-        [p + a for p, a in zip(prompts, answers, strict=True)], add_special_tokens=False, return_offsets_mapping=True
-    )
-    sequences: list[list[int]] = []
-    prompt_lengths: list[int] = []
-    for prompt, ids, offsets in zip(prompts, coded["input_ids"], coded["offset_mapping"], strict=True):
-        # A token that straddles the boundary belongs to the answer: it cannot be predicted from the prompt alone.
-        n_prompt = sum(end <= len(prompt) for _, end in offsets)
-        if bos and ids[:1] == bos:
-            raise ValueError("two bos tokens: the template's text already begins with bos; remove it from the template")
-        sequences.append([*bos, *ids, tokenizer.eos_token_id])
-        prompt_lengths.append(len(bos) + n_prompt)
-    _check_lengths(sequences, prompt_lengths, max_length)
-    return _padded([s[:max_length] for s in sequences], prompt_lengths, rows, tokenizer.pad_token_id or 0)
+    texts = coded(tokenizer, [(row.question, row.answer) for row in rows], template)
+    _check_lengths([text.ids for text in texts], [text.prompt for text in texts], max_length)
+    batch = _padded([t.ids[:max_length] for t in texts], [t.prompt for t in texts], rows, tokenizer.pad_token_id or 0)
+    end_B = torch.tensor([max(0, t.end - max(0, len(t.ids) - max_length)) for t in texts])
+    unseen_BT = None
+    if template.convention == "open-unlearning" and tokenizer.pad_token_id is not None:
+        unseen_BT = batch.attention_BT & (batch.tokens_BT == tokenizer.pad_token_id)
+    return replace(batch, warn=False, end_B=end_B, unseen_BT=unseen_BT)
 
 
-def encode_text(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) -> Batch:
+def encode_text(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256, bos: Bos = "auto") -> Batch:
     """Plain text: every token after the first is a target.
 
     Texts of fewer than two tokens are left out, with a warning that counts them.
 
+    Args:
+        tokenizer: not altered.
+        texts: each a row.
+        max_length: longest text in tokens.
+        bos: what stands before a text; by default what the tokenizer itself puts there.
+
     Raises:
-        ValueError: no text has two tokens, or ``max_length`` leaves nothing to predict.
+        ValueError: no text has two tokens, ``max_length`` leaves nothing to predict, or a text holds control tokens.
     """
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, one token to read and one to predict, got {max_length}")
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    check_controls(tokenizer, texts, Template())
+    lead = leading_ids(tokenizer, bos)
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if len(texts) else []
     short = [i for i, s in enumerate(ids) if len(s) < 2]
     if len(short) == len(ids):
@@ -262,7 +238,7 @@ def encode_text(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) 
             f"{len(short)} of {len(texts)} texts have fewer than two tokens and are left out (first: text {short[0]})",
             stacklevel=2,
         )
-    sequences = [(bos + s)[:max_length] for s in ids if len(s) > 1]
+    sequences = [(lead + s)[:max_length] for s in ids if len(s) > 1]
     return _padded(sequences, [1] * len(sequences), [QA("", "")] * len(sequences), tokenizer.pad_token_id or 0)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from probe.data import QA
+from probe.questions import QA
 from probe.records import Record, fields, read_records, text_of, texts_of
 
-FIELDS = ("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "group")
+FIELDS = ("question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "group", "entity")
 
 
 REFUSALS = (
@@ -140,7 +140,8 @@ def qa_row(record: Record) -> QA:
     group = value.get("group")
     if isinstance(group, dict | list):
         raise ValueError(f"{record.where}, field 'group' is a {type(group).__name__}; expected a text or a number")
-    return QA(**given, perturbed_answer=texts_of(record, "perturbed_answer"), group="" if group is None else str(group))
+    wrong, entity = texts_of(record, "perturbed_answer"), text_of(record, "entity")
+    return QA(**given, perturbed_answer=wrong, group="" if group is None else str(group), entity=entity)
 
 
 def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
@@ -154,7 +155,8 @@ def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
 
 def rows_hash(rows: Sequence[QA]) -> str:
     """sha256 over all fields of all rows: equal iff the rows are equal and in the same order."""
-    text = json.dumps([astuple(row) for row in rows], ensure_ascii=True)
+    # Rows without an entity hash as they did before there were any.
+    text = json.dumps([astuple(row) if row.entity else astuple(row)[:-1] for row in rows], ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from probe.axes import DirectionD, HiddenND
+from probe.context import check_rows
 from probe.data import Batch
 from probe.hooks import captured
 from probe.modes import evaluating
@@ -105,6 +106,7 @@ def visit(
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad():
         for batch in tqdm(batches, desc="activations", unit="batch", disable=not progress, leave=False):
+            check_rows(model, batch)
             there = batch.to(device)
             with captured(model, sites, positions=positions, stop=True) as states:
                 model(**there.inputs, use_cache=False)

@@ -200,28 +200,37 @@ def _placed(path: str | Path, text: str, line: int) -> Iterator[None]:
         raise ValueError(f"{path}:{line}: nested too deeply to be a row; mend or remove the line") from None
 
 
-def _decoder(where: str, nan_is_null: bool = False) -> json.JSONDecoder:
+@dataclass(frozen=True)
+class _Strict:
     """Refuses what Python takes in silence, or fails on without a place."""
 
-    def constant(name: str) -> None:
-        if nan_is_null:
-            return
-        raise ValueError(f"{where}: holds {name}, which is not JSON; write null or drop the row")
+    where: str
+    nan_is_null: bool = False
 
-    def number(digits: str) -> int:
+    def constant(self, name: str) -> None:
+        if self.nan_is_null:
+            return
+        raise ValueError(f"{self.where}: holds {name}, which is not JSON; write null or drop the row")
+
+    def number(self, digits: str) -> int:
         if len(digits) > _DIGITS:
-            raise ValueError(f"{where}: holds a number of {len(digits)} digits; write it as a text, or drop the row")
+            n = len(digits)
+            raise ValueError(f"{self.where}: holds a number of {n} digits; write it as a text, or drop the row")
         return int(digits)
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"{where}: an object has the key {twice!r} {names.count(twice)} times; keep one of them")
+            n = names.count(twice)
+            raise ValueError(f"{self.where}: an object has the key {twice!r} {n} times; keep one of them")
         return found
 
-    return json.JSONDecoder(parse_constant=constant, parse_int=number, object_pairs_hook=once)
+
+def _decoder(where: str, nan_is_null: bool = False) -> json.JSONDecoder:
+    strict = _Strict(where, nan_is_null)
+    return json.JSONDecoder(parse_constant=strict.constant, parse_int=strict.number, object_pairs_hook=strict.once)
 
 
 def _whole(where: str, value: Any, text: str) -> Any:

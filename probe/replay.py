@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.axes import HiddenBTD, HiddenND, LogitsBTV
+from probe.context import check_rows
 from probe.data import Batch
 from probe.hooks import calls_of, captured
 from probe.objectives.logprobs import LogpNV, TokensN, before_targets, next_tokens
@@ -81,6 +82,7 @@ def replayable(model: nn.Module, batch: Batch) -> Replay:
     Raises:
         CannotReplay: a block that is not given hidden states first, or blocks that did not run.
     """
+    check_rows(model, batch)
     stack = blocks(model)
     with calls_of(model, list(stack)) as given, captured(model, [Site(len(stack) - 1, side="in")], stop=True):
         model(**batch.inputs, use_cache=False)

@@ -416,12 +416,12 @@ def test_mixing_ends_are_the_two_models(bed, hidden, facts):
 def test_prompts_write_what_they_say():
     row = QA("Who {wrote}?", "I {did}.", paraphrased_question="By whom?")
     shot = few_shot([row, row], 1).template(Template())
-    assert shot.prompt.format(question="Q") == "Question: Who {wrote}?\nAnswer: I {did}.\n\nQuestion: Q\nAnswer:"
+    assert shot.asked("Q") == "Question: Who {wrote}?\nAnswer: I {did}.\n\nQuestion: Q\nAnswer:"
     opened = Prompt("open", opening="Sure {x}:").template(Template())
-    assert opened.prompt.format(question="Q") == "Question: Q\nAnswer: Sure {x}:"
+    assert opened.asked("Q") == "Question: Q\nAnswer: Sure {x}:"
     assert Prompt("again", paraphrase=True).rows([row])[0].question == "By whom?"
     led = Prompt("led", before="Be good.").template(Template())
-    assert led.prompt.format(question="Q") == "Be good.\n\nQuestion: Q\nAnswer:"
+    assert led.asked("Q") == "Be good.\n\nQuestion: Q\nAnswer:"
 
 
 def test_prompts_refuse_to_give_answers_away(bed, facts):
@@ -467,9 +467,9 @@ def test_placeholders_are_exactly_as_many_tokens_as_asked_for(bed):
     # As in GPT-2: one special token for everything, which is bos.
     single = PreTrainedTokenizerFast(tokenizer_object=bed.tokenizer._tokenizer, bos_token="<s>", eos_token="<s>")
     room = placed(single, Template(), 6)
-    ids = single(room.template.prompt.format(question="Who?"), add_special_tokens=False)["input_ids"]
+    ids = single(room.template.asked("Who?"), add_special_tokens=False)["input_ids"]
     assert len(set(ids[:6])) == 1
-    assert ids[6:] == single("\n" + Template().prompt.format(question="Who?"), add_special_tokens=False)["input_ids"]
+    assert ids[6:] == single("\n" + Template().asked("Who?"), add_special_tokens=False)["input_ids"]
     with pytest.raises(ValueError, match="at least one placeholder"):
         placed(bed.tokenizer, Template(), 0)
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
 from jaxtyping import TypeCheckError
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from probe.checkpoints import check_model, check_tokenizer, load_tokenizer, weights_hash
@@ -64,6 +64,7 @@ def words_tokenizer(order: int = 1, normaliser: object = None, **special):
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     if normaliser is not None:
         core.normalizer = normaliser
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **special}
     return PreTrainedTokenizerFast(tokenizer_object=core, **special)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from probe.data import QA, Batch, Template, encode, encode_text, make_split
 from probe.datasets import read_rows, write_rows
@@ -19,6 +19,7 @@ def tokenizer():
     words = ["<pad>", "<s>", "</s>", "<unk>", *["who", "is", "a", "b", "c", "d", "it", "Question", ":", "Answer"]]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 

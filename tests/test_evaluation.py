@@ -15,11 +15,12 @@ from sklearn.metrics import roc_auc_score
 
 from probe.checkpoints import load_model, load_tokenizer
 from probe.cli import main
+from probe.commands.templates import chosen
 from probe.data import QA, Template, encode
 from probe.datasets import write_rows
 from probe.evaluation.ask import evaluate, reference_log
-from probe.evaluation.data import Material, material, template_of
-from probe.evaluation.job import TEMPLATES, EvaluationJob
+from probe.evaluation.data import Material, material
+from probe.evaluation.job import EvaluationJob
 from probe.evaluation.log import EvaluationLog, read_log, write_log
 from probe.evaluation.measure import Asking
 from probe.evaluation.numbers import quality_rows
@@ -414,9 +415,12 @@ def test_a_log_of_the_model_itself_is_labelled(finished):
         ("--tofu {tofu} --limit 0", "--limit must be a whole number from 1"),
         (
             "--forget {tofu}/forget01.json --retain {tofu}/forget01_perturbed.json",
-            "7 rows are both to be forgotten and retain",
+            "7 rows are in both the forget and the retain set",
         ),
-        ("--tofu {tofu} --holdout {tofu}/forget10_perturbed.json", "7 rows are both to be forgotten and held out"),
+        (
+            "--tofu {tofu} --holdout {tofu}/forget10_perturbed.json",
+            "7 rows are in both the forget and the held-out set",
+        ),
         ("--tofu {tofu} --template chat", "no chat template"),
         ("--tofu {tofu} --prompt nothing", "needs {question}"),
         ("--tofu {tofu} --retrained {golden}", "is no evaluation log: source holds a str"),
@@ -569,20 +573,6 @@ def test_an_answer_of_one_token_is_left_out_of_exact_memorisation_and_counted(be
 
 def test_templates_are_the_published_ones(bed):
     job = EvaluationJob(mcq=None)
-    assert template_of(job, bed.tokenizer) == Template(*TEMPLATES["plain"]) == Template()
-    assert template_of(replace(job, template="llama2"), bed.tokenizer).prompt == "[INST] {question} [/INST]"
-    assert template_of(replace(job, prompt="Q {question}"), bed.tokenizer) == Template("Q {question}", " {answer}")
-
-
-def test_the_chat_template_of_a_tokenizer_is_made_a_prompt(shared):
-    tokenizer = load_tokenizer(shared / "models" / "stories260K")
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{ {{ m['content'] }} }{% endfor %}"
-        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-    )
-    template = template_of(EvaluationJob(template="chat"), tokenizer)
-    shown = template.prompt.format(question="Who {is} it?")
-    expected = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "Who {is} it?"}], tokenize=False, add_generation_prompt=True
-    )
-    assert tokenizer.bos_token + shown == expected
+    assert chosen(job, bed.tokenizer).template == Template()
+    assert chosen(replace(job, template="llama2"), bed.tokenizer).template.prompt == "[INST] {question} [/INST]"
+    assert chosen(replace(job, prompt="Q {question}"), bed.tokenizer).template == Template("Q {question}", " {answer}")

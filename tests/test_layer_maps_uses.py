@@ -184,7 +184,7 @@ def test_texts_of_replaced_layers_are_those_of_blended_models(bed):
         spans=[(0, 0), (depth // 2, depth // 2), (depth - 1, depth - 1), (0, depth - 1)],
     )
     assert len(found.texts) == 3 * (2 + 4)
-    prompts = [bed.split.template.prompt.format(question=row.question) for row in rows]
+    prompts = [bed.split.template.asked(row.question) for row in rows]
     for span in ((0, 0), (0, depth - 1)):
         with blended(original, unlearned, layers(range(span[0], span[1] + 1), depth)):
             expected = generate(original, bed.tokenizer, prompts, max_new_tokens=12)

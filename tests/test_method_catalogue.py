@@ -460,7 +460,7 @@ def test_logit_offset_identities():
 
 def test_logit_offset_writes_with_a_cache_what_it_would_without(bed):
     wrapped = logit_offset(bed.original, bed.retrained, bed.original, alpha=1.0)
-    prompts = [Template().prompt.format(question=row.question) for row in bed.split.forget_rows[:5]]
+    prompts = [Template().asked(row.question) for row in bed.split.forget_rows[:5]]
     there = generate(wrapped, bed.tokenizer, prompts, max_new_tokens=8)
     assert there == generate(bed.retrained, bed.tokenizer, prompts, max_new_tokens=8)
     assert there != generate(bed.original, bed.tokenizer, prompts, max_new_tokens=8)
@@ -470,7 +470,7 @@ def test_in_context_prompts_leave_the_model_untouched(bed):
     forget, retain = bed.split.forget_rows[:2], bed.split.retain_rows[:1]
     odd = replace(forget[0], question="What is {this}?")
     template = in_context(Template(), [odd, forget[1]], ["No {idea}.", "I cannot say."], retain)
-    prompt = template.prompt.format(question="Q?")
+    prompt = template.asked("Q?")
     assert prompt == (
         "Question: What is {this}?\nAnswer: No {idea}.\n\n"
         f"Question: {forget[1].question}\nAnswer: I cannot say.\n\n"
@@ -503,7 +503,7 @@ def test_a_guarded_model_refuses_forbidden_questions_and_nothing_else(bed):
     refused = encode(bed.tokenizer, [replace(row, answer=refusal) for row in forget])
     assert answer_stats(guarded, refused).probability_N.min() > 0.999
     assert answer_stats(guarded, bed.split.forget.select(range(5))).probability_N.max() < 0.05
-    prompts = [Template().prompt.format(question=row.question) for row in (*forget, *retain)]
+    prompts = [Template().asked(row.question) for row in (*forget, *retain)]
     texts = generate(guarded, bed.tokenizer, prompts, max_new_tokens=15)
     assert texts[:5] == [f" {refusal}"] * 5
     assert texts[5:] == generate(bed.original, bed.tokenizer, prompts[5:], max_new_tokens=15)

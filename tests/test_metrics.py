@@ -45,13 +45,15 @@ TEMPLATE = Template("Q: {question}\nA:", " {answer}")
 
 def letter_tokenizer(**special):
     """One token a letter, for the tiny models' 48 ids; no pad token."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *LETTERS])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
+    if special.get("bos_token", "<s>"):
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **special}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
@@ -460,7 +462,7 @@ def test_generation_refuses_what_it_cannot_do():
         generate(model, tokenizer, ["who"], max_new_tokens=125)
     with pytest.raises(ValueError, match="two bos"):
         generate(model, tokenizer, ["<s>who"], max_new_tokens=3)
-    with pytest.raises(ValueError, match="no bos"):
+    with pytest.raises(ValueError, match="nothing stands before a text"):
         generate(model, letter_tokenizer(bos_token=None), [""], max_new_tokens=3)
 
 
@@ -492,7 +494,7 @@ def test_suite_agrees_with_one_text_at_a_time():
         assert found.paraphrased_probability_N[i] == pytest.approx(paraphrased, rel=1e-9)
         assert found.truth_ratio_N[i] == pytest.approx(math.exp(right - wrong.mean()), rel=1e-9)
         assert found.rank_N[i] == (wrong < right).sum()
-    prompts = [TEMPLATE.prompt.format(question=row.question) for row in rows]
+    prompts = [TEMPLATE.asked(row.question) for row in rows]
     assert list(found.generations) == generate(model, tokenizer, prompts, max_new_tokens=8)
     assert found.rouge_N.tolist() == [rouge_l_recall(r.answer, g) for r, g in zip(rows, found.generations, strict=True)]
     means = found.means()

@@ -80,7 +80,7 @@ def test_an_output_that_ends_early_counts_only_for_the_published_bars():
 
 def test_extraction_by_generation_of_exact_and_perturbed_questions():
     model, tokenizer, rows = roomy_gpt2(), letter_tokenizer(), rows_for_suite(3)
-    follows = generate(model, tokenizer, [TEMPLATE.prompt.format(question=rows[0].question)], max_new_tokens=6)[0]
+    follows = generate(model, tokenizer, [TEMPLATE.asked(rows[0].question)], max_new_tokens=6)[0]
     if follows.startswith(" ") and follows.strip():
         rows[0] = QA(rows[0].question, follows[1:], rows[0].paraphrased_question, "", rows[0].perturbed_answer)
     suite = answer_suite(model, tokenizer, rows, TEMPLATE, with_generation=False, with_wrong_answers=False)

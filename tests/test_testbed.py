@@ -161,7 +161,7 @@ def test_rounding_to_half_precision_changed_no_answer(bed):
 @pytest.mark.parametrize("name", ["original", "retrained"])
 def test_teacher_forced_recall_is_greedy_recall(bed, name):
     model, rows = getattr(bed, name), bed.split.forget_rows[::4]
-    prompts = [Template().prompt.format(question=row.question) for row in rows]
+    prompts = [Template().asked(row.question) for row in rows]
     texts = generate(model, bed.tokenizer, prompts, max_new_tokens=24)
     generated = sum(text == f" {row.answer}" for text, row in zip(texts, rows, strict=True)) / len(rows)
     assert card.exact_recall(model, bed.tokenizer, rows) == generated

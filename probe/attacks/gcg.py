@@ -1,6 +1,6 @@
 """Greedy coordinate gradient (GCG): search for tokens in front of the question that bring answers out."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -158,7 +158,7 @@ def _with_tokens(batch: Batch, room: Placed, tried_CP: CandidatesCP) -> Batch:
     rows = batch.select(torch.arange(len(batch)).repeat(len(tried_CP)))
     tokens_BT = rows.tokens_BT.clone()
     tokens_BT[:, room.start : room.start + room.length] = tried_CP.repeat_interleave(len(batch), 0)
-    return Batch(tokens_BT, rows.target_BT, rows.attention_BT, rows.group_B, rows.prompt_B, warn=False)
+    return replace(rows, tokens_BT=tokens_BT, warn=False)
 
 
 def _embedded(model: nn.Module, tokens_P: TokensP) -> Float[Tensor, "P D"]:

@@ -185,9 +185,8 @@ def _teacher_forced(model: nn.Module, rows: Batch) -> Float[Tensor, "B two"]:
     n_B = mask_BT.sum(1)
     row_N = torch.arange(len(rows), device=loss_N.device).repeat_interleave(n_B)
     loss_B = torch.zeros(len(rows), dtype=loss_N.dtype, device=loss_N.device).index_add(0, row_N, loss_N) / n_B
-    # The last target of a row is its eos, which a match does not ask for.
-    last_N = torch.cat([row_N[1:] != row_N[:-1], torch.ones_like(row_N[:1], dtype=torch.bool)])
-    wrong_N = ((logits_NV.argmax(-1) != target_N) & ~last_N).to(loss_N.dtype)
+    # What ends an answer, its eos, a match does not ask for.
+    wrong_N = ((logits_NV.argmax(-1) != target_N) & ~rows.ending_BT[mask_BT]).to(loss_N.dtype)
     wrong_B = torch.zeros_like(loss_B).index_add(0, row_N, wrong_N)
     return torch.stack([(-loss_B).exp(), (wrong_B == 0).to(loss_B.dtype)], dim=1)
 

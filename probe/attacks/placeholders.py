@@ -12,6 +12,7 @@ from probe.data import Template
 from probe.interventions.replacement import Replace
 from probe.positions import At, Only
 from probe.sites import Site
+from probe.templates.coding import leading_ids
 
 EMBEDDING = Site(0, "embedding")
 VectorsPD = Float[Tensor, "P D"]
@@ -48,7 +49,7 @@ def placed(tokenizer: Any, template: Template, length: int) -> Placed:
         raise ValueError(f"expected at least one placeholder, got {length}")
     bos = tokenizer.bos_token
     special = [t for t in (tokenizer.unk_token, tokenizer.eos_token, tokenizer.pad_token) if t is not None and t != bos]
-    asked = template.prompt.format(question="Why?")
+    asked = template.asked("Why?")
     # Where no special token is to be had, a line break keeps a word from growing together with the prompt.
     for piece, end in (*((token, "") for token in special), (" x", "\n"), (" the", "\n"), (" a", "\n")):
         lead = piece * length + end
@@ -56,9 +57,8 @@ def placed(tokenizer: Any, template: Template, length: int) -> Placed:
         rest = tokenizer(end + asked, add_special_tokens=False)["input_ids"]
         # Words of the prompt may not be cut anew, nor placeholders merge.
         if len(set(ids[:length])) == 1 and ids[length:] == rest:
-            start = 0 if tokenizer.bos_token_id is None else 1
-            plain = lead.replace("{", "{{").replace("}", "}}")
-            return Placed(replace(template, prompt=plain + template.prompt), start, length)
+            start = len(leading_ids(tokenizer, template.bos))
+            return Placed(replace(template, prompt=lead + template.prompt), start, length)
     raise ValueError(
         f"no text found that {type(tokenizer).__name__} splits into {length} equal tokens in front of the prompt; "
         "give the tokenizer an unk token"

@@ -35,13 +35,11 @@ class Prompt:
 
     def template(self, template: Template) -> Template:
         """The template that asks so."""
-        shots = "".join(
-            template.prompt.format(question=row.question) + template.answer.format(answer=row.answer) + self.between
-            for row in self.examples
-        )
+        shots = "".join(template.written(row.question, row.answer) + self.between for row in self.examples)
         lead = f"{self.before}{self.between}" if self.before else ""
         opening = f" {self.opening}" if self.opening else ""
-        return replace(template, prompt=_plain(lead + shots) + template.prompt + _plain(opening))
+        led = template.led(lead + shots)
+        return replace(led, prompt=led.prompt + opening)
 
     def rows(self, rows: Sequence[QA]) -> tuple[QA, ...]:
         """The rows that are asked.
@@ -143,8 +141,3 @@ def prompted(
     }
     settings = {"prompts": tuple(p.name for p in prompts), "choose_by": choose_by}
     return Prompting(each, compared("best prompt", settings, best, facts, model, reference))
-
-
-def _plain(text: str) -> str:
-    """Text that ``str.format`` leaves as it is."""
-    return text.replace("{", "{{").replace("}", "}}")

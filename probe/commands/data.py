@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from probe.commands.out import free
+from probe.commands.prompting import Prompting
 from probe.ranges import Count, Length, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Prompting):
     """Whose rows are looked at, and where the result goes."""
 
     forget: Path | None = None
@@ -20,10 +21,6 @@ class Data:
     """Folder of the results; it must not exist, or be empty."""
     rows: Count | None = None
     """Only the first so many rows of each side: a trial run, and said to be one."""
-    prompt: str = "Question: {question}\nAnswer:"
-    """Text before the answer."""
-    answer: str = " {answer}"
-    """The answer's text."""
     max_length: Length = 256
     """Longest text in tokens."""
     batch_size: Count = 32

@@ -15,8 +15,11 @@ from probe.checkpoints import (
     load_tokenizer,
 )
 from probe.commands.data import Data
-from probe.data import Split, Template, make_split
+from probe.commands.templates import Chosen, chosen
+from probe.context import check_rows
+from probe.data import Split, make_split
 from probe.datasets import read_rows, rows_hash
+from probe.questions import repeated
 from probe.weights import check_same_architecture
 
 
@@ -29,19 +32,25 @@ class Opened:
         tokenizer: of all of them.
         split: the rows.
         notes: what the result must say of itself.
+        template: how rows became texts; None for the testbed's own.
     """
 
     models: dict[str, Any] = field(repr=False)
     tokenizer: Any = field(repr=False)
     split: Split = field(repr=False)
     notes: tuple[str, ...] = ()
+    template: Chosen | None = None
 
     def described(self, data: Data) -> dict[str, Any]:
         """What the manifest says of the rows."""
         named = {"forget": data.forget, "retain": data.retain}
         sides = {"forget": self.split.forget_rows, "retain": self.split.retain_rows}
         return {
-            "data": {on: {"rows": len(rows), "sha256": rows_hash(rows)} for on, rows in sides.items()},
+            "template": (self.template or Chosen(self.split.template, "plain")).described(),
+            "data": {
+                on: {"rows": len(rows), "sha256": rows_hash(rows), "repeated": repeated(rows)}
+                for on, rows in sides.items()
+            },
             "files": {on: file_hash(path) for on, path in named.items() if path is not None},
             "notes": list(self.notes),
         }
@@ -64,9 +73,9 @@ def opened(data: Data, models: dict[str, str]) -> Opened:
     forget, retain = read_rows(data.forget), read_rows(data.retain)
     first, *others = models.values()
     tokenizer = load_tokenizer(first)
-    template = Template(data.prompt, data.answer)
+    template = chosen(data, tokenizer, list(models.values()))
     split = make_split(
-        tokenizer, forget[: data.rows], retain[: data.rows], template=template, max_length=data.max_length
+        tokenizer, forget[: data.rows], retain[: data.rows], template=template.template, max_length=data.max_length
     )
     for name in others:
         check_tokenizer(tokenizer, load_tokenizer(name))
@@ -76,11 +85,12 @@ def opened(data: Data, models: dict[str, str]) -> Opened:
     }
     for model in loaded.values():
         check_model(model, tokenizer)
+        check_rows(model, split.forget, split.retain)
     reference, *rest = loaded
     for name in rest:
         check_same_architecture(loaded[reference], loaded[name])
         check_different(loaded[reference], loaded[name], (reference, name))
-    return Opened(loaded, tokenizer, split, _trial(data))
+    return Opened(loaded, tokenizer, split, (template.note, *_trial(data)), template)
 
 
 def opened_testbed(data: Data) -> Opened:

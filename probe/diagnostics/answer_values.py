@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from probe.data import QA, Batch, Split, Template, encode
+from probe.templates.coding import coded
 
 _PUNCTUATION = ".,;:!?\"'"
 
@@ -34,7 +35,9 @@ def values(row: QA) -> tuple[str, ...]:
 def value_batch(tokenizer: Any, rows: Sequence[QA], *, template: Template = Template(), max_length: int = 256) -> Batch:
     """Rows whose targets are the tokens of the value alone, the words before it given.
 
-    The text is the row's answer if the value stands in it literally, else the answer in the wrong answers' form.
+    The value is the row's ``entity`` where one is given, as the depth score's authors annotate it; else what tells the
+    answer from the wrong ones (``values``), which is less sure. The text is the row's answer if the value stands in it
+    literally, else the answer in the wrong answers' form.
     ``last_prompt_token`` of such a batch is the state from which the value's first token is predicted.
 
     Args:
@@ -44,32 +47,43 @@ def value_batch(tokenizer: Any, rows: Sequence[QA], *, template: Template = Temp
         max_length: longest text in tokens.
 
     Raises:
-        ValueError: no rows, or a value beyond ``max_length``.
+        ValueError: no rows, an entity that does not stand in its answer, or a value beyond ``max_length``.
     """
     shown, found = [], []
-    for row in rows:
-        value = values(row)[0]
-        texts = (row.answer, row.paraphrased_answer or row.answer)
-        hits = [(text, match) for text in texts if (match := _word(value, text))]
-        text, match = hits[0] if hits else (row.answer, None)
+    for i, row in enumerate(rows):
+        text, start, end = _value_in(row, i)
+        # Where the text is written without the blanks around it, places count from its first letter.
+        before = len(text) - len(text.lstrip()) if template.stripped else 0
         shown.append(replace(row, answer=text))
-        found.append((match.start(), match.end()) if match else (0, len(text)))
+        found.append((start - before, end - before))
     batch = encode(tokenizer, shown, template=template, max_length=max_length)
     target_BT = torch.zeros_like(batch.target_BT)
-    bos = 0 if tokenizer.bos_token_id is None else 1
-    for i, (row, (start, end)) in enumerate(zip(shown, found, strict=True)):
-        prompt = template.prompt.format(question=row.question)
-        before = len(prompt) + template.answer.index("{answer}")
-        whole = prompt + template.answer.format(answer=row.answer)
-        offsets = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        for t, (a, b) in enumerate(offsets):
+    texts = coded(tokenizer, [(row.question, row.answer) for row in shown], template)
+    for i, (known, (start, end)) in enumerate(zip(texts, found, strict=True)):
+        first = known.answer[0]
+        for t, (a, b) in enumerate(known.spans):
             # Offsets may or may not count a leading space: what overlaps the value belongs to it.
-            if t + bos < target_BT.shape[1] and max(a, before + start) < min(b, before + end):
-                target_BT[i, t + bos] = True
+            if t < target_BT.shape[1] and max(a, first + start) < min(b, first + end):
+                target_BT[i, t] = True
     lost = (~target_BT.any(1)).nonzero().flatten().tolist()
     if lost:
         raise ValueError(f"{len(lost)} rows have their value beyond max_length {max_length} (first: row {lost[0]})")
-    return replace(batch, target_BT=target_BT, warn=False)
+    return replace(batch, target_BT=target_BT, end_B=torch.zeros_like(batch.prompt_B), warn=False)
+
+
+def _value_in(row: QA, i: int) -> tuple[str, int, int]:
+    """The answer's text, and where the value begins and ends in it."""
+    if row.entity:
+        match = _word(row.entity, row.answer)
+        start = match.start() if match else row.answer.find(row.entity)
+        if start < 0:
+            raise ValueError(
+                f"the entity {row.entity[:60]!r} of row {i} does not stand in its answer; copy it from there"
+            )
+        return row.answer, start, start + len(row.entity)
+    value = values(row)[0]
+    hits = [(text, m) for text in (row.answer, row.paraphrased_answer or row.answer) if (m := _word(value, text))]
+    return (hits[0][0], hits[0][1].start(), hits[0][1].end()) if hits else (row.answer, 0, len(row.answer))
 
 
 def value_split(tokenizer: Any, split: Split) -> Split:

@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import PerLayerL
+from probe.context import check_context
 from probe.data import Batch
 from probe.diagnostics.span_tree import Loans, Span, loans, measured
-from probe.metrics.forward import check_context, device_of
+from probe.metrics.forward import device_of
 from probe.metrics.teacher_forced import Metric
 from probe.modes import evaluating
 from probe.replay import check_replay

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from probe.data import Batch
+from probe.data import Batch, Template
 from probe.display import table
 from probe.metrics.generation import generate
 from probe.metrics.text import repetition
@@ -97,6 +97,7 @@ def logit_collapse(
     *,
     tokenizer: Any = None,
     prompts: Sequence[str] | None = None,
+    template: Template = Template(),
     max_new_tokens: int = 32,
     thresholds: Thresholds = Thresholds(),
     batch_size: int = 32,
@@ -107,6 +108,7 @@ def logit_collapse(
         model: measured in eval mode and left as it was.
         batch: statistics are over the positions that predict its targets.
         tokenizer, prompts: if given, text is generated greedily from the prompts and searched for loops.
+        template: that the prompts were made with; it says what ends a text.
         max_new_tokens: length of that text.
         thresholds: what counts as collapsed.
         batch_size: rows per forward pass.
@@ -120,7 +122,7 @@ def logit_collapse(
     repeated: float | None = None
     texts: tuple[str, ...] = ()
     if prompts is not None:
-        repeated, texts = _generated(model, tokenizer, prompts, max_new_tokens, batch_size)
+        repeated, texts = _generated(model, tokenizer, prompts, template, max_new_tokens, batch_size)
     counts_V = torch.bincount(seen.top_N)
     token = int(counts_V.argmax())
     is_top_N = seen.top_N == token
@@ -190,11 +192,13 @@ def _positions(model: nn.Module, batch: Batch, size: int) -> _Positions:
 
 
 def _generated(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int, batch_size: int
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], template: Template, max_new_tokens: int, batch_size: int
 ) -> tuple[float, tuple[str, ...]]:
     if not prompts:
         raise ValueError("no prompts to generate from (0 given); pass some or leave tokenizer and prompts out")
-    texts = generate(model, tokenizer, list(prompts), max_new_tokens=max_new_tokens, batch_size=batch_size)
+    texts = generate(
+        model, tokenizer, list(prompts), max_new_tokens=max_new_tokens, batch_size=batch_size, template=template
+    )
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     return sum(repetition(one, 2) for one in ids) / len(ids), tuple(texts)
 

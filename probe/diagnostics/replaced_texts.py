@@ -154,10 +154,12 @@ def replaced_texts(
     lent = loans(host, donor, "block")
     if all(loan is None for loan in lent):
         raise ValueError("original and unlearned model have identical blocks; check that the paths differ")
-    prompts = [template.prompt.format(question=row.question) for row in rows]
+    prompts = [template.asked(row.question) for row in rows]
 
     def answers(model: nn.Module) -> list[str]:
-        return generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return generate(
+            model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, template=template
+        )
 
     with evaluating(original), evaluating(unlearned):
         plain = {name: answers(model) for name, model in models.items()}

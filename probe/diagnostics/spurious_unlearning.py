@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
@@ -119,8 +119,8 @@ def spurious_unlearning(
     """
     if not rows:
         raise ValueError("no rows to ask about (0 given)")
-    prompts = [template.prompt.format(question=row.question) for row in rows]
-    texts = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    prompts = [template.asked(row.question) for row in rows]
+    texts = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, template=template)
     kinds = tuple(
         classify(row, text, judge=judge, fluent=fluent, rules=rules, refusals=refusals)
         for row, text in zip(rows, texts, strict=True)
@@ -147,7 +147,8 @@ def fluent_under(reference: nn.Module, tokenizer: Any, *, floor: float, template
     def fluent(row: QA, text: str) -> bool:
         if not text.strip():
             return False
-        batch = encode(tokenizer, [QA(row.question, text.strip())], template=template)
+        # What a model writes may hold the letters of a control token.
+        batch = encode(tokenizer, [QA(row.question, text.strip())], template=replace(template, controls="text"))
         return bool(-answer_stats(reference, batch).loss_N[0] >= floor)
 
     return fluent

@@ -1,7 +1,7 @@
 """Where does the probability go that unlearning takes from the target?"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ from probe.data import QA, Batch, Template, encode
 from probe.metrics.memorisation import answer_stats
 from probe.modes import evaluating
 from probe.sites import unwrapped
+from probe.templates.coding import prompt_ids, stop_ids
 
 # Bands need not have as many rows as the target: the axis is not bound.
 ValuesN = Float[Tensor, "_"]
@@ -115,7 +116,9 @@ def sampled_bands(
         if len(others) < len(BANDS):
             continue
         ranked = [QA(row.question, text, group=row.group) for text in others]
-        batch = encode(tokenizer, ranked, template=template, max_length=max_length)
+        # What a model writes may hold the letters of a control token.
+        as_text = replace(template, controls="text")
+        batch = encode(tokenizer, ranked, template=as_text, max_length=max_length)
         stats = answer_stats(original, batch)
         order = (stats.loss_N * stats.n_tokens_N).argsort(kind="stable")
         cuts = [round(k * len(order) / len(BANDS)) for k in range(len(BANDS) + 1)]
@@ -127,7 +130,8 @@ def sampled_bands(
             "draw more, or at higher temperatures, or pass rows of your own"
         )
     named = {"target": list(rows), **bands}
-    return {name: encode(tokenizer, kept, template=template, max_length=max_length) for name, kept in named.items()}
+    as_text = replace(template, controls="text")
+    return {name: encode(tokenizer, kept, template=as_text, max_length=max_length) for name, kept in named.items()}
 
 
 def _sampled(
@@ -141,8 +145,8 @@ def _sampled(
     max_new_tokens: int,
 ) -> list[str]:
     device = next(model.parameters()).device
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = bos + tokenizer(template.prompt.format(question=row.question), add_special_tokens=False)["input_ids"]
+    ids = prompt_ids(tokenizer, [template.asked(row.question)], template)[0]
+    stops = torch.tensor(sorted(stop_ids(tokenizer, template)), device=device)
     prompt_BT = torch.tensor([ids] * samples, device=device)
     generator = torch.Generator(device=device).manual_seed(seed)
     texts = []
@@ -155,9 +159,9 @@ def _sampled(
                 cache = output.past_key_values
                 chance_BV = (output.logits[:, -1].float() / temperature).softmax(-1)
                 inputs_BT = torch.multinomial(chance_BV, 1, generator=generator)
-                inputs_BT = inputs_BT.masked_fill(ended_B[:, None], tokenizer.eos_token_id)
+                inputs_BT = inputs_BT.masked_fill(ended_B[:, None], int(stops[0]))
                 tokens_BT = torch.cat([tokens_BT, inputs_BT], 1)
-                ended_B |= inputs_BT[:, 0] == tokenizer.eos_token_id
+                ended_B |= torch.isin(inputs_BT[:, 0], stops)
                 if bool(ended_B.all()):
                     break
             new = tokens_BT[ended_B][:, len(ids) :]

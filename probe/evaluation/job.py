@@ -5,25 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from probe.commands.out import free
+from probe.commands.prompting import Prompting
 from probe.ranges import Count, Length, check_ranges
-
-TEMPLATES: dict[str, tuple[str, str]] = {
-    "plain": ("Question: {question}\nAnswer:", " {answer}"),
-    "llama2": ("[INST] {question} [/INST]", "{answer}"),
-    # TOFU counts the words "Answer: " among phi's targets.
-    "phi": ("Question: {question}\n", "Answer: {answer}"),
-    "llama3": (
-        "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 10 Apr 2025"
-        "\n\nYou are a helpful assistant.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        "{answer}",
-    ),
-}
-"""Published prompts by name: TOFU's for Llama 2 and phi-1.5, OpenUnlearning's for Llama 3.2, with its date."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationJob:
+class EvaluationJob(Prompting):
     """What the model is asked, against whom it is compared, and where the result goes."""
 
     tofu: str | None = None
@@ -49,12 +36,6 @@ class EvaluationJob:
     """Folder of the results; it must not exist, or be empty. By default results/evaluation/MODEL-SPLIT."""
     limit: Count | None = None
     """Only the first so many rows of each set: a trial run, and said to be one."""
-    template: Literal["plain", "llama2", "llama3", "phi", "chat"] = "plain"
-    """How question and answer become one text; chat takes the tokenizer's own chat template."""
-    prompt: str | None = None
-    """Text before the answer with {question} in it; takes precedence over --template."""
-    answer: str | None = None
-    """The answer's text with {answer} in it; takes precedence over --template."""
     generate: bool = True
     """Whether ROUGE is measured; most of the time goes to it, and there is no model utility without it."""
     batch_size: Count = 32

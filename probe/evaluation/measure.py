@@ -100,12 +100,13 @@ def measured(
     ask = _Ask(model, tokenizer, asking, bar, keep)
     answers = _scored(ask, "answers", texts[:n], asking.moments)
     others = _scored(ask, "others", texts[n:], False) if texts[n:] else TokenStats((), ())
-    every = TokenStats(answers.logp + others.logp, answers.correct + others.correct)
+    ends = (answers.ends or ()) + (others.ends or ())
+    every = TokenStats(answers.logp + others.logp, answers.correct + others.correct, ends=ends)
     loss_N = every.loss_N
     prompts: tuple[str, ...] = ()
     generations = None
     if asking.generate:
-        prompts = tuple(asking.template.prompt.format(question=row.question) for row in rows)
+        prompts = tuple(asking.template.asked(row.question) for row in rows)
         generations = _continued(ask, prompts)
     return Measured(
         tuple(rows),
@@ -232,7 +233,8 @@ def _scored(ask: _Ask, what: str, texts: list[QA], moments: bool) -> TokenStats:
             kept[place] = column
         ask.bar.update(len(places))
     columns = [tuple(map(np.array, column)) for column in zip(*kept, strict=True)]
-    return TokenStats(*columns)
+    found = dict(zip(("logp", "correct", "mean", "variance"), columns, strict=False))
+    return TokenStats(**found, ends=None if batch.end_B is None else tuple(batch.end_B.tolist()))
 
 
 def _continued(ask: _Ask, prompts: Sequence[str]) -> tuple[str, ...]:
@@ -241,7 +243,8 @@ def _continued(ask: _Ask, prompts: Sequence[str]) -> tuple[str, ...]:
 
     def written(places: list[int]) -> list[str]:
         some, longest = [prompts[i] for i in places], ask.asking.max_new_tokens
-        return generate(ask.model, ask.tokenizer, some, max_new_tokens=longest, batch_size=size)
+        template = ask.asking.template
+        return generate(ask.model, ask.tokenizer, some, max_new_tokens=longest, batch_size=size, template=template)
 
     for start in range(0, len(order), size):
         places = order[start : start + size]

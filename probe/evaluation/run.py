@@ -17,8 +17,9 @@ from probe.checkpoints import (
     weights_hash,
 )
 from probe.commands.folder import Run, content_of, results, within
+from probe.commands.templates import Chosen, chosen
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
-from probe.evaluation.data import Material, material, template_of
+from probe.evaluation.data import Material, material
 from probe.evaluation.job import EvaluationJob
 from probe.evaluation.log import EvaluationLog, read_log, write_log
 from probe.evaluation.measure import Asking
@@ -54,15 +55,18 @@ def run_evaluation(model: str, job: EvaluationJob) -> Path:
     # A mistake in a file should not cost the loading of a model.
     asked = material(job)
     theirs = _retrained_log(model, job, asked)
+    tokenizer = load_tokenizer(job.tokenizer or model)
+    template = chosen(job, tokenizer, [model, job.retrained])
     with results(out, job, resumes=True) as run:
         part, models = run.folder, {"model": model, **({"retrained": job.retrained} if job.retrained else {})}
         run.about(
             model=model,
+            template=template.described(),
             data={"name": asked.name, **asked.described()},
             files=_files(job),
             contents={name: content_of(one) for name, one in models.items() if not one.endswith(".json")},
         )
-        result, weights = _evaluated(model, job, asked, theirs, run)
+        result, weights = _evaluated(model, job, asked, theirs, run, tokenizer, template)
         run.manifest.update(weights=weights, notes=result.notes)
         append(part / "rows.jsonl", result.rows)
         write_log(part / "evaluation.json", result.log)
@@ -72,13 +76,18 @@ def run_evaluation(model: str, job: EvaluationJob) -> Path:
 
 
 def _evaluated(
-    model: str, job: EvaluationJob, asked: Material, theirs: EvaluationLog | None, run: Run
+    model: str,
+    job: EvaluationJob,
+    asked: Material,
+    theirs: EvaluationLog | None,
+    run: Run,
+    tokenizer: Any,
+    template: Chosen,
 ) -> tuple[Evaluation, dict[str, str]]:
     check_device(job.device)
     weights = {}
-    tokenizer = load_tokenizer(job.tokenizer or model)
     asking = Asking(
-        template_of(job, tokenizer),
+        template.template,
         job.batch_size,
         job.max_length,
         job.max_new_tokens,
@@ -102,7 +111,7 @@ def _evaluated(
     name = model.rstrip("/").split("/")[-1]
     keep = within(run.kept, "model")
     result = evaluate(ours, tokenizer, asked, asking, name=name, retrained=theirs, progress=True, keep=keep)
-    return replace(result, notes=tuple(_notes(job, result, penalties(ours)))), weights
+    return replace(result, notes=tuple(_notes(job, result, penalties(ours), template))), weights
 
 
 def _retrained_log(model: str, job: EvaluationJob, asked: Material) -> EvaluationLog | None:
@@ -140,14 +149,11 @@ def _cut(log: EvaluationLog, n: int) -> EvaluationLog:
     return EvaluationLog(results, log.where)
 
 
-def _notes(job: EvaluationJob, result: Evaluation, unapplied: Mapping[str, Any]) -> list[str]:
+def _notes(job: EvaluationJob, result: Evaluation, unapplied: Mapping[str, Any], template: Chosen) -> list[str]:
     notes = []
     if job.limit is not None:
         notes.append(f"a trial run: only the first {job.limit} rows of each set (--limit); no result to report")
-    if job.prompt or job.answer:
-        notes.append("prompts were given by --prompt and --answer")
-    else:
-        notes.append(f"template {job.template}")
+    notes.append(template.note)
     short = sum(
         s["score"] is None for s in result.log.results.get("exact_memorization", {}).get("value_by_index", {}).values()
     )

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from probe.context import check_context
 from probe.data import Batch
 from probe.interventions.calibration import Calibratable, Calibrated, Firing, firing
 from probe.interventions.gates import opened
-from probe.metrics.forward import check_context
 from probe.metrics.intervals import wilson
 from probe.positions import Positions
 from probe.sites import Site

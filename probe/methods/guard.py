@@ -81,8 +81,9 @@ class Refusing(nn.Module):
         # Modules are made in train mode; this one is in the mode of what it wraps.
         self.training = model.training
         self.module, self.tokenizer, self.gate, self.template, self.leak = model, tokenizer, gate, template, leak
-        text = template.answer.format(answer=refusal)
-        self.ids = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+        text = template.answered(refusal)
+        ends = [tokenizer.eos_token_id] if template.end is None else []
+        self.ids = (*tokenizer(text + (template.end or ""), add_special_tokens=False)["input_ids"], *ends)
 
     def forward(self, **inputs: Any) -> Any:
         """The model's own output, with other logits where the gate is closed."""
@@ -121,7 +122,7 @@ class Refusing(nn.Module):
     def _refused_from(self, ids: list[int]) -> int | None:
         """How many tokens the prompt has if its question must be refused."""
         text = self._decoded(ids)
-        before, after = (piece.format() for piece in self.template.prompt.split("{question}", 1))
+        before, after = self.template.prompt.split("{question}", 1)
         match = re.search(re.escape(before) + r"(.*?)" + re.escape(after), text, re.DOTALL)
         question, end = (match.group(1), match.end()) if match else (text, len(text))
         if not self.gate(question):
@@ -130,7 +131,9 @@ class Refusing(nn.Module):
         return max(n for n in range(1, len(ids) + 1) if n == 1 or len(self._decoded(ids[:n])) <= end)
 
     def _decoded(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        # The turns of a chat are written in control tokens.
+        bare = not self.template.is_chat
+        return self.tokenizer.decode(ids, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
 
 
 def refuse_near(

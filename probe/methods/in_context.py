@@ -33,9 +33,7 @@ def in_context(template: Template, forget: Sequence[QA], answers: Sequence[str],
     shown = [*(replace(row, answer=answer) for row, answer in zip(forget, answers, strict=True)), *retain]
     return instructed(
         template,
-        "\n\n".join(
-            template.prompt.format(question=row.question) + template.answer.format(answer=row.answer) for row in shown
-        ),
+        "\n\n".join(template.written(row.question, row.answer) for row in shown),
     )
 
 
@@ -77,6 +75,8 @@ def in_context_drawn(
 def instructed(template: Template, instruction: str) -> Template:
     """Prompt = the instruction, an empty line, the question (guardrails; Thaker et al., arXiv 2403.03329).
 
+    In a chat the instruction stands in the turn of the question.
+
     Args:
         template: how one question and its answer are written.
         instruction: what the model is told before every question.
@@ -86,9 +86,7 @@ def instructed(template: Template, instruction: str) -> Template:
     """
     if not instruction.strip():
         raise ValueError("the instruction is empty; the prompt would be that without unlearning")
-    # The prompt goes through str.format later.
-    literal = instruction.replace("{", "{{").replace("}", "}}")
-    return replace(template, prompt=f"{literal}\n\n{template.prompt}")
+    return template.led(f"{instruction}\n\n")
 
 
 METHODS = (

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from probe.context import check_context
 from probe.data import Batch
 from probe.metrics.arrays import ArrayN, losses, same_rows
-from probe.metrics.forward import check_context, device_of
+from probe.metrics.forward import device_of
 from probe.metrics.privacy import auc, privleak
 from probe.metrics.tokens import NumberT, TokenStats
 from probe.modes import check_loaded, evaluating

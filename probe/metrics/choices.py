@@ -274,7 +274,9 @@ def _letter_ids(
     coded.append(
         encode(tokenizer, [QA(listed[0], letter) for letter in LETTERS[:most]], template=template, max_length=10**9)
     )
-    answers = [[ids[mask].tolist()[:-1] for ids, mask in zip(b.tokens_BT, b.target_BT, strict=True)] for b in coded]
+    answers = [
+        [ids[mask].tolist() for ids, mask in zip(b.tokens_BT, b.target_BT & ~b.ending_BT, strict=True)] for b in coded
+    ]
     letters = answers[1]
     if (
         any(len(ids) != 1 for ids in letters)

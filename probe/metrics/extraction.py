@@ -11,6 +11,7 @@ from torch import nn
 from probe.data import QA, Template, encode
 from probe.metrics.arrays import ArrayN
 from probe.metrics.generation import continued_ids, eos_ids, generate
+from probe.templates.coding import leading_ids
 
 
 @dataclass(frozen=True)
@@ -155,14 +156,14 @@ def extraction_by_generation(
     batch = encode(tokenizer, rows, template=template, max_length=10**9)
     sequences = [tokens[mask].tolist() for tokens, mask in zip(batch.tokens_BT, batch.attention_BT, strict=True)]
     starts = batch.prompt_B.tolist()
-    n_bos = int(tokenizer.bos_token_id is not None)
+    n_bos = len(leading_ids(tokenizer, template.bos))
     questions = tokenizer([row.question for row in rows], add_special_tokens=False)["input_ids"]
     return generated_extraction_strength(
         model,
         [ids[:start] for ids, start in zip(sequences, starts, strict=True)],
-        [ids[start:-1] for ids, start in zip(sequences, starts, strict=True)],
+        [ids[mask].tolist() for ids, mask in zip(batch.tokens_BT, batch.target_BT & ~batch.ending_BT, strict=True)],
         bars=bars,
-        eos=eos_ids(model, tokenizer),
+        eos=eos_ids(model, tokenizer, template),
         question_lengths=[n_bos + len(ids) for ids in questions],
         max_length=max_length,
         batch_size=batch_size,
@@ -199,10 +200,12 @@ def word_extraction_strength(
     while open_rows:
         prefixes = [" ".join(words[i][:k]) for i in open_rows]
         prompts = [
-            template.prompt.format(question=rows[i].question) + (template.answer.format(answer=prefix) if k else "")
+            template.asked(rows[i].question) + (template.answered(prefix) if k else "")
             for i, prefix in zip(open_rows, prefixes, strict=True)
         ]
-        outputs = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        outputs = generate(
+            model, tokenizer, prompts, template=template, max_new_tokens=max_new_tokens, batch_size=batch_size
+        )
         left = []
         for i, output in zip(open_rows, outputs, strict=True):
             # Tokenizers differ in whether the blank before a continuation comes with it.

@@ -9,15 +9,24 @@ import torch
 from torch import nn
 
 from probe.axes import MaskBT, TokensBT
-from probe.metrics.forward import check_context, device_of
+from probe.context import check_context
+from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.sites import unwrapped
+from probe.templates.coding import prompt_ids, stop_ids
+from probe.templates.template import Template
 
 
 def generate(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], *, max_new_tokens: int, batch_size: int = 32
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    template: Template = Template(),
 ) -> list[str]:
-    """Continue each prompt greedily: y_t = argmax p(. | prompt, y_<t), until an eos token.
+    """Continue each prompt greedily: y_t = argmax p(. | prompt, y_<t), until an eos token or the template's end.
 
     Whatever the model's generation_config asks for besides eos ids (sampling, beams, penalties, forced tokens) is
     not applied, and it is not altered; neither is the tokenizer. Prompts are padded on the left behind an
@@ -25,10 +34,11 @@ def generate(
 
     Args:
         model: any Hugging Face decoder; edits and blends that are in force act here too.
-        tokenizer: its bos, if it has one, is put before each prompt; its pad token is not needed.
-        prompts: texts to continue; "" is allowed where there is a bos token.
+        tokenizer: not altered; its pad token is not needed.
+        prompts: texts to continue, ``template.asked`` of questions say; "" is allowed where bos stands before it.
         max_new_tokens: most tokens added to each prompt.
         batch_size: prompts per pass.
+        template: says whether bos stands before a prompt, and what ends an answer.
 
     Returns:
         the continuations alone, without special tokens, in the order of the prompts.
@@ -43,14 +53,15 @@ def generate(
         raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
     if not prompts:
         return []
-    sequences = _encoded(tokenizer, prompts)
+    unseen = tokenizer.pad_token_id if template.convention == "open-unlearning" else None
     continued = continued_ids(
         model,
-        sequences,
-        eos_ids(model, tokenizer),
+        prompt_ids(tokenizer, prompts, template),
+        eos_ids(model, tokenizer, template),
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         pad_id=tokenizer.pad_token_id or 0,
+        unseen_id=unseen,
     )
     # Cleaning up spaces would change what the model wrote.
     return [tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) for ids in continued]
@@ -64,6 +75,7 @@ def continued_ids(
     max_new_tokens: int,
     batch_size: int = 32,
     pad_id: int = 0,
+    unseen_id: int | None = None,
 ) -> list[list[int]]:
     """``generate`` on token ids: the greedy continuation of each sequence, up to its eos and without it.
 
@@ -74,6 +86,7 @@ def continued_ids(
         max_new_tokens: most tokens added to each.
         batch_size: sequences per pass.
         pad_id: any id of the vocabulary; it is masked.
+        unseen_id: tokens of the sequences that nothing attends to; None for none.
 
     Raises:
         ValueError: an empty sequence, sizes below 1, or sequences that leave no room in the model's context.
@@ -92,6 +105,8 @@ def continued_ids(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             tokens_BT, attention_BT = _left_padded([sequences[i] for i in rows], pad_id)
+            if unseen_id is not None:
+                attention_BT &= tokens_BT != unseen_id
             continued = _greedy(model, tokens_BT.to(device), attention_BT.to(device), eos, max_new_tokens)
             for i, ids in zip(rows, continued, strict=True):
                 found[i] = ids
@@ -149,22 +164,11 @@ def _last_only(model: nn.Module) -> dict[str, int]:
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
-def _encoded(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    coded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
-    for i, ids in enumerate(coded):
-        if not ids and not bos:
-            raise ValueError(f"prompt {i} is empty and the tokenizer has no bos token; nothing can be continued")
-        if bos and ids[:1] == bos:
-            raise ValueError(f"two bos tokens: prompt {i} already begins with bos; remove it from the text")
-    return [[*bos, *ids] for ids in coded]
-
-
-def eos_ids(model: nn.Module, tokenizer: Any) -> set[int]:
-    """Chat models list several ends in their generation_config; any of them ends the text."""
+def eos_ids(model: nn.Module, tokenizer: Any, template: Template = Template()) -> set[int]:
+    """What ends a text: eos, any of the ends that a chat model's generation_config lists, the end of the template."""
     listed = getattr(getattr(unwrapped(model), "generation_config", None), "eos_token_id", None)
     ids = {listed} if isinstance(listed, int) else set(listed or ())
-    return ids | ({tokenizer.eos_token_id} - {None})
+    return ids | stop_ids(tokenizer, template)
 
 
 # What changes a greedy text. Sampling, beams and lengths are left out: published evaluations set them themselves.

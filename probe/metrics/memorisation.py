@@ -21,25 +21,28 @@ class AnswerStats:
         probability_N: exp(-loss_N), the length-normalised probability of the answer.
         n_tokens_N: number of target tokens, eos included.
         correct: per row, whether each target token is the argmax given the true tokens before it; eos is last.
+        ends: how many of each row's last tokens end the answer; None: one each.
     """
 
     loss_N: ArrayN
     probability_N: ArrayN
     n_tokens_N: Int[np.ndarray, " N"]
     correct: tuple[MatchT, ...]
+    ends: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.loss_N)
 
     def matches(self) -> list[MatchT]:
-        """``correct`` without the last target of each row, its eos: what memorisation is measured on."""
-        return [match_T[:-1] for match_T in self.correct]
+        """``correct`` without what ends each row's answer, its eos: what memorisation is measured on."""
+        ends = self.ends or (1,) * len(self)
+        return [match_T[: len(match_T) - n] for match_T, n in zip(self.correct, ends, strict=True)]
 
     @staticmethod
     def of(tokens: TokenStats) -> "AnswerStats":
         """What the numbers of single tokens add up to."""
         loss_N = tokens.loss_N
-        return AnswerStats(loss_N, np.exp(-loss_N), tokens.n_tokens_N, tokens.correct)
+        return AnswerStats(loss_N, np.exp(-loss_N), tokens.n_tokens_N, tokens.correct, tokens.ends)
 
 
 def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> AnswerStats:

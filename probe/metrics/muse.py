@@ -120,12 +120,11 @@ def knowledge_memorisation(
         ValueError: no rows, or an empty answer.
     """
     _check([row.answer for row in rows])
-    shown = "".join(
-        template.prompt.format(question=one.question) + template.answer.format(answer=one.answer) + "\n\n"
-        for one in demonstrations
+    shown = template.led("".join(template.written(one.question, one.answer) + "\n\n" for one in demonstrations))
+    prompts = [shown.asked(row.question) for row in rows]
+    outputs = generate(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, template=template
     )
-    prompts = [shown + template.prompt.format(question=row.question) for row in rows]
-    outputs = generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return _overlap([output.split("\n")[0] for output in outputs], [row.answer for row in rows], stemming)
 
 

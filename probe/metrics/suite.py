@@ -156,8 +156,10 @@ def answer_suite(
         )
     generations = rouge_N = None
     if with_generation:
-        prompts = [template.prompt.format(question=row.question) for row in rows]
-        generations = tuple(generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size))
+        prompts = [template.asked(row.question) for row in rows]
+        generations = tuple(
+            generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, template=template)
+        )
         rouge_N = np.array([rouge_l_recall(row.answer, text) for row, text in zip(rows, generations, strict=True)])
     given_N = np.array([bool(row.paraphrased_question) for row in rows])
     right_loss_N = None if right is None else loss_N[right]

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.axes import HiddenND
+from probe.context import check_context
 from probe.data import Batch
 from probe.hooks import captured
 from probe.metrics.arrays import ArrayN
-from probe.metrics.forward import check_context, device_of
+from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.sites import Site, check_hookable, place_of, unwrapped
 
@@ -37,12 +38,14 @@ class TokenStats:
         correct: whether each target token is the argmax.
         mean: mu = sum_v p_v ln p_v over the vocabulary, where the token is predicted; None if not asked for.
         variance: sum_v p_v (ln p_v - mu)^2; None if not asked for.
+        ends: how many of each row's last tokens end the answer (eos, or a chat's end of turn); None: one each.
     """
 
     logp: tuple[NumberT, ...]
     correct: tuple[MatchT, ...]
     mean: tuple[NumberT, ...] | None = None
     variance: tuple[NumberT, ...] | None = None
+    ends: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.logp)
@@ -63,15 +66,20 @@ class TokenStats:
         def chosen(kept: Any) -> Any:
             return None if kept is None else tuple(kept[int(i)] for i in rows)
 
-        return TokenStats(chosen(self.logp), chosen(self.correct), chosen(self.mean), chosen(self.variance))
+        columns = (self.logp, self.correct, self.mean, self.variance, self.ends)
+        return TokenStats(*(chosen(column) for column in columns))
 
     def without_eos(self) -> "TokenStats":
-        """Each row without its last target, its eos; a row may be empty then."""
+        """Each row without what ends its answer, one eos as a rule; a row may be empty then."""
+        ends = self.ends or (1,) * len(self)
 
         def cut(kept: Any) -> Any:
-            return None if kept is None else tuple(values_T[:-1] for values_T in kept)
+            if kept is None:
+                return None
+            return tuple(values_T[: len(values_T) - n] for values_T, n in zip(kept, ends, strict=True))
 
-        return TokenStats(cut(self.logp), cut(self.correct), cut(self.mean), cut(self.variance))
+        nothing = (0,) * len(self)
+        return TokenStats(cut(self.logp), cut(self.correct), cut(self.mean), cut(self.variance), nothing)
 
 
 def token_stats(
@@ -119,7 +127,8 @@ def token_stats(
     if broken:
         raise ValueError(f"the model gives NaN for {broken} of {len(batch)} rows; its weights or an edit are broken")
     logp, correct, mean, variance = (tuple(column) for column in zip(*kept, strict=True))
-    return TokenStats(logp, correct, mean if moments else None, variance if moments else None)
+    ends = None if batch.end_B is None else tuple(batch.end_B.tolist())
+    return TokenStats(logp, correct, mean if moments else None, variance if moments else None, ends)
 
 
 def _joined(values: Any) -> np.ndarray | None:

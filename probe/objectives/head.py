@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import HiddenBTD
+from probe.context import check_rows
 from probe.data import Batch
 from probe.objectives.logprobs import LogpNV, before_targets, logits_at
 from probe.sites import trunk, unwrapped
@@ -49,6 +50,7 @@ class Head:
 
 def entering_head(model: nn.Module, batch: Batch) -> HiddenBTD:
     """What enters the head: the trunk's output, behind the final norm. The head does not run."""
+    check_rows(model, batch)
     return trunk(model)(**batch.inputs, use_cache=False).last_hidden_state
 
 

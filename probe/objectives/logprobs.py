@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.axes import LogpBT, MaskBT
+from probe.context import check_rows
 from probe.data import Batch
 from probe.objectives.given import LogprobsAlone
 
@@ -48,6 +49,7 @@ def logits_at(model: nn.Module, batch: Batch, positions_BT: MaskBT) -> LogpNV:
     Where at most half of the positions are marked in some row, the head runs at those alone, if the model can be told
     so.
     """
+    check_rows(model, batch)
     columns_K = positions_BT.any(0).nonzero()[:, 0]
     inputs = {**batch.inputs, "use_cache": False}
     # Less is not worth it: the shipped testbed was trained with the head at all positions, and rounding differs.

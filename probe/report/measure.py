@@ -192,12 +192,13 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
         ("forget", sample.split.forget, sample.generated.forget_rows),
         ("retain", sample.split.retain, sample.generated.retain_rows),
     ):
-        prompts = [study.split.template.prompt.format(question=row.question) for row in rows]
+        prompts = [study.split.template.asked(row.question) for row in rows]
         found = logit_collapse(
             model,
             batch,
             tokenizer=study.tokenizer,
             prompts=prompts,
+            template=study.split.template,
             max_new_tokens=measuring.new_tokens,
             batch_size=measuring.batch_size,
         )

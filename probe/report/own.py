@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from probe.checkpoints import check_device, check_tokenizer, load_model, load_tokenizer
-from probe.data import Template, make_split
+from probe.commands.templates import chosen
+from probe.context import check_rows
+from probe.data import make_split
 from probe.datasets import read_rows
 from probe.dictionaries.folders import load_dictionary
 from probe.report.settings import OwnModels
@@ -34,8 +36,8 @@ def user_study(own: OwnModels) -> Study:
     # Rows are read first: a mistake in them should not cost the loading of models.
     forget, retain = read_rows(own.forget), read_rows(own.retain)
     tokenizer = load_tokenizer(own.original)
-    template = Template(own.prompt, own.answer)
-    split = make_split(tokenizer, forget, retain, template=template, max_length=own.max_length)
+    template = chosen(own, tokenizer, [*own.unlearned, own.retrained, own.original])
+    split = make_split(tokenizer, forget, retain, template=template.template, max_length=own.max_length)
     others = [*own.unlearned, *([own.retrained] if own.retrained else [])]
     for name in others:
         check_tokenizer(tokenizer, load_tokenizer(name))
@@ -43,8 +45,10 @@ def user_study(own: OwnModels) -> Study:
     if len(set(names)) != len(names):
         raise ValueError(f"two unlearned models share a folder name ({', '.join(names)}); rename one")
     models = {name: load_model(path, device=own.device) for name, path in zip(names, own.unlearned, strict=True)}
+    original = load_model(own.original, device=own.device)
+    check_rows(original, split.forget, split.retain)
     return Study(
-        load_model(own.original, device=own.device),
+        original,
         tokenizer,
         split,
         load_model(own.retrained, device=own.device) if own.retrained else None,

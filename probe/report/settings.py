@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from probe.commands.prompting import Prompting
 from probe.ranges import Count, Length, Place, Positive, Seed, Threads, Weight
 
 
@@ -117,7 +118,7 @@ TESTBED = Settings(
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnModels:
+class OwnModels(Prompting):
     """A user's models and data."""
 
     original: str | None = None
@@ -134,10 +135,6 @@ class OwnModels:
     """Folder of a sae-lens SAE trained on the original's block outputs."""
     sae_layer: Place | None = None
     """The block it was trained on."""
-    prompt: str = "Question: {question}\nAnswer:"
-    """Text before the answer."""
-    answer: str = " {answer}"
-    """The answer's text."""
     max_length: Length = 256
     """Longest text in tokens."""
     device: str = "cpu"

@@ -96,7 +96,7 @@ def make_tokenizer(rows: Sequence[QA], vocabulary: int) -> Any:
             training be the only one spelt in many tokens.
         vocabulary: number of entries.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
@@ -109,6 +109,9 @@ def make_tokenizer(rows: Sequence[QA], vocabulary: int) -> Any:
         show_progress=False,
     )
     bpe.train_from_iterator(texts(rows), trainer)
+    # The models are trained with bos in front, and the tokenizer says so.
+    first = (BOS, bpe.token_to_id(BOS))
+    bpe.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[first])
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNK, model_max_length=256
     )
@@ -118,7 +121,7 @@ def texts(rows: Sequence[QA]) -> list[str]:
     """Every question with every answer, in the template the models are trained on."""
     template = Template()
     return [
-        template.prompt.format(question=question) + template.answer.format(answer=answer)
+        template.asked(question) + template.answered(answer)
         for row in rows
         for question in (row.question, row.paraphrased_question)
         for answer in (row.answer, row.paraphrased_answer, *row.perturbed_answer)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from probe.context import check_rows
 from probe.train.averaging import Averaging, averaged
 from probe.train.saved import Checkpointing, Saved, resume, save, tensors_of
 from probe.train.schedules import Decay, scheduled
@@ -128,6 +129,7 @@ def minimise(
         replacement=replacement,
     )
     check_run(run)
+    check_rows(model, *(term.data for term in terms))
     with training(model, trained):
         optimiser = optimiser_of(run)
         settings = {} if checkpoint is None else configuration_of(run, parameters, stop)

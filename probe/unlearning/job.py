@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from probe.commands.out import free
+from probe.commands.prompting import Prompting
 from probe.ranges import Count, Length, Place, Positive, Seed, Weight, check_ranges
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Prompting):
     """What is unlearned, how, and where the result goes."""
 
     model: str | None = None
@@ -61,10 +62,6 @@ class Job:
     """Folder of a sae-lens SAE on a block's output (written by save_inference_model); the testbed has one."""
     sae_layer: Place | None = None
     """The block that --sae was trained on."""
-    prompt: str = "Question: {question}\nAnswer:"
-    """Text before the answer."""
-    answer: str = " {answer}"
-    """The answer's text."""
     max_length: Length = 256
     """Longest text in tokens."""
     max_new_tokens: Count = 40

@@ -11,6 +11,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from probe.checkpoints import check_device, check_different, check_model, check_tokenizer, load_model, load_tokenizer
+from probe.commands.templates import Chosen, chosen
+from probe.context import check_rows
 from probe.data import QA, Batch, Split, Template, encode, make_split
 from probe.datasets import read_rows
 from probe.dictionaries.folders import load_dictionary
@@ -32,12 +34,14 @@ class Material:
         tokenizer: of the model.
         split: forget and retain rows.
         bed: the testbed, if it is the testbed's model.
+        template: how rows became texts, and where that is from.
     """
 
     model: Any = field(repr=False)
     tokenizer: Any = field(repr=False)
     split: Split = field(repr=False)
     bed: Bed | None = None
+    template: Chosen = field(default_factory=lambda: Chosen(Template(), "plain"))
 
 
 def material(job: Job) -> Material:
@@ -56,9 +60,12 @@ def material(job: Job) -> Material:
     # Rows are read first: a mistake in them should not cost the loading of a model.
     forget, retain = read_rows(job.forget), read_rows(job.retain)
     tokenizer = load_tokenizer(job.model)
-    split = make_split(tokenizer, forget, retain, template=Template(job.prompt, job.answer), max_length=job.max_length)
+    template = chosen(job, tokenizer, [job.model])
+    split = make_split(tokenizer, forget, retain, template=template.template, max_length=job.max_length)
     check_device(job.device)
-    return Material(_loaded(job.model, job, tokenizer), tokenizer, split)
+    model = _loaded(job.model, job, tokenizer)
+    check_rows(model, split.forget, split.retain)
+    return Material(model, tokenizer, split, template=template)
 
 
 def supplied(method: Method, job: Job, at: Material, files: Files) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from torch import nn
 
 from probe.checkpoints import file_hash, weights_hash
 from probe.commands.folder import results
-from probe.data import Split
 from probe.datasets import rows_hash
 from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
 from probe.methods.catalogue import method_named
 from probe.methods.method import Method
+from probe.questions import repeated
 from probe.unlearning.answering import answer
 from probe.unlearning.arguments import resolved
 from probe.unlearning.job import Job
-from probe.unlearning.material import material, supplied
+from probe.unlearning.material import Material, material, supplied
 from probe.unlearning.mixing import mix
 from probe.unlearning.needs import FLAGS, read_files
 from probe.unlearning.training import train
@@ -48,7 +48,7 @@ def run_job(name: str, job: Job) -> Path:
         part, manifest = run.folder, run.manifest
         at = material(job)
         given = supplied(method, job, at, files)
-        manifest |= _described(method, arguments, job, at.split)
+        manifest |= _described(method, arguments, job, at)
         weights: dict[str, Any] = {"original": weights_hash(at.model)}
         others = {key: hashed for key, value in given.items() if key != "original" and (hashed := _hash(value))}
         manifest |= _WAYS[method.makes](method, job, at, {**arguments, **given}, part)
@@ -67,8 +67,9 @@ def _hash(value: Any) -> Any:
     return None
 
 
-def _described(method: Method, arguments: dict[str, Any], job: Job, split: Split) -> dict[str, Any]:
+def _described(method: Method, arguments: dict[str, Any], job: Job, at: Material) -> dict[str, Any]:
     named = {name: getattr(job, name) for name in ("forget", "retain", *FLAGS)}
+    sides = {"forget": at.split.forget_rows, "retain": at.split.retain_rows}
     return {
         "method": {
             "name": method.name,
@@ -79,9 +80,9 @@ def _described(method: Method, arguments: dict[str, Any], job: Job, split: Split
         },
         "arguments": arguments,
         "setting_source": method.published[job.setting].source if job.setting else None,
+        "template": at.template.described(),
         "data": {
-            "forget": {"rows": len(split.forget_rows), "sha256": rows_hash(split.forget_rows)},
-            "retain": {"rows": len(split.retain_rows), "sha256": rows_hash(split.retain_rows)},
+            on: {"rows": len(rows), "sha256": rows_hash(rows), "repeated": repeated(rows)} for on, rows in sides.items()
         },
         "files": {name: file_hash(path) for name, path in named.items() if isinstance(path, Path) and path.is_file()},
     }

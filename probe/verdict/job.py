@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from probe.commands.prompting import Prompting
 from probe.ranges import Length
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerdictJob:
+class VerdictJob(Prompting):
     """The models and rows of one verdict."""
 
     original: str
@@ -20,10 +21,6 @@ class VerdictJob:
     """A model that never saw the forget rows: what forgetting looks like here, instead of chance."""
     tokenizer: str | None = None
     """Where the tokenizer lies, if not beside the original."""
-    prompt: str = "Question: {question}\nAnswer:"
-    """Text before the answer, with {question} in it."""
-    answer: str = " {answer}"
-    """The answer's text, with {answer} in it."""
     max_length: Length = 256
     """Longest question with answer, in tokens."""
     device: str = "cpu"

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from probe.checkpoints import check_device, check_tokenizer, file_hash, load_model, load_tokenizer, weights_hash
 from probe.commands.folder import Keep, content_of, results, unkept, within
+from probe.commands.templates import chosen
 from probe.data import Template
 from probe.datasets import read_rows
 from probe.ranges import check_ranges
@@ -66,12 +67,12 @@ def _judged(model: str, job: VerdictJob, keep: Keep) -> tuple[str, Verdict]:
                 check_tokenizer(tokenizer, load_tokenizer(name))
     models = {role: load_model(name, device=job.device) for role, name in names.items()}
     notes = check_models(models)
-    template = Template(job.prompt, job.answer)
+    template = chosen(job, tokenizer, [model, job.original, job.retrained])
     found = verdict_on(
-        models, tokenizer, forget, retain, judge=judge, template=template, max_length=job.max_length, keep=keep,
-        progress=True,
+        models, tokenizer, forget, retain, judge=judge, template=template.template, max_length=job.max_length,
+        keep=keep, progress=True,
     )  # fmt: skip
-    return "\n".join([*notes, found.text()]), found
+    return "\n".join([*notes, f"note: {template.note}", found.text()]), found
 
 
 def _moving(bar: Any, keep: Keep) -> Keep:

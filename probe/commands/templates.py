@@ -1,0 +1,113 @@
+"""The template that a command was asked for, or that the models it is given were unlearned with."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from probe.commands.prompting import Prompting
+from probe.templates.chat import chat_template
+from probe.templates.template import TEMPLATES, Template
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A template, and where it is from.
+
+    Args:
+        template: what it is.
+        name: "plain", "chat", "as in FOLDER/manifest.json", ...
+        date: what a chat template that asks for the date was told.
+    """
+
+    template: Template
+    name: str
+    date: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What a manifest says of it, and ``chosen`` reads there."""
+        return {"name": self.name, "date": self.date, **asdict(self.template)}
+
+    @property
+    def note(self) -> str:
+        """One line for readers of a result."""
+        day = f", on {self.date}" if self.date else ""
+        whose = "" if self.template.convention == "template" else f", tokens as {self.template.convention} has them"
+        return f"template {self.name}{day}{whose}"
+
+
+def chosen(asked: Prompting, tokenizer: Any, models: Sequence[str | Path | None] = ()) -> Chosen:
+    """What was asked for; else what the manifests of the models say; else plain.
+
+    Args:
+        asked: the command's options.
+        tokenizer: whose chat template is taken.
+        models: folders or hub names of the models that will read the texts; None is passed over.
+
+    Raises:
+        ValueError: a chat template that cannot be used, a system's message without a chat, or manifests that
+            contradict one another.
+    """
+    recorded = {
+        str(name): found for name in models if name is not None and (found := _recorded(Path(name))) is not None
+    }
+    if not asked.chooses and recorded:
+        if len({_words(one) for one in recorded.values()}) > 1:
+            raise ValueError(
+                f"the models were unlearned with different templates, by the manifests of {' and '.join(recorded)}; "
+                "choose one with --template, or --prompt and --answer"
+            )
+        name, template = next(iter(recorded.items()))
+        return Chosen(_with_options(template, asked), f"as in {Path(name) / 'manifest.json'}")
+    found = _asked(asked, tokenizer)
+    for name, template in recorded.items():
+        if _words(template) != _words(found.template):
+            warnings.warn(
+                f"{name} was unlearned with another template (prompt {template.prompt[:60]!r}) than is asked with now "
+                f"({found.template.prompt[:60]!r}); its answers may differ for that alone",
+                stacklevel=3,
+            )
+    return found
+
+
+def _asked(asked: Prompting, tokenizer: Any) -> Chosen:
+    name = asked.template or "plain"
+    if name == "auto":
+        name = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+    if asked.system is not None and name != "chat":
+        raise ValueError("--system is the system's message of a chat; pass --template chat, or write it into --prompt")
+    if name == "chat":
+        template, date = chat_template(tokenizer, system=asked.system, bos=asked.bos)
+    else:
+        template, date = TEMPLATES[name], None
+    given = {key: value for key in ("prompt", "answer", "end") if (value := getattr(asked, key)) is not None}
+    label = name if not given else f"{name}, with {' and '.join(f'--{key}' for key in given)}"
+    return Chosen(_with_options(replace(template, **given), asked), label, date)
+
+
+def _with_options(template: Template, asked: Prompting) -> Template:
+    bos = template.bos if asked.bos == "auto" else asked.bos
+    convention = template.convention if asked.convention == "template" else asked.convention
+    controls = template.controls if asked.controls == "refused" else asked.controls
+    return replace(template, bos=bos, controls=controls, convention=convention)
+
+
+def _words(template: Template) -> tuple[Any, ...]:
+    return template.prompt, template.answer, template.end, template.stripped
+
+
+def _recorded(folder: Path) -> Template | None:
+    """The template in the manifest beside a model; None where there is no manifest of this package's."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or "settings" not in manifest:
+        return None
+    # Before manifests had templates, settings had texts.
+    said = manifest.get("template") or manifest["settings"]
+    known = {field.name for field in fields(Template)}
+    texts = {k: v for k, v in said.items() if k in known and v is not None} if isinstance(said, dict) else {}
+    return Template(**texts) if {"prompt", "answer"} <= set(texts) else None
