@@ -61,15 +61,15 @@ def chosen(asked: Prompting, tokenizer: Any, models: Sequence[str | Path | None]
             )
         name, template = next(iter(recorded.items()))
         return Chosen(_with_options(template, asked), f"as in {Path(name) / 'manifest.json'}")
-    found = _asked(asked, tokenizer)
+    ours = _asked(asked, tokenizer)
     for name, template in recorded.items():
-        if _words(template) != _words(found.template):
+        if _words(template) != _words(ours.template):
             warnings.warn(
                 f"{name} was unlearned with another template (prompt {template.prompt[:60]!r}) than is asked with now "
-                f"({found.template.prompt[:60]!r}); its answers may differ for that alone",
+                f"({ours.template.prompt[:60]!r}); its answers may differ for that alone",
                 stacklevel=3,
             )
-    return found
+    return ours
 
 
 def _asked(asked: Prompting, tokenizer: Any) -> Chosen:

@@ -127,8 +127,8 @@ def token_stats(
     if broken:
         raise ValueError(f"the model gives NaN for {broken} of {len(batch)} rows; its weights or an edit are broken")
     logp, correct, mean, variance = (tuple(column) for column in zip(*kept, strict=True))
-    ends = None if batch.end_B is None else tuple(batch.end_B.tolist())
-    return TokenStats(logp, correct, mean if moments else None, variance if moments else None, ends)
+    n_end = None if batch.end_B is None else tuple(batch.end_B.tolist())
+    return TokenStats(logp, correct, mean if moments else None, variance if moments else None, n_end)
 
 
 def _joined(values: Any) -> np.ndarray | None:
