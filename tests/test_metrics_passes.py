@@ -1,6 +1,8 @@
 """One pass per text: statistics of tokens, attack scores, and what the suite keeps of them."""
 
+import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from probe.metrics.attacks import (
     reference_score,
     zlib_score,
 )
+from probe.metrics.generation import continued_ids, next_logprobs
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.privacy import privleak
 from probe.metrics.suite import answer_suite
@@ -199,6 +202,45 @@ def test_gradient_norm_is_that_of_backward_and_leaves_no_trace():
         gradient_norm(model, batch)
     with pytest.raises((ValueError, TypeCheckError)):
         gradient_norm(model, batch, mode="test")
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_p3_gradient_norm_as_open_unlearning_computes_it(p):
+    """Its token-wise log-probabilities drop the last label; the loss is their mean, the norm one of each tensor."""
+    model, batch = tiny_gpt2(), random_batch(rows=3)
+    found = gradient_norm(model, batch, mode="train", p=p, eos=False)
+    for i in range(len(batch)):
+        model.zero_grad()
+        labelled = batch.target_BT[i].nonzero().flatten()[:-1]
+        logp_TV = model(**batch.inputs).logits[i].log_softmax(-1)
+        (-logp_TV[labelled - 1, batch.tokens_BT[i, labelled]].mean()).backward()
+        expected = torch.stack([w.grad.norm(p=p) for w in model.parameters()]).mean().item()
+        assert found[i] == pytest.approx(expected, rel=1e-12)
+    model.zero_grad()
+    assert not np.allclose(found, gradient_norm(model, batch, p=p), rtol=1e-2)
+
+
+def test_p3_rows_of_one_target_and_norms_that_are_none_are_refused():
+    batch = random_batch(rows=2)
+    one_BT = batch.target_BT & (batch.target_BT.cumsum(1) == 1)
+    short = replace(batch, target_BT=torch.stack([batch.target_BT[0], one_BT[1]]))
+    assert len(gradient_norm(tiny_gpt2(), short)) == 2
+    with pytest.raises(ValueError, match=r"1 of 2 rows have no target token besides the last \(first: row 1\)"):
+        gradient_norm(tiny_gpt2(), short, eos=False)
+    with pytest.raises(ValueError, match="p must be above 0"):
+        gradient_norm(tiny_gpt2(), batch, p=0)
+
+
+@pytest.mark.parametrize("part", ["lm_head.weight", "layers.1.mlp.down_proj.weight"])
+def test_p11_a_model_of_nan_writes_nothing(part):
+    """argmax over NaN is some token: 0 in one place, the first NaN in another."""
+    model = tiny_llama()
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.endswith(part)).fill_(math.nan)
+    with pytest.raises(ValueError, match="logits of 2 of 2 texts are NaN at new token 0"):
+        continued_ids(model, [[1, 5, 6], [1, 7]], {2}, max_new_tokens=3)
+    with pytest.raises(ValueError, match="NaN"):
+        next_logprobs(model, [[1, 5, 6]], [[7, 8]])
 
 
 def test_membership_of_every_attack():

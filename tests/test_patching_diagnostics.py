@@ -14,7 +14,7 @@ from probe.sites import Site
 from probe.weights import blended
 
 
-def test_patching_the_last_block_gives_the_sources_states_through_our_head():
+def test_p16_patching_the_last_block_gives_the_sources_states_through_our_head():
     model, source, batch = tiny_gpt2(), tiny_gpt2(1), random_batch()
     with torch.no_grad(), blended(model, source, torch.ones(3), 1.0):
         theirs_B = row_means(model, batch)

@@ -75,6 +75,10 @@ def depth_score(
     predict those tokens, all models reading the same true text; d2_l is the same with the unlearned model's. Targets
     there are the words that carry the fact: pass ``answer_values.value_batch``.
 
+    States are a block's own output at every layer. The released code takes them from Hugging Face's hidden states, of
+    which the last is behind the final norm, and puts it in before that norm, which is then applied twice: up to 0.094
+    nats at the last layer, 0.58031 against 0.58039 in the score of one model.
+
     Args:
         original: what is patched; it must know the facts.
         unlearned, retrained: whose states are put in. The retrained model must not know the facts; one that does

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from probe.context import check_context
+from probe.axes import MaskBT
 from probe.data import Batch
 from probe.metrics.arrays import ArrayN, losses, same_rows
 from probe.metrics.forward import device_of
@@ -103,45 +104,60 @@ def _lowest(value_T: NumberT, k: float) -> float:
     return float(-np.sort(value_T)[: max(1, int(k * len(value_T)))].mean()) + 0.0
 
 
-def gradient_norm(model: nn.Module, batch: Batch, *, mode: Literal["eval", "train"] = "eval") -> ArrayN:
-    """Mean over weight tensors of the 2-norm of the gradient of one row's mean cross-entropy (GradNorm).
+def gradient_norm(
+    model: nn.Module, batch: Batch, *, mode: Literal["eval", "train"] = "eval", p: float | int = 2, eos: bool = True
+) -> ArrayN:
+    """Mean over weight tensors of the p-norm of the gradient of one row's mean cross-entropy (GradNorm).
 
-    Wang et al., arXiv 2402.17012, as OpenUnlearning computes it, with a row at a time; every row costs a backward
+    Wang et al., arXiv 2402.17012. OpenUnlearning's code leaves each row's last target out, the end of the text, and
+    dropout on: ``eos=False, mode="train"``, with a p of 1, 2 or infinity. A row at a time; every row costs a backward
     pass. ``.grad`` of the weights is neither read nor written.
 
     Args:
         model: only weights that require gradients count.
-        batch: answers; eos counts, as in the loss.
-        mode: ``"eval"``; ``"train"`` leaves dropout on, as published, and is random where the model has any.
+        batch: answers.
+        mode: ``"eval"``; ``"train"`` leaves dropout on, and is random where the model has any.
+        p: which norm of each weight tensor's gradient, above 0; ``math.inf`` is its largest entry.
+        eos: whether each row's last target counts, as in the loss.
 
     Returns:
         one number per row.
 
     Raises:
-        ValueError: an unknown mode, no weight that requires a gradient, quantised weights, which have none, a row
-            without target, rows longer than the model's context, or NaN.
+        ValueError: an unknown mode, a p that is not above 0, no weight that requires a gradient, quantised weights,
+            which have none, a row without target (or of one, where the last is left out), rows longer than the
+            model's context, or NaN.
     """
     if mode not in ("eval", "train"):
         raise ValueError(f"mode must be 'eval' or 'train' (as published), got {mode!r}")
+    if not p > 0:
+        raise ValueError(f"p must be above 0 (1, 2 or infinity, say), got {p}")
     coded = quantised(model)
     if coded:
         raise ValueError(f"{len(coded)} weights are quantised (first: {next(iter(coded))}) and have no gradient")
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not weights:
         raise ValueError("no weight requires a gradient; call model.requires_grad_(True) first")
-    empty = (~batch.target_BT[:, 1:].any(1)).nonzero().flatten().tolist()
+    kept_BT = batch.target_BT[:, 1:]
+    if not eos:
+        # Counted from the row's end, the last target is the first.
+        kept_BT = kept_BT & (kept_BT.flip(1).cumsum(1).flip(1) > 1)
+    empty = (~kept_BT.any(1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"{len(empty)} of {len(batch)} rows have no target token (first: row {empty[0]}); drop them")
+        but = "" if eos else " besides the last"
+        raise ValueError(
+            f"{len(empty)} of {len(batch)} rows have no target token{but} (first: row {empty[0]}); drop them"
+        )
     check_context(model, int(batch.attention_BT.sum(1).max()))
     if mode == "eval":
         with evaluating(model):
-            norm_N = _norms(model, batch, weights)
+            norm_N = _norms(model, batch, kept_BT, weights, p)
     else:
         modes = [(module, module.training) for module in model.modules()]
         check_loaded(model)
         try:
             model.train()
-            norm_N = _norms(model, batch, weights)
+            norm_N = _norms(model, batch, kept_BT, weights, p)
         finally:
             for module, training in modes:
                 module.training = training
@@ -150,16 +166,16 @@ def gradient_norm(model: nn.Module, batch: Batch, *, mode: Literal["eval", "trai
     return norm_N
 
 
-def _norms(model: nn.Module, batch: Batch, weights: list[nn.Parameter]) -> ArrayN:
+def _norms(model: nn.Module, batch: Batch, kept_BT: MaskBT, weights: list[nn.Parameter], p: float | int) -> ArrayN:
     found = []
     for i in range(len(batch)):
         row = batch.select([i]).to(device_of(model))
-        predicted_BT = row.target_BT[:, 1:]
+        predicted_BT = kept_BT[i : i + 1, : row.tokens_BT.shape[1] - 1].to(row.tokens_BT.device)
         with torch.enable_grad():
             logits_BTV = model(**row.inputs, use_cache=False).logits[:, :-1]
             loss = nn.functional.cross_entropy(logits_BTV[predicted_BT], row.tokens_BT[:, 1:][predicted_BT])
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        found.append(torch.stack([g.norm() for g in gradients if g is not None]).double().mean().item())
+        found.append(torch.stack([g.norm(p=p) for g in gradients if g is not None]).double().mean().item())
     return np.array(found)
 
 

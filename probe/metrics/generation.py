@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from probe.axes import MaskBT, TokensBT
 from probe.context import check_context
@@ -45,7 +45,7 @@ def generate(
 
     Raises:
         ValueError: one string instead of several, no token to start from, two bos tokens, sizes below 1, or prompts
-            that leave no room for ``max_new_tokens`` in the model's context.
+            that leave no room for ``max_new_tokens`` in the model's context, or logits that are NaN.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string; pass a list of prompts")
@@ -89,7 +89,8 @@ def continued_ids(
         unseen_id: tokens of the sequences that nothing attends to; None for none.
 
     Raises:
-        ValueError: an empty sequence, sizes below 1, or sequences that leave no room in the model's context.
+        ValueError: an empty sequence, sizes below 1, sequences that leave no room in the model's context, or logits
+            that are NaN.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ValueError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
@@ -131,7 +132,7 @@ def next_logprobs(
         pad_id: any id of the vocabulary; it is masked.
 
     Raises:
-        ValueError: an empty sequence, or one longer than the model's context.
+        ValueError: an empty sequence, one longer than the model's context, or logits that are NaN.
     """
     if not all(sequences):
         raise ValueError("a sequence has no token; nothing can be continued")
@@ -154,6 +155,7 @@ def next_logprobs(
             ).logits
             logits_BV = logits_BTV[:, -1]
             logits_BV = logits_BV if logits_BV.dtype == torch.float64 else logits_BV.float()
+            _check_numbers(logits_BV.amax(-1), 0)
             for i, logp_V in zip(rows, torch.log_softmax(logits_BV, -1), strict=True):
                 found[i] = logp_V[list(candidates[i])].tolist()
     return found
@@ -196,8 +198,18 @@ def penalties(model: nn.Module) -> dict[str, Any]:
     ROUGE of one real model was 0.19 against 0.14 without.
     """
     asked = getattr(unwrapped(model), "generation_config", None)
-    neutral = (None, 0, 1.0, [], {})
+    neutral: tuple[Any, ...] = (None, 0, 1.0, [], {})
     return {name: value for name in _ALTERS_GREEDY if (value := getattr(asked, name, None)) not in neutral}
+
+
+def _check_numbers(best_B: Tensor, step: int) -> None:
+    """The largest of logits is NaN as soon as one of them is; ``argmax`` alone would name some token."""
+    broken = int(best_B.isnan().sum())
+    if broken:
+        raise ValueError(
+            f"the logits of {broken} of {len(best_B)} texts are NaN at new token {step}; nothing can be read from such "
+            "a model. Look for NaN among its weights and edits, or load it in float32"
+        )
 
 
 def _left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[TokensBT, MaskBT]:
@@ -230,7 +242,8 @@ def _greedy(
             **keep,
         )
         cache = output.past_key_values
-        next_B = output.logits[:, -1].argmax(-1)
+        best_B, next_B = output.logits[:, -1].max(-1)
+        _check_numbers(best_B[sorted(running)], len(continued[min(running)]))
         for i, token in enumerate(next_B.tolist()):
             if i in running and token in eos:
                 running.remove(i)
