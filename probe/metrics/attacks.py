@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from probe.context import check_context
 from probe.axes import MaskBT
+from probe.context import check_context
 from probe.data import Batch
 from probe.metrics.arrays import ArrayN, losses, same_rows
 from probe.metrics.forward import device_of
