@@ -204,7 +204,7 @@ def check_different(model: nn.Module, other: nn.Module, names: tuple[str, str]) 
 def check_tokenizer(tokenizer: Any, other: Any) -> None:
     """Refuse models whose tokenizers give the same ids another meaning.
 
-    A chat template is not applied anywhere here, so another one is only warned about.
+    Texts are the same for all models, so another chat template is only warned about.
 
     Raises:
         ValueError: vocabulary, special ids, or how a sample is cut into tokens differ.
@@ -227,8 +227,8 @@ def check_tokenizer(tokenizer: Any, other: Any) -> None:
         )
     if getattr(tokenizer, "chat_template", None) != getattr(other, "chat_template", None):
         warnings.warn(
-            "the tokenizers' chat templates differ; prompts here are made by probe.data.Template alone, so make sure "
-            "that it is what both models were trained on",
+            "the tokenizers' chat templates differ, and all models are asked with one template; make sure that it is "
+            "what they were trained on",
             stacklevel=2,
         )
 

@@ -1,6 +1,8 @@
 """From a question and its answer to tokens. Judges: transformers' own chat templates, and log-probabilities by hand."""
 
+import hashlib
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,9 +10,12 @@ import torch
 from conftest import tiny_llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
+from probe.checkpoints import load_model
 from probe.commands.prompting import Prompting
-from probe.commands.templates import chosen
+from probe.commands.templates import check_log, chosen
 from probe.data import QA, Batch, Template, encode, encode_text, make_split
+from probe.datasets import read_rows, rows_hash, write_rows
+from probe.diagnostics.answer_values import value_batch
 from probe.metrics.generation import eos_ids, generate
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.tokens import token_stats
@@ -374,6 +379,46 @@ def test_h1_h2_tokens_of_open_unlearning_by_name(model):
     assert said[0] == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
+def test_h1_logs_that_do_not_say_their_tokens_are_warned_of_under_a_chat(tmp_path, tokenizer):
+    pad_is_eos = words_tokenizer(eos_token="<|end|>", pad_token="<|end|>")
+    log = tmp_path / "TOFU_EVAL.json"
+    for one in (tokenizer, pad_is_eos):
+        with pytest.warns(UserWarning, match=r"does not say how a chat became tokens.*--convention open-unlearning"):
+            check_log(log, chosen(Prompting(template="chat"), one), one)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_log(log, chosen(Prompting(), pad_is_eos), pad_is_eos)
+        check_log(log, chosen(Prompting(template="chat", convention="open-unlearning"), pad_is_eos), pad_is_eos)
+        ours = chosen(Prompting(template="chat"), tokenizer)
+        folder = manifest(tmp_path / "ours", template=ours.described())
+        check_log(folder / "evaluation.json", ours, tokenizer)
+    with pytest.warns(UserWarning, match="was written with another template"):
+        check_log(folder / "evaluation.json", chosen(Prompting(), tokenizer), tokenizer)
+
+
+# The words that carry the fact
+
+
+def test_f20_the_entity_of_a_row_is_the_target(tokenizer, chat):
+    row = QA("Who?", " It was Ann Lee, Ann said.", perturbed_answer=("It was Bob, Bob said.",), entity="Ann Lee")
+    for template in (Template(), chat):
+        batch = value_batch(tokenizer, [row], template=template)
+        assert tokenizer.decode(batch.tokens_BT[0][batch.target_BT[0]]) == "Ann Lee"
+    # Nothing behind a value is its end.
+    assert batch.ending_BT.sum() == 0
+    with pytest.raises(ValueError, match="entity 'Eve' of row 1 does not stand in its answer"):
+        value_batch(tokenizer, [row, replace(row, entity="Eve")])
+
+
+def test_f20_entities_are_read_and_written_and_leave_other_hashes_alone(tmp_path):
+    rows = [QA("Who?", "It was Ann.", entity="Ann"), QA("Who?", "It was Bob.")]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl") == rows
+    assert len({rows_hash([row]) for row in (rows[0], replace(rows[0], entity=""))}) == 2
+    known = json.dumps([["Who?", "It was Bob.", "", "", [], ""]])
+    assert rows_hash(rows[1:]) == hashlib.sha256(known.encode()).hexdigest()
+
+
 # The model's context
 
 
@@ -393,3 +438,38 @@ def test_f7_rows_beyond_the_context_are_refused_wherever_a_model_reads_them(mode
     ):
         with pytest.raises(ValueError, match="10 tokens are needed and the model has 8 positions"):
             ask()
+
+
+def test_f48_f7_commands_hand_their_template_on_and_check_their_rows(tmp_path, capsys):
+    """`unlearn` under a chat template, then `evaluate`, which is told of none; rows that are too long for the model."""
+    from probe.cli import main
+
+    model = tiny_llama(vocab_size=300, max_position_embeddings=128)
+    model.save_pretrained(tmp_path / "model")
+    words_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [QA(f"who is {name}", f"it is {name}") for name in "abcd"]
+    write_rows(tmp_path / "forget.jsonl", rows[:2])
+    write_rows(tmp_path / "retain.jsonl", rows[2:])
+    files = ["--forget", str(tmp_path / "forget.jsonl"), "--retain", str(tmp_path / "retain.jsonl")]
+    train = ["--set", "retain_weight=1", "forget_weight=1", "--steps", "1", "--lr", "1e-3", "--batch-size", "2"]
+    start = ["unlearn", "grad_diff", "--model", str(tmp_path / "model"), *files, *train]
+    main([*start, "--out", str(tmp_path / "made"), "--template", "chat", "--system", "Be brief."])
+    said = json.loads((tmp_path / "made/manifest.json").read_text())["template"]
+    assert (said["name"], said["end"], said["bos"]) == ("chat", "<|end|>\n", "never")
+    assert "<|turn|>system\nBe brief.<|end|>" in said["prompt"]
+    main(["evaluate", str(tmp_path / "made"), *files, "--no-generate", "--out", str(tmp_path / "asked")])
+    found = json.loads((tmp_path / "asked/manifest.json").read_text())
+    assert found["template"] == {**said, "name": f"as in {tmp_path / 'made/manifest.json'}"}
+    log = json.loads((tmp_path / "asked/evaluation.json").read_text())["forget_Q_A_Prob"]["value_by_index"]
+    unlearned = load_model(tmp_path / "made")
+    ids = words_tokenizer().apply_chat_template(conversation(rows[0], "Be brief."), return_dict=False)
+    n = len(rows[0].answer) + 2
+    with torch.no_grad():
+        logits_TV = unlearned(torch.tensor([ids])).logits[0]
+    logp = logits_TV.log_softmax(-1)[-n - 1 : -1].gather(1, torch.tensor(ids[-n:])[:, None])
+    assert log["0"]["avg_loss"] == pytest.approx(-logp.mean().item(), abs=1e-5)
+    write_rows(tmp_path / "retain.jsonl", [QA("who is c", 200 * "d")])
+    with pytest.raises(SystemExit):
+        main([*start, "--out", str(tmp_path / "long"), "--max-length", "256"])
+    assert "tokens are needed and the model has 128 positions" in capsys.readouterr().err
+    assert not (tmp_path / "long").exists()

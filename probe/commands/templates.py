@@ -9,6 +9,7 @@ from typing import Any
 
 from probe.commands.prompting import Prompting
 from probe.templates.chat import chat_template
+from probe.templates.coding import coded
 from probe.templates.template import TEMPLATES, Template
 
 
@@ -70,6 +71,41 @@ def chosen(asked: Prompting, tokenizer: Any, models: Sequence[str | Path | None]
                 stacklevel=3,
             )
     return ours
+
+
+def check_log(path: Path, ours: Chosen, tokenizer: Any) -> None:
+    """Warn where a log that is compared with has a chat's tokens otherwise than they are here.
+
+    OpenUnlearning's logs do not say what they were asked with. Its code has an answer end in eos besides the end of
+    the turn, and attends to no token that equals the pad token, the end of every turn in a prompt where pad is eos.
+
+    Args:
+        path: of the log.
+        ours: what is asked with now.
+        tokenizer: of the models.
+    """
+    known = _recorded(path.parent)
+    if known is not None:
+        if known.convention != ours.template.convention or _words(known) != _words(ours.template):
+            warnings.warn(
+                f"{path} was written with another template ({known.prompt[:60]!r}, tokens as {known.convention}), "
+                "and its numbers differ for that alone; ask both models alike",
+                stacklevel=3,
+            )
+        return
+    if not ours.template.is_chat or ours.template.convention == "open-unlearning":
+        return
+    here, there = (
+        coded(tokenizer, [("Who?", "Ann.")], replace(ours.template, convention=name))[0].ids
+        for name in ("template", "open-unlearning")
+    )
+    if here != there or tokenizer.pad_token_id in here:
+        warnings.warn(
+            f"{path} does not say how a chat became tokens. OpenUnlearning has an answer end in eos "
+            "besides its turn, and attends to no token that equals the pad token; if it wrote the log, pass "
+            "--convention open-unlearning",
+            stacklevel=3,
+        )
 
 
 def _asked(asked: Prompting, tokenizer: Any) -> Chosen:

@@ -17,7 +17,7 @@ from probe.checkpoints import (
     weights_hash,
 )
 from probe.commands.folder import Run, content_of, results, within
-from probe.commands.templates import Chosen, chosen
+from probe.commands.templates import Chosen, check_log, chosen
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
 from probe.evaluation.data import Material, material
 from probe.evaluation.job import EvaluationJob
@@ -57,6 +57,8 @@ def run_evaluation(model: str, job: EvaluationJob) -> Path:
     theirs = _retrained_log(model, job, asked)
     tokenizer = load_tokenizer(job.tokenizer or model)
     template = chosen(job, tokenizer, [model, job.retrained])
+    if theirs is not None:
+        check_log(Path(str(job.retrained)), template, tokenizer)
     with results(out, job, resumes=True) as run:
         part, models = run.folder, {"model": model, **({"retrained": job.retrained} if job.retrained else {})}
         run.about(
