@@ -118,23 +118,23 @@ def test_negative_weights_and_a_reference_that_moves_are_refused():
         ga(model, data, lr=1e-3, batch_size=2, seed=0)
 
 
-@pytest.mark.parametrize(("module", "name"), [(m, n) for m in (baselines, rmu) for n in m.PUBLISHED])
-def test_published_settings_carry_their_source_and_fit_their_method(module, name):
-    setting = module.PUBLISHED[name]
+SETTINGS = [(method, name) for module in (baselines, rmu) for method in module.METHODS for name in method.published]
+
+
+@pytest.mark.parametrize(("method", "name"), SETTINGS, ids=lambda x: x if isinstance(x, str) else x.name)
+def test_published_settings_carry_their_source_and_fit_their_method(method, name):
+    setting = method.published[name]
     assert isinstance(setting, Published)
     assert setting.source
     with pytest.raises(TypeError):
         setting.arguments["lr"] = 1.0
     model, data, original = tiny_llama(n_layers=8), split(), tiny_llama(n_layers=8)
-    method = rmu.rmu if module is rmu else getattr(baselines, name)
-    given = {"retain_weight": 1.0, "steps": 1, "seed": 0, "batch_size": 2, **setting.arguments, "original": original}
-    if module is rmu:
-        del given["retain_weight"]
-    if name in ("ga", "grad_diff", "wga"):
-        del given["original"]
-    if name == "ga":
-        del given["retain_weight"]
-    method(model, data, **{**given, "steps": 1})
+    given = {"retain_weight": 1.0, "seed": 0, "batch_size": 2, "original": original}
+    taken = {*method.needs, *method.hyperparameters}
+    given = {
+        key: value for key, value in given.items() if key in taken and (key, method.name) != ("retain_weight", "ga")
+    }
+    method.run(model, data, **{**given, **setting.arguments, "steps": 1})
     assert names_changed(model, original)
 
 
