@@ -146,13 +146,13 @@ def test_p4_pdu_flattens_at_labels_that_are_not_shifted(model, monkeypatch):
     mask_BT = labels(batch) != -100
     numbers = {"multiplier": 100.0, "rate": 5.0, "bound": 0.3, "warm_up": 0, **HOW}
     code, paper = (
-        terms_of(pdu.pdu, monkeypatch, pdu, form=form, **numbers)[0][0].objective for form in ("code", "paper")
+        terms_of(pdu.pdu, monkeypatch, pdu, form=form, **numbers)[0][0].objective for form in ("released", "paper")
     )
     agree(code(model, batch), (square_BT * mask_BT).sum() / mask_BT.sum(), model)
     assert paper == LogitMargin(before_targets)
 
 
-@pytest.mark.parametrize(("form", "objective"), [("paper", FLAT), ("code", BatchFLAT)])
+@pytest.mark.parametrize(("form", "objective"), [("paper", FLAT), ("released", BatchFLAT)])
 def test_p8_flat_by_name(form, objective, monkeypatch):
     arguments = {"refusals": random_batch(0), "divergence": "neyman", "form": form, **HOW}
     terms, _ = terms_of(flat.flat, monkeypatch, base, **arguments)
@@ -273,7 +273,7 @@ def test_p2_layer_l_of_the_circuit_breaker_code_is_what_enters_block_l(original,
 
 def test_p2_rr_by_name(original, monkeypatch):
     numbers = {"original": original, "layers": (0, 1), "alpha": 10.0, **HOW}
-    terms, code = terms_of(representation.rr, monkeypatch, representation, form="code", **numbers)
+    terms, code = terms_of(representation.rr, monkeypatch, representation, form="released", **numbers)
     assert terms[0].objective == OrthogonalToFrozen(original, (Site(0), Site(1)))
     assert terms[1].objective == HiddenStatesFromFrozen(original, 3, real_tokens, position_mean)
     _, paper = terms_of(representation.rr, monkeypatch, representation, **numbers)
@@ -293,7 +293,7 @@ def test_p10_tar_by_name(original, monkeypatch):
     numbers |= {"forget_weight": 1.0, "retain_weight": 1.0, "distance_weight": 1.0, "original": original, **HOW}
     model, batch = tiny_gpt2(0), random_batch()
     terms, made = terms_of(
-        adversarial.tar, monkeypatch, adversarial, model=model, form="code", attack_weight_decay=0.01, **numbers
+        adversarial.tar, monkeypatch, adversarial, model=model, form="released", attack_weight_decay=0.01, **numbers
     )
     assert isinstance(made["stepping"], TAR)
     assert made["stepping"].attacks[0].weight_decay == 0.01
@@ -353,11 +353,11 @@ def test_h10_every_published_setting_can_be_given_to_its_recipe(method):
     [
         ("rmu", "--setting zephyr-7b", {"tokens": "all", "coefficient": 6.5}),
         ("rmu", "--setting zephyr-7b --set tokens=answers normalise=mixed-rows", {"normalise": "mixed-rows"}),
-        ("flat", "--setting flat --set divergence=neyman", {"form": "code", "divergence": "neyman"}),
-        ("pdu", "--setting tofu", {"form": "code", "schedule": "linear", "warmup": 0.1}),
+        ("flat", "--setting flat --set divergence=neyman", {"form": "released", "divergence": "neyman"}),
+        ("pdu", "--setting tofu", {"form": "released", "schedule": "linear", "warmup": 0.1}),
         ("undial", "--setting open-unlearning", {"positions": "open-unlearning", "lr": 1e-4}),
         ("undial", "--setting open-unlearning --schedule constant --warmup 0", {"schedule": "constant", "warmup": 0.0}),
-        ("rr", "--setting llama-3-8b", {"layers": (9, 19), "form": "code"}),
+        ("rr", "--setting llama-3-8b", {"layers": (9, 19), "form": "released"}),
         (
             "simnpo",
             "--setting open-unlearning --set decay_all=true replacement=false",
@@ -388,7 +388,7 @@ def test_p7_published_forms_are_reached_from_the_shell(name, said, found, tmp_pa
     ("name", "said", "error"),
     [
         ("rmu", ("tokens=every",), "--set tokens=every: choose real or answers or all"),
-        ("flat", ("form=paepr",), "--set form=paepr: choose paper or code"),
+        ("flat", ("form=paepr",), "--set form=paepr: choose paper or released"),
         ("npo", ("schedule=linear",), "schedule is not set by --set; write --schedule"),
     ],
 )

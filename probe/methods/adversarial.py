@@ -66,7 +66,7 @@ PUBLISHED = {
         {
             "attack_lrs": (2e-6, 2e-5, 4e-5),
             "attack_weight_decay": 0.01,
-            "form": "code",
+            "form": "released",
             "attack_steps": 64,
             "every": 4,
             "growth": 0.0625,
@@ -177,14 +177,14 @@ def tar(
         forget_weight, retain_weight, distance_weight: of the three terms.
         mapping_steps, mapping_lr: steps of random mapping before, with the run's rows a step, seed and parameters.
         attack_weight_decay: of the attackers; the published code leaves torch's 0.01 on.
-        form: real tokens and the blocks' outputs (``"paper"``), or every position and hidden state (``"code"``).
+        form: real tokens and the blocks' outputs (``"paper"``), or every position and hidden state (``"released"``).
         training: keyword arguments of ``minimise``.
     """
     check_apart(model, original)
     if mapping_steps < 0 or (mapping_steps > 0 and mapping_lr is None):
         raise ValueError(f"mapping_steps must be at least 0 and needs a mapping_lr, got {mapping_steps}, {mapping_lr}")
     attacks = [FineTuning(nll, split.forget, lr, attack_batch_size, attack_weight_decay) for lr in attack_lrs]
-    code = meant("form", form, {"paper": False, "code": True})
+    code = meant("form", form, {"paper": False, "released": True})
     counted = all_positions if code else real_tokens
     sites = None if code else tuple(Site(layer) for layer in range(n_layers(model)))
     held: Objective = HiddenStatesFromFrozen(original, tokens=counted)

@@ -17,7 +17,7 @@ from probe.train import History
 PUBLISHED = {
     "flat": Published(
         "code of Wang et al., arXiv 2410.11143, TOFU",
-        {"divergence": "total-variation", "form": "code", "lr": 1e-5, "weight_decay": 0.01},
+        {"divergence": "total-variation", "form": "released", "lr": 1e-5, "weight_decay": 0.01},
     ),
 }
 
@@ -33,14 +33,14 @@ def flat(
         refusals: to the forget questions, in the order of the rows.
         divergence: which f; see ``probe.objectives.preference.FLAT``.
         form: compare answer by answer the mean probability of their tokens (``"paper"``), or one mean a batch and side,
-            over prompts and padding too (``"code"``, ``probe.objectives.preference.BatchFLAT``).
+            over prompts and padding too (``"released"``, ``probe.objectives.preference.BatchFLAT``).
         training: see ``probe.methods.baselines``.
 
     Raises:
         ValueError: an unknown divergence or form, refusals to other questions, or what ``minimise`` raises.
     """
     sides = replace(split, forget=beside(refusals, split.forget))
-    objective = meant("form", form, {"paper": FLAT, "code": BatchFLAT})(divergence)
+    objective = meant("form", form, {"paper": FLAT, "released": BatchFLAT})(divergence)
     return unlearn(model, sides, objective, retain_weight=0.0, **training)
 
 

@@ -23,7 +23,7 @@ PUBLISHED = {
             "multiplier": 100.0,
             "rate": 5.0,
             "bound": 0.3,
-            "form": "code",
+            "form": "released",
             "forget_weight": 1.0,
             "lr": 1e-5,
             **OPEN_UNLEARNING,
@@ -31,11 +31,11 @@ PUBLISHED = {
     ),
     "muse-news": Published(
         "code of Entesari et al., arXiv 2506.05314, MUSE News",
-        {"multiplier": 50.0, "rate": 1.0, "bound": 1.5, "form": "code"},
+        {"multiplier": 50.0, "rate": 1.0, "bound": 1.5, "form": "released"},
     ),
     "muse-books": Published(
         "code of Entesari et al., arXiv 2506.05314, MUSE Books",
-        {"multiplier": 50.0, "rate": 1.0, "bound": 0.1, "form": "code"},
+        {"multiplier": 50.0, "rate": 1.0, "bound": 0.1, "form": "released"},
     ),
 }
 
@@ -94,7 +94,7 @@ def pdu(
         rate: step size of lambda.
         bound: largest retain NLL (nats per token); slightly above the original's.
         warm_up: steps before lambda first moves.
-        form: flatten the logits that predict answer tokens (``"paper"``), or those one position later (``"code"``,
+        form: flatten the logits that predict answer tokens (``"paper"``), or those one position later (``"released"``,
             whose labels are not shifted: the first answer token is left, what follows the end of the text is
             flattened).
         forget_weight: weight of the forget term.
@@ -109,7 +109,7 @@ def pdu(
         )
     if training.get("checkpoint") is not None:
         raise ValueError("pdu takes no checkpoint: its multiplier moves from step to step and would be lost")
-    flattened = meant("form", form, {"paper": before_targets, "code": answer_tokens})
+    flattened = meant("form", form, {"paper": before_targets, "released": answer_tokens})
     ascent = _Ascent(multiplier, rate, bound, warm_up)
     terms = [
         Term(forget_weight, LogitMargin(flattened), split.forget, "forget"),

@@ -43,7 +43,7 @@ PUBLISHED = {
         "llama-3-8b": Published(
             "code of Zou et al., arXiv 2406.04313, Llama-3-8B: layers 10 and 20, which is what enters those blocks; "
             "adapters of rank 16 on blocks 0 to 20",
-            {"layers": (9, 19), "form": "code", "alpha": 10.0, "steps": 150, "lr": 1e-4, "batch_size": 16},
+            {"layers": (9, 19), "form": "released", "alpha": 10.0, "steps": 150, "lr": 1e-4, "batch_size": 16},
         )
     },
 }
@@ -153,7 +153,7 @@ def rr(
         parameters: what is trained; every weight of blocks 0 to max(layers) unless given, and of the next block too in
             the code's form.
         tokens: which positions count: ``"real"``, ``"answers"`` or ``"all"``, or a function.
-        form: the ``"paper"``'s retain term, over all blocks, or that of the ``"code"``.
+        form: the ``"paper"``'s retain term, over all blocks, or that of the ``"released"`` code.
         training: the other keyword arguments of ``minimise``.
 
     Raises:
@@ -163,7 +163,7 @@ def rr(
     check_apart(model, original)
     if not layers or not alpha > 0:
         raise ValueError(f"expected at least one layer and an alpha above 0, got {layers} and {alpha}")
-    code = meant("form", form, {"paper": False, "code": True})
+    code = meant("form", form, {"paper": False, "released": True})
     depth = max(layers) + (2 if code else 1)
     pattern, counted = parameters or block_parameters(model, range(depth)), meant("tokens", tokens, TOKENS)
     turned = OrthogonalToFrozen(original, tuple(Site(layer) for layer in layers), counted)

@@ -7,7 +7,7 @@ from probe.objectives.logprobs import before_targets
 from probe.objectives.representation import TokenChoice, all_positions, answer_tokens, real_tokens
 from probe.objectives.token import Normalise, mixed_rows, sequence_mean, token_mean
 
-Form = Literal["paper", "code"]
+Form = Literal["paper", "released"]
 """A published formula, or what its published code computes where that is something else."""
 
 Tokens = Literal["real", "answers", "all"]
