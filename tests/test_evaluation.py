@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 from probe.checkpoints import load_model, load_tokenizer
 from probe.cli import main
+from probe.commands.folder import Run
 from probe.commands.templates import chosen
 from probe.data import QA, Template, encode
 from probe.datasets import write_rows
@@ -433,6 +434,43 @@ def test_mistakes_are_named_before_anything_is_written(places, shared, tmp_path,
     said = failure(capsys, "evaluate", str(places["model"]), "--out", str(tmp_path / "out"), *given)
     assert re.search(message, said), said
     assert not list(tmp_path.iterdir())
+
+
+def test_r23_an_evaluation_that_is_stopped_goes_on_and_gives_the_same(finished, places, capsys, monkeypatch):
+    out, kept, made = places["folder"] / "cut", Run.kept, []
+    given = words(places, out, "--retrained", places["retrained"], "--holdout", places["holdout"])
+
+    def stopping(self, key, make):
+        if key not in self.done:
+            if len(made) in (2, 7):
+                made.append("Ctrl-C")
+                raise KeyboardInterrupt
+            made.append(key)
+        return kept(self, key, make)
+
+    monkeypatch.setattr(Run, "kept", stopping)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            main(given)
+        assert stopped.value.code == 130
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith(f"probe: stopped; what was finished is kept in {out.with_name('.cut.part')}; ")
+        assert not out.exists()
+    # Other rows are another evaluation.
+    assert "settings.limit: 5 then, 4 now" in failure(capsys, *(["4" if w == str(LIMIT) else w for w in given]))
+    main(given)
+    for name in ("rows.jsonl", "evaluation.json", "table.txt", "table.tex"):
+        theirs = (finished / name).read_text()
+        assert (out / name).read_text() == theirs, name
+    assert len(set(made)) == len(made) - 1
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in finished.iterdir())
+
+
+def test_r22_short_numbers_are_said_beside_rouge(places, tmp_path, capsys):
+    for dtype, generate in (("bfloat16", "--generate"), ("bfloat16", "--no-generate"), ("float32", "--generate")):
+        main(words(places, tmp_path / f"{dtype}{generate}", "--dtype", dtype, generate))
+        said = "texts are greedy in bfloat16" in capsys.readouterr().out
+        assert said == (dtype == "bfloat16" and generate == "--generate")
 
 
 def test_a_folder_in_use_is_kept(finished, places, capsys):

@@ -199,6 +199,7 @@ def test_every_method_runs_from_the_shell(method, bed, tmp, tmp_path, capsys):
         assert manifest["weights"]["unlearned"] == weights_hash(load_model(out)) != weights_hash(bed.original)
         assert load_tokenizer(out).get_vocab() == bed.tokenizer.get_vocab()
         assert manifest["changed"]["tensors"] > 0
+        assert f"before {method.name} -> after it" in printed
     else:
         assert sorted(p.name for p in out.iterdir()) == ["answers.jsonl", "manifest.json"]
         rows = answers_of(out)
@@ -208,6 +209,49 @@ def test_every_method_runs_from_the_shell(method, bed, tmp, tmp_path, capsys):
         assert all(0 <= row["probability"] <= 1 and 0 <= row["probability_without"] <= 1 for row in rows)
         assert "retain" in printed
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_f42_a_run_ends_with_scores_and_two_answers_of_each_side(bed, tmp, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["--set", "beta=0.1", "retain_weight=1", "--steps", "1", "--lr", "1e-3", "--batch-size", "2"]
+    unlearn("npo", *own(tmp), *given, "--max-new-tokens", 4, "--out", out)
+    captured = capsys.readouterr()
+    scores, after = manifest_of(out)["scores"], load_model(out)
+    for side, rows in (("forget", bed.split.forget_rows[:N]), ("retain", bed.split.retain_rows[:N])):
+        for when, model in (("before", bed.original), ("after", after)):
+            found = scores[when][side]
+            # The judge: every row alone, by the metrics' own pass over texts.
+            assert found["rows"] == N
+            expected = probabilities(model, bed, rows).probability_N.mean()
+            assert found["probability"] == pytest.approx(expected, rel=1e-4)
+            assert list(found["answers"]) == [rows[0].question, rows[-1].question]
+            for question, text in found["answers"].items():
+                assert question in captured.out
+                assert text.strip() in captured.out
+        numbers = [scores[when][side]["probability"] for when in ("before", "after")]
+        assert f"{numbers[0]:.3f} -> {numbers[1]:.3f}" in captured.out
+    # One more model than the one that is trained: NPO compares with the original.
+    size = sum(p.numel() * 4 for p in after.parameters())
+    assert f"memory: {2 * size / 1e6:.2g} MB for the weights of 2 models" in captured.err
+    assert f"{3 * size / 1e6:.2g} MB for gradients and moments" in captured.err
+
+
+def test_f42_a_model_that_cannot_be_asked_is_no_reason_to_lose_it(bed, tmp, tmp_path, capsys):
+    """The context has no room for so many new tokens; training needs none."""
+    given = ["--set", "retain_weight=1", "--steps", "1", "--lr", "1e-3", "--batch-size", "2"]
+    unlearn("grad_diff", *own(tmp), *given, "--max-new-tokens", 10_000, "--out", tmp_path / "out")
+    assert re.search(r"forget +not asked: 10016 tokens", capsys.readouterr().out)
+    assert load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["npo", "instructed"])
+def test_r22_texts_in_short_numbers_say_that_they_depend_on_the_batch(method, tmp, tmp_path, capsys):
+    trained = ["--set", "beta=0.1", "retain_weight=1", "--steps", "1", "--lr", "1e-3", "--batch-size", "2"]
+    given = [*own(tmp), *trained] if method == "npo" else words(method_named(method), tmp)
+    for dtype in ("float32", "bfloat16"):
+        unlearn(method, *given, "--max-new-tokens", 1, "--dtype", dtype, "--out", tmp_path / dtype)
+        note = "texts are greedy in bfloat16: where two tokens nearly tie they change with --batch-size"
+        assert (note in capsys.readouterr().out) == (dtype == "bfloat16")
 
 
 def test_every_need_is_known_and_every_flag_serves_one():

@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_llama
 
 from probe.cli import main
+from probe.commands.folder import Run
 from probe.data import QA
 from probe.datasets import write_rows
 from probe.figures.style import new_figure, paper_style
@@ -17,7 +18,7 @@ from probe.verdict.job import VerdictJob
 from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judged, load_judge
 from probe.verdict.logistic import CLASSES, Fit, fit, softmax
 from probe.verdict.material import Protocol, material
-from probe.verdict.measure import Measured
+from probe.verdict.measure import PARTS, Measured
 from probe.verdict.run import check_models, run_verdict
 from probe.verdict.validate import Heldout, best_temperature, fit_all, leave_groups_out, roc
 
@@ -428,6 +429,70 @@ def test_figures_show_what_they_are_given():
             confusion_figure({"removed": dict.fromkeys(CLASSES, 0)}, new_figure(3, 3))
         with pytest.raises(ValueError, match="no calibration"):
             calibration_figure({}, new_figure(3, 3))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A verdict's parts that only say which weights they saw; counts them."""
+    made = []
+
+    def part(name):
+        def found(model, given):
+            made.append(name)
+            total = sum(float(p.detach().double().sum()) for p in model.parameters())
+            if name == "states":
+                return {"seen": total}, {f.layers: (total, 0.5) for f in FEATURES if f.layers}
+            return numbers() | {"forget_match": 0.9, name: total}
+
+        return found
+
+    for name in PARTS:
+        monkeypatch.setattr(f"probe.verdict.measure._{name}", part(name))
+    return made
+
+
+def test_r23_a_verdict_that_is_stopped_goes_on(bed, tmp_path, capsys, monkeypatch, quick):
+    rows, kept = tmp_path / "rows.jsonl", Run.kept
+    write_rows(rows, bed.split.forget_rows[:4])
+    weights = bed.folder
+    given = [
+        "verdict", str(weights / "retrained"), "--original", str(weights / "original"), "--forget", str(rows),
+        "--tokenizer", str(weights / "tokenizer"), "--out",
+    ]  # fmt: skip
+    main([*given, str(tmp_path / "whole.json")])
+    told = capsys.readouterr().out
+    assert quick == [*PARTS, *PARTS]
+    quick.clear()
+
+    def stopping(self, key, make):
+        if key not in self.done and len(self.done) == 7:
+            raise KeyboardInterrupt
+        return kept(self, key, make)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "kept", stopping)
+        with pytest.raises(SystemExit) as stopped:
+            main([*given, str(tmp_path / "cut.json")])
+    assert stopped.value.code == 130
+    assert "what was finished is kept in" in capsys.readouterr().err
+    assert len(quick) == 7
+    main([*given, str(tmp_path / "cut.json")])
+    assert quick == [*PARTS, *PARTS]
+    assert capsys.readouterr().out == told
+    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "rows.jsonl", "whole.json"]
+
+
+def test_r19_an_out_that_is_a_folder_or_taken_is_refused_before_the_work(bed, tmp_path, capsys, quick):
+    (tmp_path / "taken.json").write_text("{}")
+    given = ["verdict", "absent", "--original", "absent", "--forget", "absent.jsonl", "--out"]
+    for out, said in ((tmp_path, "is a folder; --out names the file"), (tmp_path / "taken.json", "exists; choose")):
+        with pytest.raises(SystemExit) as stopped:
+            main([*given, str(out)])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    assert quick == []
+    assert (tmp_path / "taken.json").read_text() == "{}"
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def _done(command: Report | Figures | Unlearn | Evaluate | Layers | GEffects | V
         from probe.unlearning.answering import summary
         from probe.unlearning.run import run_job
 
-        folder = run_job(command.method, command.job)
+        folder = run_job(command.method, command.job, tell=_tell)
         return f"{summary(folder)}{folder}"
     if isinstance(command, Evaluate):
         from probe.evaluation.run import run_evaluation
@@ -155,7 +155,7 @@ def _report(command: Report) -> Path:
     from probe.report.run import run_report
 
     make = testbed_study if command.own.original is None else (lambda: user_study(command.own))
-    return run_report(make, command.settings, command.out)
+    return run_report(make, command.settings, command.out, tell=_tell)
 
 
 def _figures(command: Figures) -> object:
@@ -201,6 +201,10 @@ def _sweep(command: Sweep) -> NoReturn:
     )
     print(text)
     sys.exit(code)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _fail(reason: object, code: int, remedy: str = "") -> None:

@@ -45,3 +45,13 @@ class Data(Prompting):
             raise ValueError(f"{', '.join(missing)} missing: your own model needs {', '.join(given)}")
         check_ranges(self)
         free(self.out)
+
+
+def greedy_note(dtype: str) -> tuple[str, ...]:
+    """What has to stand beside texts that a model wrote in short numbers."""
+    if dtype == "float32":
+        return ()
+    return (
+        f"texts are greedy in {dtype}: where two tokens nearly tie they change with --batch-size, and ROUGE with them; "
+        "compare at one batch size, or in float32",
+    )

@@ -16,7 +16,7 @@ from probe.commands.data import Data
 from probe.commands.manifest import new_manifest, read_manifest, write_manifest
 from probe.commands.out import free
 from probe.rows import append_lines
-from probe.sweep.inputs import model_hash
+from probe.sweep.inputs import content_hash, model_hash
 from probe.sweep.journal import changes, writable
 from probe.sweep.lock import is_held, only_writer
 
@@ -42,6 +42,9 @@ def within(keep: Keep, part: str) -> Keep:
 
 def content_of(model: str) -> str:
     """The hash of a model's files; its name where it is one of the hub's that was not downloaded yet."""
+    # A model may have been saved again under the name while this process lives.
+    model_hash.cache_clear()
+    content_hash.cache_clear()
     try:
         return model_hash(model)
     except ValueError:
@@ -239,4 +242,4 @@ def _stopped(run: Run, error: BaseException) -> None:
         run.manifest.update({"status": "unfinished", "stopped": f"{type(error).__name__}: {error}"})
         with suppress(OSError):
             write_manifest(run.folder, run.manifest)
-        error.add_note(f"what was finished is kept in {run.folder}; the same command goes on with it")
+        error.add_note(f"what was finished is kept in {run.folder}; the same command goes on with it, or remove it")

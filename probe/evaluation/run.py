@@ -16,6 +16,7 @@ from probe.checkpoints import (
     load_tokenizer,
     weights_hash,
 )
+from probe.commands.data import greedy_note
 from probe.commands.folder import Run, content_of, results, within
 from probe.commands.templates import Chosen, check_log, chosen
 from probe.evaluation.ask import Evaluation, evaluate, reference_log
@@ -165,7 +166,9 @@ def _notes(job: EvaluationJob, result: Evaluation, unapplied: Mapping[str, Any],
     if job.generate and unapplied:
         asked = ", ".join(f"{name}={value}"[:60] for name, value in unapplied.items())
         notes.append(f"texts are greedy; the model's generation_config asks for {asked}, which is not applied here")
-    if not job.generate:
+    if job.generate:
+        notes += greedy_note(job.dtype)
+    else:
         notes.append("nothing was generated (--no-generate), so there is no ROUGE and no model utility")
     return notes
 

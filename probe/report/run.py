@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from probe.checkpoints import weights_hash
 from probe.commands.folder import Run, results
 from probe.commands.manifest import write_manifest
+from probe.commands.memory import shown_size, training_memory, untold, weight_bytes
 from probe.datasets import rows_hash
 from probe.hooks import our_hooks
 from probe.modes import threads
@@ -35,7 +36,9 @@ _SMALL = 10_000_000
 ROWS = "rows.jsonl"
 
 
-def run_report(make_study: Callable[[], Study], settings: Settings, out: Path) -> Path:
+def run_report(
+    make_study: Callable[[], Study], settings: Settings, out: Path, *, tell: Callable[[str], None] = untold
+) -> Path:
     """Run every intervention with its diagnostics and write the run folder.
 
     A report that was stopped is continued by the same call: at most the diagnostic under way, and the training before
@@ -45,6 +48,7 @@ def run_report(make_study: Callable[[], Study], settings: Settings, out: Path) -
         make_study: called after the folder proved writable, since loading models takes a while.
         settings: strengths, seeds and sizes; recorded in the manifest.
         out: folder of the run; it must not exist, or be empty.
+        tell: takes a line that may be shown before the work: how much memory it needs.
 
     Returns:
         the path of ``index.html``.
@@ -61,6 +65,7 @@ def run_report(make_study: Callable[[], Study], settings: Settings, out: Path) -
         before = weights_hash(study.original)
         with threads(_threads_for(study) if settings.threads is None else settings.threads):
             run.about(**_described(study))
+            tell(_needs(study))
             _measure(study, settings, run)
             _check_untouched(study, before)
             run.complete()
@@ -147,6 +152,14 @@ def _one_unlearned(study: Study, sample: Sample, condition: Condition, settings:
     if study.unlearned or condition.name in settings.editing.cru_from:
         for lent in conditions.patched(study, condition, score_L, changed, measuring.layers_replaced):
             steps.diagnose(study, sample, lent, settings)
+
+
+def _needs(study: Study) -> str:
+    """How much memory; the bar tells the time as soon as there is something to go by."""
+    if study.unlearned:
+        n, size = 1 + (study.retrained is not None) + len(study.unlearned), weight_bytes(study.original)
+        return f"memory: {shown_size(n * size)} for the weights of {n} models; activations come on top"
+    return training_memory(study.original, others=1 + (study.retrained is not None))
 
 
 def _count(study: Study, settings: Settings) -> int:

@@ -141,8 +141,8 @@ def minimise(
         for step in bar:
             losses.append(_take(run, optimiser, orders, step))
             average = averaged(averaging, average, trained, step + 1)
-            if step % 20 == 0:
-                bar.set_postfix({name: f"{loss:.3g}" for name, loss in zip(run.names, losses[-1], strict=True)})
+            shown = {name: f"{loss:.3g}" for name, loss in zip(run.names, losses[-1], strict=True)}
+            bar.set_postfix(shown, refresh=False)
             if observe is not None and every and (step + 1) % every == 0:
                 observe(step + 1, model)
             if stop is not None and stop(step + 1, dict(zip(run.names, losses[-1], strict=True))):

@@ -9,10 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from probe.commands.data import greedy_note
 from probe.data import QA, Template
 from probe.hooks import edited
 from probe.methods.method import Makes, Method
 from probe.metrics.suite import SuiteResult, answer_suite
+from probe.rows import read_manifest
+from probe.unlearning.before_after import shown
 from probe.unlearning.job import Job
 from probe.unlearning.material import Material
 
@@ -48,19 +51,24 @@ def answer(method: Method, job: Job, at: Material, arguments: dict[str, Any], fo
 
 
 def summary(folder: Path) -> str:
-    """A folder's means as a small table; empty if it holds a model.
+    """What came of a run, for the shell: numbers before and after, and two answers of each side.
 
     Raises:
-        OSError: no manifest there.
+        FileNotFoundError: no manifest there.
     """
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    if "answers" not in manifest:
-        return ""
-    name = manifest["method"]["name"]
+    manifest = read_manifest(folder)
+    name, dtype = manifest["method"]["name"], manifest["settings"]["dtype"]
+    if "scores" in manifest:
+        return "\n".join(shown(name, manifest["scores"], dtype)) + "\n"
     lines = [f"{'':8}{'rows':>6}  answer's probability without {name} -> with it; ROUGE-L of what is then written"]
     for side, mean in manifest["answers"].items():
         probabilities = f"{mean['probability_without']:.3f} -> {mean['probability']:.3f}"
         lines.append(f"{side:8}{mean['rows']:>6}  {probabilities}; {mean['rouge']:.3f}")
+    told = [json.loads(line) for line in (folder / "answers.jsonl").read_bytes().splitlines()]
+    for side in manifest["answers"]:
+        own = [one for one in told if one["side"] == side]
+        lines += [f"{side}: {one['question']}\n  with it: {one['generated'].strip()}" for one in (own[0], own[-1])]
+    lines += greedy_note(dtype)
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ from probe.checkpoints import weight_hashes
 from probe.methods.method import Method
 from probe.methods.uwc import Calibration
 from probe.sites import n_layers
+from probe.unlearning.before_after import said
 from probe.unlearning.job import Job
 from probe.unlearning.material import Material
 from probe.unlearning.saving import saved
@@ -20,6 +21,7 @@ def mix(method: Method, job: Job, at: Material, arguments: dict[str, Any], folde
         ValueError: what the recipe raises, or nothing is taken from the unlearned model.
     """
     model, depth = at.model, n_layers(at.model)
+    scores = {"before": said(model, at, job)}
     found = method.run(model=model, **arguments)
     if isinstance(found, Calibration):
         alphas, rest = [found.alpha] * depth, found.alpha
@@ -35,4 +37,5 @@ def mix(method: Method, job: Job, at: Material, arguments: dict[str, Any], folde
     with blended(model, arguments["unlearned"], alphas, rest):
         remedy = "nothing is taken from the unlearned model; ask for less to be kept, or for more layers"
         facts = saved(model, at.tokenizer, folder, before, remedy)
-    return {**facts, "mixture": {"alpha_L": alphas, "alpha_rest": rest, **curve}}
+        scores["after"] = said(model, at, job)
+    return {**facts, "scores": scores, "mixture": {"alpha_L": alphas, "alpha_rest": rest, **curve}}

@@ -1,6 +1,6 @@
 """Load, unlearn, save: the folder of an unlearned model, or of answers, appears complete or not at all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from probe.checkpoints import file_hash, weights_hash
 from probe.commands.folder import results
+from probe.commands.memory import training_memory, untold
 from probe.datasets import rows_hash
 from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
 from probe.methods.catalogue import method_named
@@ -24,12 +25,13 @@ from probe.unlearning.training import train
 _WAYS = {"model": train, "mixture": mix, "wrapper": answer, "prompt": answer, "edit": answer}
 
 
-def run_job(name: str, job: Job) -> Path:
+def run_job(name: str, job: Job, *, tell: Callable[[str], None] = untold) -> Path:
     """Unlearn with one method; save the model with its tokenizer, or answers where none is made, and a manifest.
 
     Args:
         name: of a method; see ``probe.methods.catalogue``.
         job: model, data, hyper-parameters and where to.
+        tell: takes a line that may be shown before the work: how much memory training needs.
 
     Returns:
         the folder: ``manifest.json`` and the model, or ``answers.jsonl`` (each row with the probability of its answer
@@ -49,6 +51,8 @@ def run_job(name: str, job: Job) -> Path:
         at = material(job)
         given = supplied(method, job, at, files)
         manifest |= _described(method, arguments, job, at)
+        if method.makes == "model":
+            tell(training_memory(at.model, others=sum(isinstance(one, nn.Module) for one in given.values())))
         weights: dict[str, Any] = {"original": weights_hash(at.model)}
         others = {key: hashed for key, value in given.items() if key != "original" and (hashed := _hash(value))}
         manifest |= _WAYS[method.makes](method, job, at, {**arguments, **given}, part)
