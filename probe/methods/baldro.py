@@ -1,21 +1,22 @@
 """BalDRO (Shao et al., arXiv 2601.09172): NPO, SimNPO and SatImp on the rows that are hardest to forget.
 
 ``temperature`` weighs all rows of a batch smoothly (BalDRO-DV; DrNPO and its kin in the code), ``share`` keeps a part
-of them (BalDRO-G; GroupNPO and its kin); give one of the two. ``form`` is the paper's, or that of the released code,
+of them (BalDRO-G; GroupNPO and its kin); give one of the two. ``form`` is the paper's, or that of the published code,
 which differs: its smooth weights are largest for the *easiest* rows (for SatImp: tokens), the retain loss beside it is
 a sum over each answer, and its part is the rows with the largest mean log-probability, whatever the loss. ``training``
 is as in ``probe.methods.baselines``.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from probe.data import Split
 from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
-from probe.methods.published import Published
+from probe.methods.published import Argument, Published
+from probe.methods.words import Form, meant
 from probe.objectives import Objective
 from probe.objectives.reference import Reference
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
@@ -23,16 +24,19 @@ from probe.objectives.sequence import NPO, OverRows, SimNPO, row_mean
 from probe.objectives.token import SatImp, nll, token_mean
 from probe.train import History
 
-Form = Literal["paper", "released"]
+_SOURCE = "configuration in the code of Shao et al., arXiv 2601.09172"
 
-_SOURCE = "configuration in the code of Shao et al., arXiv 2601.09172; form released"
+
+def _published(**more: Argument) -> dict[str, Published]:
+    """The code's two ways to weigh rows."""
+    ways: dict[str, dict[str, Argument]] = {"soft": {"temperature": 1.0}, "group": {"share": 0.5}}
+    return {name: Published(_SOURCE, {"form": "code", **way, **more}) for name, way in ways.items()}
+
+
 PUBLISHED = {
-    "dr_npo": {"soft": Published(_SOURCE, {"temperature": 1.0}), "group": Published(_SOURCE, {"share": 0.5})},
-    "dr_simnpo": {"soft": Published(_SOURCE, {"temperature": 1.0}), "group": Published(_SOURCE, {"share": 0.5})},
-    "dr_sat_imp": {
-        "soft": Published(_SOURCE, {"temperature": 1.0, "beta1": 5.0, "beta2": 1.0}),
-        "group": Published(_SOURCE, {"share": 0.5, "beta1": 5.0, "beta2": 1.0}),
-    },
+    "dr_npo": _published(),
+    "dr_simnpo": _published(),
+    "dr_sat_imp": _published(beta1=5.0, beta2=1.0),
 }
 
 
@@ -85,7 +89,7 @@ def dr_simnpo(
         share,
         form,
         training,
-        released_retain=nll,
+        retain_in_code=nll,
     )
 
 
@@ -124,19 +128,17 @@ def _on_hard_rows(
     share: float | None,
     form: Form,
     training: dict[str, Any],
-    released_retain: Objective = summed_nll,
+    retain_in_code: Objective = summed_nll,
 ) -> History:
     if (temperature is None) == (share is None):
         raise ValueError(f"give either temperature or share, got temperature={temperature} and share={share}")
-    if form not in ("paper", "released"):
-        raise ValueError(f"form must be paper or released, got {form!r}")
-    released = form == "released"
+    as_code = meant("form", form, {"paper": False, "code": True})
     if temperature is not None:
-        retain = released_retain if released else nll
-        forget = make(SoftWorst(temperature, easiest=released))
+        retain = retain_in_code if as_code else nll
+        forget = make(SoftWorst(temperature, easiest=as_code))
         return unlearn(model, split, forget, retain, retain_weight=retain_weight, **training)
     assert share is not None
-    forget = HardestRows(make(None), share, "likelihood" if released else "loss")
+    forget = HardestRows(make(None), share, "likelihood" if as_code else "loss")
     return unlearn(model, split, forget, retain_weight=retain_weight, **training)
 
 

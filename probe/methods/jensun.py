@@ -19,8 +19,8 @@ from probe.train import History
 
 PUBLISHED = {
     "lkf": Published(
-        "code of Singh et al., arXiv 2509.02820, LKF, Llama-3.2-3B-Instruct; text_ids 2822,4623 (' No idea')",
-        {"forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 16},
+        "code of Singh et al., arXiv 2509.02820, LKF, Llama-3.2-3B-Instruct, whose tokens these are: ' No idea'",
+        {"text_ids": (2822, 4623), "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 16},
     )
 }
 

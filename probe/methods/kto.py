@@ -16,8 +16,15 @@ from probe.train import History
 
 PUBLISHED = {
     "npo-repo": Published(
-        "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B; form npo-repo-log",
-        {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+        "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
+        {
+            "form": "npo-repo-log",
+            "beta": 0.1,
+            "forget_weight": 1.0,
+            "retain_weight": 1.0,
+            "lr": 1e-5,
+            "batch_size": 32,
+        },
     )
 }
 

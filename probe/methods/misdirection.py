@@ -13,17 +13,18 @@ from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.methods.rmu import RMUResult, random_target, rmu_parameters
-from probe.objectives.logprobs import before_targets
+from probe.methods.words import AVERAGES, READ, TOKENS, Average, Read, Tokens, meant
 from probe.objectives.masked import TowardsMasked
 from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, real_tokens
-from probe.objectives.token import check_not_negative, check_positive
+from probe.objectives.token import Normalise, check_not_negative, check_positive, token_mean
 from probe.sites import Site
 from probe.train import History, Term, minimise
 
 PUBLISHED = {
     "deepseek-r1-llama-8b": Published(
-        "code of Wang et al., arXiv 2506.12963, WMDP-bio, DeepSeek-R1-Distill-Llama-8B; all_positions there",
+        "code of Wang et al., arXiv 2506.12963, WMDP-bio, DeepSeek-R1-Distill-Llama-8B",
         {
+            "tokens": "all",
             "layer": 7,
             "coefficient": 6.5,
             "alpha": 1.7,
@@ -46,7 +47,7 @@ def rmu_mask(
     alpha: float,
     seed: int,
     parameters: str | None = None,
-    tokens: TokenChoice = before_targets,
+    positions: TokenChoice | Read = "answers",
     **training: Any,
 ) -> History:
     """L = mean (h(forget) - sg[h(forget)] m)^2 + alpha mean (h(retain) - h0(retain))^2, m = 1[v > 1/2], v uniform.
@@ -62,7 +63,8 @@ def rmu_mask(
         alpha: weight of the retain term.
         seed: fixes m and the order of rows.
         parameters: as for ``rmu``.
-        tokens: which positions of forget rows are averaged over; of retain rows it is the real tokens.
+        positions: of forget rows: ``"answers"`` (those before an answer token, as the code), ``"all"`` (padding too)
+            or a function; of retain rows the real tokens count.
         training: see the module's text.
 
     Raises:
@@ -75,7 +77,7 @@ def rmu_mask(
     width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
     kept_D = torch.rand(width, generator=torch.Generator().manual_seed(seed)) > 0.5
     terms = [
-        Term(1.0, TowardsMasked(Site(layer), kept_D, tokens), split.forget, "forget"),
+        Term(1.0, TowardsMasked(Site(layer), kept_D, meant("positions", positions, READ)), split.forget, "forget"),
         Term(alpha, NearFrozen(original, Site(layer)), split.retain, "retain"),
     ]
     return minimise(model, terms, seed=seed, parameters=pattern, **training)
@@ -95,7 +97,8 @@ def r2mu(
     seed: int,
     trace_weight: float = 1.0,
     parameters: str | None = None,
-    tokens: TokenChoice = real_tokens,
+    tokens: TokenChoice | Tokens = real_tokens,
+    normalise: Normalise | Average = token_mean,
     **training: Any,
 ) -> RMUResult:
     """RMU + v mean (h(traces) - u)^2 + w mean (h(reasoning) - h0(reasoning))^2: reasoning traces are misdirected too.
@@ -111,7 +114,7 @@ def r2mu(
         environment: rows of other tasks whose answers are reasoning that shall stay; published: LIMO.
         layer, coefficient, alpha: as for ``rmu``.
         reasoning_weight, trace_weight: w and v, at least 0; 1 as published.
-        seed, parameters, tokens: as for ``rmu``.
+        seed, parameters, tokens, normalise: as for ``rmu``.
         training: see the module's text.
 
     Raises:
@@ -123,7 +126,8 @@ def r2mu(
         check_not_negative(name, weight)
     site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
     target_D = random_target(model, coefficient, seed)
-    away, near = TowardsTarget(site, target_D, tokens), NearFrozen(original, site, tokens)
+    counted, average = meant("tokens", tokens, TOKENS), meant("normalise", normalise, AVERAGES)
+    away, near = TowardsTarget(site, target_D, counted, average), NearFrozen(original, site, counted, average)
     terms = [
         Term(1.0, away, split.forget, "forget"),
         Term(trace_weight, away, traces, "traces"),

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from probe.axes import Scalar
 from probe.data import Batch
-from probe.objectives.representation import TokenChoice, hidden_at, real_tokens
+from probe.objectives.representation import TokenChoice, hidden_at, mean_square, real_tokens
+from probe.objectives.token import Normalise, token_mean
 from probe.sites import Site
 
 
@@ -23,12 +24,15 @@ class TowardsMasked:
         site: where h is read; the code's index x is the output of block x - 1.
         kept_D: m; True where h stays.
         tokens: which positions are averaged over.
+        normalise: how they are averaged.
     """
 
     site: Site
     kept_D: Bool[Tensor, " D"] = field(repr=False)
     tokens: TokenChoice = real_tokens
+    normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         hidden_BTD = hidden_at(model, batch, self.site)
-        return hidden_BTD.masked_fill(self.kept_D.to(hidden_BTD.device), 0.0).square()[self.tokens(batch)].mean()
+        lost_BTD = hidden_BTD.masked_fill(self.kept_D.to(hidden_BTD.device), 0.0)
+        return mean_square(lost_BTD, self.tokens(batch), self.normalise)

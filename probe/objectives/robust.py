@@ -24,13 +24,13 @@ class SoftWorst:
     """L = tau log mean_b exp(l_b / tau): rows weigh in as softmax(l / tau), between the mean and the maximum.
 
     The supremum over weights q of sum_b q_b l_b - tau KL(q || uniform) (Donsker and Varadhan), as the min-sup of
-    BalDRO-DV asks for: what is hard to forget has a large l. The released code computes -tau log mean_b
+    BalDRO-DV asks for: what is hard to forget has a large l. The published code computes -tau log mean_b
     exp(-l_b / tau), the infimum of sum_b q_b l_b + tau KL(q || uniform), in which rows that are forgotten already weigh
     most: ``easiest``.
 
     Args:
         temperature: tau, above 0; large ones approach the mean. The code's configurations have 1, its runs 0.5 to 10.
-        easiest: the released code's sign.
+        easiest: the published code's sign.
 
     Raises:
         ValueError: the temperature is not positive.
@@ -77,7 +77,7 @@ class HardestRows:
         share: part of the batch that is kept, rounded down, one row at least; above 0, at most 1. The code's
             configurations have 0.5.
         by: "loss", of each row alone, which takes a pass over single rows; or "likelihood", the mean log-probability
-            of a row's targets, as the released code. For SimNPO the two agree. The choice has no gradient; ties go to
+            of a row's targets, as the published code. For SimNPO the two agree. The choice has no gradient; ties go to
             the earlier row.
 
     Raises:
