@@ -23,6 +23,7 @@ from probe.metrics.reliability import noised
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.text import rouge_l_recall, token_entropy
 from probe.objectives.token import nll
+from probe.templates.coding import leading_ids
 from probe.train import Term, minimise
 
 # Options of a choice question; the right one and the first wrong ones.
@@ -205,7 +206,7 @@ def noised_rows(tokenizer: Any, rows: Sequence[QA], template: Template, *, rate:
         asked = [QA(question, "-") for question in questions]
         batch = encode(tokenizer, asked, template=template, max_length=10**6)
         noisy = noised(batch, rate=rate, vocabulary=len(tokenizer), seed=seed)
-        starts = 0 if tokenizer.bos_token_id is None else 1
+        starts = len(leading_ids(tokenizer, template.bos))
         return [
             tokenizer.decode(ids[starts:n], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             for ids, n in zip(noisy.tokens_BT, batch.prompt_B.tolist(), strict=True)

@@ -423,7 +423,10 @@ def test_f20_entities_are_read_and_written_and_leave_other_hashes_alone(tmp_path
 
 
 def test_f7_rows_beyond_the_context_are_refused_wherever_a_model_reads_them(model):
+    from probe.diagnostics.depth_score import patched_loss
     from probe.diagnostics.g_effect import g_effect
+    from probe.diagnostics.logit_collapse import logit_collapse
+    from probe.diagnostics.logit_lens import logit_lens
     from probe.objectives.token import ga, nll
     from probe.train import Term, minimise
 
@@ -435,6 +438,10 @@ def test_f7_rows_beyond_the_context_are_refused_wherever_a_model_reads_them(mode
         lambda: nll(short, batch),
         lambda: minimise(short, [Term(1.0, nll, batch)], steps=1, lr=0.1, batch_size=2, seed=0),
         lambda: g_effect(short, ga, batch, over=batch),
+        lambda: logit_lens(short, batch),
+        lambda: logit_collapse(short, batch),
+        lambda: patched_loss(short, short, batch, [0]),
+        lambda: answer_stats(short, batch),
     ):
         with pytest.raises(ValueError, match="10 tokens are needed and the model has 8 positions"):
             ask()

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from probe.axes import PerLayerL
+from probe.context import check_rows
 from probe.data import Batch
 from probe.display import table
 from probe.hooks import captured, edited
@@ -139,6 +140,7 @@ def patched_loss(
     pieces = []
     with evaluating(target), evaluating(source), torch.no_grad():
         for chunk in batch.chunks(batch_size):
+            check_rows(target, chunk)
             piece = chunk.to(device)
             with captured(source, sites, stop=True) as states:
                 source(**piece.to(next(source.parameters()).device).inputs, use_cache=False)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import MaskBT
+from probe.context import check_rows
 from probe.data import Batch
 from probe.diagnostics.depth_score import row_means
 from probe.hooks import captured, edited
@@ -107,6 +108,7 @@ def localisation(
     attributed_LG, total = torch.zeros_like(effect_LG), 0.0
     with evaluating(model), evaluating(source):
         for chunk in batch.chunks(batch_size):
+            check_rows(model, chunk)
             piece = chunk.to(device)
             masks = [group(piece) for group in groups.values()]
             with torch.no_grad(), captured(source, sites, stop=True) as theirs:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from probe.context import check_rows
 from probe.data import Batch, Template
 from probe.display import table
 from probe.metrics.generation import generate
@@ -169,6 +170,7 @@ def _positions(model: nn.Module, batch: Batch, size: int) -> _Positions:
     pieces = []
     vocabulary = 0
     device = next(model.parameters()).device
+    check_rows(model, batch)
     with evaluating(model), torch.no_grad():
         # Rows without a target would only be refused by the chunks made of them.
         batch = batch.select(batch.target_BT[:, 1:].any(1).nonzero()[:, 0]).to(device)

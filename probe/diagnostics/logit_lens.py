@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.axes import PerLayerL
+from probe.context import check_rows
 from probe.data import Batch
 from probe.diagnostics.tuned_lens import TunedLens
 from probe.hooks import captured
@@ -92,6 +93,7 @@ def logit_lens(
     pieces: list[tuple[Tensor, ...]] = []
     with evaluating(model), torch.no_grad():
         for chunk in batch.chunks(batch_size):
+            check_rows(model, chunk)
             piece = chunk.to(device)
             with captured(model, sites) as states:
                 logits_BTV = model(**piece.inputs, use_cache=False).logits

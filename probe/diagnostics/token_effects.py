@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import LogpBT
+from probe.context import check_rows
 from probe.data import Batch
 from probe.diagnostics.forward_mode import forward_mode
 from probe.diagnostics.gradients import Gradient, Rows, device_of, gradients, pieces, refuse_without_gradient
@@ -167,6 +168,7 @@ class _Ahead:
 
     def along(self, piece: Batch, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(log p (batch, position), its derivatives (risk, batch, position))."""
+        check_rows(self.model, piece)
         with torch.no_grad():
             if self.linear_head is None:
                 self.linear_head = _head_is_linear(self.model, piece)

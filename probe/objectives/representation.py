@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from probe.axes import DirectionD, HiddenBTD, MaskBT, Scalar
+from probe.context import check_rows
 from probe.data import Batch
 from probe.hooks import captured
 from probe.objectives.token import Normalise, token_mean
@@ -39,6 +40,7 @@ def hidden_at(model: nn.Module, batch: Batch, site: Site) -> HiddenBTD:
 def states_at(model: nn.Module, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Tensor]:
     """Hidden states at several sites from one forward pass, which ends at the last of them."""
     with captured(model, sites, stop=True) as states:
+        check_rows(model, batch)
         model(**batch.inputs, use_cache=False)
     return states
 

@@ -15,6 +15,7 @@ from probe.commands.memory import shown_size, training_memory, untold, weight_by
 from probe.datasets import rows_hash
 from probe.hooks import our_hooks
 from probe.modes import threads
+from probe.questions import repeated
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare
 from probe.report.measure import (
@@ -180,7 +181,10 @@ def _described(study: Study) -> dict[str, Any]:
     models = {"original": study.original, "retrained": study.retrained, **study.unlearned}
     config = study.original.config.get_text_config()  # type: ignore[union-attr,operator]
     return {
-        "data": {on: {"rows": len(rows), "sha256": rows_hash(rows)} for on, rows in sides.items()},
+        "template": asdict(study.split.template),
+        "data": {
+            on: {"rows": len(rows), "sha256": rows_hash(rows), "repeated": repeated(rows)} for on, rows in sides.items()
+        },
         "weights": {name: weights_hash(model) for name, model in models.items() if model is not None},
         "model": {
             "architecture": type(study.original).__name__,

@@ -13,6 +13,7 @@ from probe.commands.opening import opened, opened_testbed
 from probe.data import Batch, encode
 from probe.readers import read_texts
 from probe.sae.job import TrainJob
+from probe.templates.coding import leading_ids
 
 # Every so many-th row or text is left out of training, to judge by.
 _JUDGED = 10
@@ -86,7 +87,7 @@ def encode_windows(tokenizer: Any, texts: Sequence[str], *, max_length: int = 25
     Raises:
         ValueError: no text has two tokens, or ``max_length`` has no room for two besides bos.
     """
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    bos = leading_ids(tokenizer)
     room = max_length - len(bos)
     if room < 2:
         raise ValueError(f"max_length must leave room for two tokens besides bos, got {max_length}")
