@@ -919,6 +919,16 @@ def test_h7_schedules_that_cannot_be_are_refused(changes, said):
     assert weights_hash(model) == before
 
 
+def test_h7_a_warm_up_alone_goes_on_constantly():
+    one, other = tiny_llama(), tiny_llama()
+    minimise(one, terms(), steps=3, warmup=2, **HOW)
+    minimise(other, terms(), steps=3, warmup=2, schedule="constant", **HOW)
+    assert weights_hash(one) == weights_hash(other)
+    plainly = tiny_llama()
+    minimise(plainly, terms(), steps=3, **HOW)
+    assert weights_hash(plainly) != weights_hash(one)
+
+
 def test_h9_rows_of_every_term_but_the_first_may_be_drawn_with_replacement():
     """Counted over 60 draws of 2 among 4 rows: without replacement each row comes as often as the others."""
 

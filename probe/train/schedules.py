@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from probe.train.terms import Schedule
+from probe.train.terms import Schedule, constant
 
 Decay = Literal["constant", "linear", "cosine"]
 
@@ -62,6 +62,8 @@ def scheduled(schedule: Schedule | Decay, steps: int, warmup: float | int) -> Sc
     """
     if isinstance(schedule, str):
         return WarmUp(schedule, steps, warmup)
+    if schedule is constant and warmup:
+        return WarmUp("constant", steps, warmup)
     if warmup:
         raise ValueError(
             f"warmup {warmup} goes with a schedule by name (constant, linear, cosine), not with a function"
