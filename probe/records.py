@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -108,8 +108,8 @@ def fields(record: Record, required: tuple[str, ...], optional: tuple[str, ...] 
     for name in required:
         if name not in value:
             near = get_close_matches(name, list(value), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{record.where} has no field {name!r}; found {', '.join(value)}{hint}")
+            hint = f"; did you mean {near[0]!r}?" if near else "; rename or add it"
+            raise ValueError(f"{record.where} has no field {name!r}; found {listed(value)}{hint}")
     known = {*required, *optional}
     for name, content in value.items():
         meant = get_close_matches(name, optional, n=1, cutoff=0.87)
@@ -118,6 +118,12 @@ def fields(record: Record, required: tuple[str, ...], optional: tuple[str, ...] 
         if isinstance(content, float) and not math.isfinite(content):
             raise ValueError(f"{record.where}, field {name!r} is {content}; only finite numbers are accepted")
     return value
+
+
+def listed(names: Iterable[str], most: int = 120) -> str:
+    """Names for a message, cut where they would fill it; "nothing" where there are none."""
+    text = ", ".join(name if name.isprintable() and name.strip() else repr(name) for name in names)
+    return f"{text[:most]}..." if len(text) > most else text or "nothing"
 
 
 def text_of(record: Record, name: str, *, needed: bool = False) -> str:
@@ -135,7 +141,7 @@ def text_of(record: Record, name: str, *, needed: bool = False) -> str:
     if value is None and not needed:
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"{record.where}, field {name!r} is {_shown(value)}; expected a text")
+        raise ValueError(f"{record.where}, field {name!r} is {value_shown(value)}; expected a text")
     if needed and not value.strip():
         raise ValueError(f"{record.where}, field {name!r} is empty; write a text or drop the row")
     return value
@@ -153,13 +159,14 @@ def texts_of(record: Record, name: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,) if value else ()
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{record.where}, field {name!r} is {_shown(value)}; expected a list of texts")
+        raise ValueError(f"{record.where}, field {name!r} is {value_shown(value)}; expected a list of texts")
     if not all(text.strip() for text in value):
         raise ValueError(f"{record.where}, field {name!r} holds an empty text; leave it out of the list")
     return tuple(value)
 
 
-def _shown(value: Any) -> str:
+def value_shown(value: Any) -> str:
+    """The beginning of a JSON value, and of which type it is, for a message."""
     return "null" if value is None else f"{json.dumps(value, ensure_ascii=False)[:40]} (a {type(value).__name__})"
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from probe.dictionaries.dictionary import NOISE
+from probe.ranges import shortened
 
 PerFeatureF = Float[Tensor, " F"]
 RawXF = Float[Tensor, "*X F"]
@@ -88,6 +89,12 @@ class TopK:
 
     separable = False
     thresholded = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= len(self.bias_F):
+            raise ValueError(
+                f"k is {shortened(self.k)}; from 1 to all {len(self.bias_F)} features can be active, so mend k"
+            )
 
     def __call__(self, raw_XF: RawXF) -> RawXF:
         before_XF = raw_XF + self.bias_F

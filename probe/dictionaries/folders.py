@@ -8,7 +8,7 @@ import torch
 from probe.checkpoints import check_device
 from probe.dictionaries.adapters import dictionary
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.published import gemma_scope, llama_scope, sparsify
+from probe.dictionaries.published import gemma_scope, llama_scope, read_settings, sparsify
 from probe.model_files import check_safetensors
 
 _WEIGHTS, _SPARSIFY = "sae_weights.safetensors", "sae.safetensors"
@@ -41,7 +41,12 @@ def load_dictionary(
             dictionary that cannot be used (see ``dictionary``).
     """
     check_device(device)
-    found = _from_disk(Path(source)) if sae_id is None else _registered(str(source), sae_id)
+    try:
+        found = _from_disk(Path(source)) if sae_id is None else _registered(str(source), sae_id)
+    except ValueError as error:
+        if str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
     _check_finite(found, f"{source} {sae_id or ''}".strip())
     return found.to(device, dtype)
 
@@ -72,16 +77,20 @@ def _sae_lens(folder: Path) -> Autoencoder:
     if not (folder / "cfg.json").is_file():
         raise ValueError(f"{folder} has {_WEIGHTS} but no cfg.json, which says how to use it; copy that too")
     check_safetensors(folder / _WEIGHTS)
+    read_settings(folder / "cfg.json")
     from sae_lens import SAE
 
     try:
-        sae = SAE.load_from_disk(folder, device="cpu", dtype="float32")
-    except (KeyError, RuntimeError, TypeError) as error:
+        return _adapted(SAE.load_from_disk(folder, device="cpu", dtype="float32"))
+    except ValueError:
+        raise
+    # Whatever a wrong setting breaks, in whichever library it happens.
+    except Exception as error:
+        why = " ".join(str(error).split())[:160]
         raise ValueError(
-            f"sae-lens cannot make an inference SAE of {folder} ({type(error).__name__}: {error}); a training "
-            "checkpoint must be saved with save_inference_model first"
+            f"sae-lens cannot make an inference SAE of {folder} ({type(error).__name__}: {why}); mend cfg.json; a "
+            "training checkpoint must be saved with save_inference_model first"
         ) from error
-    return _adapted(sae)
 
 
 def _registered(release: str, sae_id: str) -> Autoencoder:

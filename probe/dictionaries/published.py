@@ -12,6 +12,7 @@ from torch import Tensor
 from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.coding import JumpRelu, Linear, TopK
 from probe.model_files import check_safetensors
+from probe.records import listed, value_shown
 
 # Names of repositories and of folders in them; whatever folders they lie in says nothing.
 _GEMMA_1 = re.compile(r"(?:.+--)?gemma-scope-(\d+b-(?:pt|it))-(res|mlp|att|transcoders)(?:-.+)?")
@@ -64,7 +65,7 @@ def gemma_scope(path: Path) -> Autoencoder:
 
 def _gemma_metadata(path: Path) -> dict[str, Any]:
     """What is written beside the file, then what the published folder names say."""
-    settings = {**_settings(path.parent / "hyperparams.json"), **_settings(path.parent / "config.json")}
+    settings = {**read_settings(path.parent / "hyperparams.json"), **read_settings(path.parent / "config.json")}
     known: dict[str, Any] = {"architecture": "jumprelu", **{k: v for k, v in settings.items() if k != "architecture"}}
     for ours, theirs in (("hf_hook_name", "hf_hook_point_in"), ("hf_hook_name_out", "hf_hook_point_out")):
         if settings.get(theirs):
@@ -119,7 +120,7 @@ def llama_scope(path: Path) -> Autoencoder:
     """
     check_safetensors(path)
     source = path.parents[1] / "hyperparams.json"
-    settings = _settings(source)
+    settings = read_settings(source)
     try:
         width, size = int(settings["d_model"]), int(settings["d_sae"])
         threshold, norm = float(settings["jump_relu_threshold"]), settings["dataset_average_activation_norm"]
@@ -136,7 +137,9 @@ def llama_scope(path: Path) -> Autoencoder:
             "only those that write where they read are supported"
         )
     if settings.get("act_fn", "jumprelu") != "jumprelu":
-        raise ValueError(f"{source} says act_fn {settings['act_fn']!r}; only jumprelu, as published, is supported")
+        raise ValueError(
+            f"{source} says act_fn {value_shown(settings['act_fn'])}; only jumprelu, as published, is supported"
+        )
     found = _tensors(path)
     shapes = {"encoder.weight": (size, width), "decoder.weight": (width, size)}
     _check_shapes(found, {**shapes, "encoder.bias": (size,), "decoder.bias": (width,)}, path)
@@ -165,12 +168,12 @@ def sparsify(path: Path) -> Autoencoder:
     Raises:
         ValueError: missing settings or arrays, other shapes, another activation than topk.
     """
-    settings = _settings(path.with_name("cfg.json"))
+    settings = read_settings(path.with_name("cfg.json"))
     if not isinstance(settings.get("k"), int):
-        raise ValueError(f"{path.with_name('cfg.json')} must give k, the number of active features")
+        raise ValueError(f"{path.with_name('cfg.json')} must give k, the number of active features; copy it again")
     if settings.get("activation", "topk") != "topk" or settings.get("signed"):
         raise ValueError(
-            f"{path.parent} has activation {settings.get('activation', 'signed topk')!r}; only topk is read"
+            f"{path.parent} has activation {value_shown(settings.get('activation', 'signed topk'))}; only topk is read"
         )
     found = _tensors(path)
     size, width = _shape(found, "encoder.weight", path, 2)
@@ -193,15 +196,20 @@ def sparsify(path: Path) -> Autoencoder:
     )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object from disk; an empty one where there is no file.
+
+    Raises:
+        ValueError: no JSON, or JSON that is no object.
+    """
     if not path.is_file():
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}); copy it again") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold one JSON object, got {type(found).__name__}")
+        raise ValueError(f"{path} must hold one JSON object, got {type(found).__name__}; copy it again")
     return found
 
 
@@ -227,13 +235,16 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 def _shape(found: Mapping[str, Tensor], name: str, path: Path, axes: int) -> tuple[int, ...]:
     if name not in found:
-        raise ValueError(f"{path} has no {name}; it holds {', '.join(sorted(found)) or 'nothing'}")
+        raise ValueError(f"{path} has no {name}; it holds {listed(sorted(found))}; copy the file again")
     if found[name].ndim != axes:
-        raise ValueError(f"{name} in {path} must have {axes} axes, got shape {tuple(found[name].shape)}")
+        raise ValueError(f"{name} in {path} must have {axes} axes, got shape {tuple(found[name].shape)}; copy it again")
     return tuple(found[name].shape)
 
 
 def _check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], path: Path) -> None:
     for name, shape in expected.items():
         if _shape(found, name, path, len(shape)) != shape:
-            raise ValueError(f"{name} in {path} has shape {tuple(found[name].shape)}, the other arrays expect {shape}")
+            raise ValueError(
+                f"{name} in {path} has shape {tuple(found[name].shape)}, the other arrays expect {shape}; copy the "
+                "file again, or name another"
+            )

@@ -154,7 +154,10 @@ class EvaluationLog:
         try:
             return np.asarray(values, dtype=np.float64)
         except (TypeError, ValueError):
-            raise ValueError(f"{self.where}: {field} of {name} is no number, or lists of unequal length") from None
+            raise ValueError(
+                f"{self.where}: {field} of {name[:60]} is no number in some sample, or lists differ in length; mend "
+                "or remove these samples"
+            ) from None
 
     def _by_number(self, name: str, part: str | None) -> dict[int, Mapping[str, Any]]:
         result = self.results.get(name, {})

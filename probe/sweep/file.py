@@ -178,7 +178,7 @@ def _parsed(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no TOML: {error}") from None
+        raise ValueError(f"{path} is no TOML: {error}; mend that line, docs/sweeps.md has examples") from None
 
 
 def _table(path: Path, given: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -254,7 +254,10 @@ def _slurm(path: Path, given: Mapping[str, Any]) -> Slurm | None:
 def _imported(path: Path, name: str, jobs: Mapping[str, Work]) -> Callable[..., Any]:
     module, colon, function = name.partition(":")
     if not colon or not module or not function.isidentifier():
-        raise ValueError(f'{path}: run = {name!r} is none of {", ".join(jobs)}, nor "package.module:function"')
+        shown = name if len(name) <= 80 else f"{name[:80]}..."
+        raise ValueError(
+            f'{path}: run = {shown!r} is none of {", ".join(jobs)}, nor "package.module:function"; choose one'
+        )
     folder = str(path.resolve().parent)
     # As Python does for a script: what lies beside the file can be imported.
     if folder not in sys.path:
@@ -263,7 +266,9 @@ def _imported(path: Path, name: str, jobs: Mapping[str, Work]) -> Callable[..., 
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:
         why = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "it calls sys.exit"
-        raise ValueError(f"{path}: {name} cannot be imported ({why})") from error
+        raise ValueError(
+            f"{path}: {name} cannot be imported ({why}); mend it, or install it where this runs"
+        ) from error
     if not callable(found):
         raise ValueError(f"{path}: {name} is no function")
     call: Callable[..., Any] = found
