@@ -18,7 +18,7 @@ from probe.cli import main
 from probe.commands.folder import Run
 from probe.commands.templates import chosen
 from probe.data import QA, Template, encode
-from probe.datasets import write_rows
+from probe.datasets import read_rows, write_rows
 from probe.evaluation.ask import evaluate, reference_log
 from probe.evaluation.data import Material, material
 from probe.evaluation.job import EvaluationJob
@@ -272,7 +272,7 @@ def words(places, out, *more):
 @pytest.fixture(scope="module")
 def finished(places):
     out = places["folder"] / "out"
-    main(words(places, out, "--retrained", places["retrained"], "--holdout", places["holdout"]))
+    main(words(places, out, "--retrained", places["retrained"], "--holdout", places["holdout"], "--gradnorm"))
     return out
 
 
@@ -330,7 +330,9 @@ def test_h6_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
     rows = load(finished / "rows.jsonl")
     found, log = values_of(rows), read_log(finished / "evaluation.json")
     out = places["folder"] / "theirs"
-    job = EvaluationJob(tofu=str(places["tofu"]), limit=LIMIT, out=out, generate=False, holdout=places["holdout"])
+    job = EvaluationJob(
+        tofu=str(places["tofu"]), limit=LIMIT, out=out, generate=False, holdout=places["holdout"], gradnorm=True
+    )
     theirs = read_log(run_evaluation(str(places["retrained"]), job) / "evaluation.json")
     judge = ks_2samp(truth_ratios(log), truth_ratios(theirs), method="exact")
     assert found["forget", "forget_quality_p"] == pytest.approx(judge.pvalue, rel=1e-9)
@@ -347,6 +349,18 @@ def test_h6_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
     label = [0] * LIMIT + [1] * LIMIT
     judge = roc_auc_score(label, [*less["forget"], *less["holdout"]])
     assert found["forget", "auc_reference"] == pytest.approx(judge, rel=1e-12)
+
+
+def test_h6_the_gradnorm_attack_is_written_where_it_is_asked_for(finished, places):
+    log = read_log(finished / "evaluation.json")
+    model, tokenizer = load_model(places["model"]), load_tokenizer(places["model"])
+    batch = encode(tokenizer, read_rows(places["holdout"])[:1])
+    logits_TV = model(**batch.inputs).logits[0, :-1]
+    wanted_T = batch.target_BT[0, 1:].nonzero().flatten()[:-1]
+    torch.nn.functional.cross_entropy(logits_TV[wanted_T], batch.tokens_BT[0, 1:][wanted_T]).backward()
+    norm = np.mean([float(weight.grad.norm()) for weight in model.parameters() if weight.grad is not None])
+    assert log.samples("mia_gradnorm", "score", "holdout")[0] == pytest.approx(norm, rel=1e-4)
+    assert {row.quantity for row in load(finished / "rows.jsonl")} >= {"auc_gradnorm", "privleak_gradnorm"}
 
 
 def test_h4_penalties_that_are_not_applied_are_named(places, tmp_path):

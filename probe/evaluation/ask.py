@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from probe.commands.folder import Keep, unkept, within
 from probe.evaluation.data import Material
 from probe.evaluation.log import EvaluationLog
-from probe.evaluation.measure import Asking, Measured, attacks, measured, n_steps, samples
+from probe.evaluation.measure import Asking, Measured, attacks, gradient_attack, measured, n_steps, samples
 from probe.evaluation.numbers import (
     aggregate_rows,
     attack_rows,
@@ -127,6 +127,9 @@ def _measured_log(
                 results |= samples(part, found[part])
     if "holdout" in found:
         results |= attacks(found["forget"], found["holdout"])
+        if asking.gradnorm:
+            both = {side: sets[side] for side in ("forget", "holdout")}
+            results |= gradient_attack(model, tokenizer, both, asking, keep)
     return EvaluationLog(results, label), found
 
 

@@ -25,6 +25,8 @@ class EvaluationJob(Prompting):
     """Model trained without the forget rows: a folder, a hub name, or its OpenUnlearning log (.json)."""
     holdout: Path | None = None
     """Rows that no model was trained on, for membership attacks; TOFU's holdout01/05/10 is used where it is there."""
+    gradnorm: bool = False
+    """Whether the GradNorm attack is run on rows held out, too: a backward pass a row."""
     mcq: Path | None = None
     """Multiple-choice questions in the layout of WMDP and MMLU (question, choices, answer)."""
     mcq_form: Literal["letter", "text-sum", "text-mean"] = "letter"
@@ -64,6 +66,8 @@ class EvaluationJob(Prompting):
             raise ValueError("no data given: pass --tofu FOLDER --split forget10, or --forget and --retain, or --mcq")
         if (self.retrained or self.holdout) and self.tofu is None and self.forget is None:
             raise ValueError("--retrained and --holdout compare forget rows; pass --tofu, or --forget and --retain")
+        if self.gradnorm and self.holdout is None and self.tofu is None:
+            raise ValueError("--gradnorm compares forget rows with rows held out; pass --holdout")
         check_ranges(self)
 
     def folder(self, model: str) -> Path:

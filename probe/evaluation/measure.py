@@ -1,6 +1,6 @@
 """What a model says to one set of rows, from one forward pass a text, as samples of an evaluation log."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from probe.commands.folder import Keep, unkept
 from probe.data import QA, Template, encode
 from probe.evaluation.log import EPS
 from probe.metrics.arrays import ArrayN, ArrayNK
-from probe.metrics.attacks import attack_scores
+from probe.metrics.attacks import attack_scores, gradient_norm
 from probe.metrics.choices import Form
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import exact_memorisation, extraction_strength
@@ -28,7 +28,7 @@ _STRIDE = 8
 
 @dataclass(frozen=True)
 class Asking:
-    """How rows are asked: template, sizes, whether text is generated, moments for Min-K%++, and multiple choice."""
+    """How rows are asked: template, sizes, whether to generate, moments for Min-K%++, multiple choice, GradNorm."""
 
     template: Template
     batch_size: int
@@ -37,6 +37,7 @@ class Asking:
     generate: bool = True
     moments: bool = False
     choices: Form = "letter"
+    gradnorm: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,24 @@ def attacks(forget: Measured, holdout: Measured) -> dict[str, dict[str, Any]]:
         }
         for name in sides["forget"]
     }
+
+
+def gradient_attack(
+    model: nn.Module, tokenizer: Any, sides: Mapping[str, Sequence[QA]], asking: Asking, keep: Keep = unkept
+) -> dict[str, dict[str, Any]]:
+    """``mia_gradnorm`` of an evaluation log: the 2-norms of OpenUnlearning's form, with dropout off.
+
+    A backward pass for each row.
+
+    Raises:
+        ValueError: an answer of one token, which this form leaves nothing of, or what ``gradient_norm`` raises.
+    """
+    found = {}
+    for side, rows in sides.items():
+        batch = encode(tokenizer, rows, template=asking.template, max_length=asking.max_length)
+        score = keep(f"{side}, gradient norms", lambda batch=batch: gradient_norm(model, batch, eos=False).tolist())
+        found[side] = {"agg_value": float(np.mean(score)), **_indexed(score=score)}
+    return {"mia_gradnorm": found}
 
 
 def _indexed(**columns: Any) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def _evaluated(
         job.max_new_tokens,
         job.generate,
         choices=_FORMS[job.mcq_form],
+        gradnorm=job.gradnorm,
     )
     if job.retrained is not None and theirs is None:
         other = load_model(job.retrained, dtype=getattr(torch, job.dtype), device=job.device)
