@@ -30,7 +30,7 @@ from probe.methods.catalogue import method_named, methods, table
 from probe.methods.guard import Gate, Refusing, word_overlap
 from probe.methods.in_context import in_context, instructed
 from probe.methods.logit_offset import Offset, logit_difference, logit_offset
-from probe.methods.method import FAMILIES, readable
+from probe.methods.method import FAMILIES, readable, words_of
 from probe.methods.pdu import pdu
 from probe.methods.representation import Rerouting
 from probe.methods.sequential import compounded_loss, requests, sequential
@@ -109,6 +109,10 @@ def test_entries_are_well_formed():
 def test_published_settings_name_what_the_recipe_takes(method):
     for setting in method.published.values():
         assert set(setting.arguments) <= set(method.hyperparameters)
+        for name, value in setting.arguments.items():
+            annotation = method.hyperparameters[name].annotation
+            if isinstance(value, str) and words_of(annotation):
+                assert value in words_of(annotation), f"{name}={value}"
 
 
 def test_table_shows_everything():

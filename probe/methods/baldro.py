@@ -30,7 +30,7 @@ _SOURCE = "configuration in the code of Shao et al., arXiv 2601.09172"
 def _published(**more: Argument) -> dict[str, Published]:
     """The code's two ways to weigh rows."""
     ways: dict[str, dict[str, Argument]] = {"soft": {"temperature": 1.0}, "group": {"share": 0.5}}
-    return {name: Published(_SOURCE, {"form": "code", **way, **more}) for name, way in ways.items()}
+    return {name: Published(_SOURCE, {"form": "released", **way, **more}) for name, way in ways.items()}
 
 
 PUBLISHED = {
@@ -89,7 +89,7 @@ def dr_simnpo(
         share,
         form,
         training,
-        retain_in_code=nll,
+        released_retain=nll,
     )
 
 
@@ -128,17 +128,17 @@ def _on_hard_rows(
     share: float | None,
     form: Form,
     training: dict[str, Any],
-    retain_in_code: Objective = summed_nll,
+    released_retain: Objective = summed_nll,
 ) -> History:
     if (temperature is None) == (share is None):
         raise ValueError(f"give either temperature or share, got temperature={temperature} and share={share}")
-    as_code = meant("form", form, {"paper": False, "code": True})
+    released = meant("form", form, {"paper": False, "released": True})
     if temperature is not None:
-        retain = retain_in_code if as_code else nll
-        forget = make(SoftWorst(temperature, easiest=as_code))
+        retain = released_retain if released else nll
+        forget = make(SoftWorst(temperature, easiest=released))
         return unlearn(model, split, forget, retain, retain_weight=retain_weight, **training)
     assert share is not None
-    forget = HardestRows(make(None), share, "likelihood" if as_code else "loss")
+    forget = HardestRows(make(None), share, "likelihood" if released else "loss")
     return unlearn(model, split, forget, retain_weight=retain_weight, **training)
 
 
