@@ -283,7 +283,6 @@ def test_a_chat_template_that_asks_for_the_date_is_told_one(monkeypatch):
         ),
         ("{{ 'a' * 10000000000 }}", "takes more than 256 MB"),
         ("{{ '%2000000d' % 3 }}", "writes more than 1000000 characters"),
-        ("{{ raise_exception('no system') }}", "fails .TemplateError: no system"),
     ],
 )
 def test_r20_chat_templates_that_loop_or_fill_memory_are_ended(source, message):
@@ -297,6 +296,7 @@ def test_chat_templates_that_cannot_be_cut_are_refused():
     for source, message in (
         ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "more or less than once"),
         ("{% for m in messages %}{{ m['content'] | upper | replace('GOES', 'GOES') }}{% endfor %}", "alters questions"),
+        ("{{ raise_exception('no turns') }}", "fails .TemplateError: no turns"),
         (None, "no chat template"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -460,16 +460,16 @@ def test_f48_f7_commands_hand_their_template_on_and_check_their_rows(tmp_path, c
     files = ["--forget", str(tmp_path / "forget.jsonl"), "--retain", str(tmp_path / "retain.jsonl")]
     train = ["--set", "retain_weight=1", "forget_weight=1", "--steps", "1", "--lr", "1e-3", "--batch-size", "2"]
     start = ["unlearn", "grad_diff", "--model", str(tmp_path / "model"), *files, *train]
-    main([*start, "--out", str(tmp_path / "made"), "--template", "chat", "--system", "Be brief."])
+    main([*start, "--out", str(tmp_path / "made"), "--template", "chat", "--system", "Say little."])
     said = json.loads((tmp_path / "made/manifest.json").read_text())["template"]
     assert (said["name"], said["end"], said["bos"]) == ("chat", "<|end|>\n", "never")
-    assert "<|turn|>system\nBe brief.<|end|>" in said["prompt"]
+    assert "<|turn|>system\nSay little.<|end|>" in said["prompt"]
     main(["evaluate", str(tmp_path / "made"), *files, "--no-generate", "--out", str(tmp_path / "asked")])
     found = json.loads((tmp_path / "asked/manifest.json").read_text())
     assert found["template"] == {**said, "name": f"as in {tmp_path / 'made/manifest.json'}"}
     log = json.loads((tmp_path / "asked/evaluation.json").read_text())["forget_Q_A_Prob"]["value_by_index"]
     unlearned = load_model(tmp_path / "made")
-    ids = words_tokenizer().apply_chat_template(conversation(rows[0], "Be brief."), return_dict=False)
+    ids = words_tokenizer().apply_chat_template(conversation(rows[0], "Say little."), return_dict=False)
     n = len(rows[0].answer) + 2
     with torch.no_grad():
         logits_TV = unlearned(torch.tensor([ids])).logits[0]
@@ -480,3 +480,13 @@ def test_f48_f7_commands_hand_their_template_on_and_check_their_rows(tmp_path, c
         main([*start, "--out", str(tmp_path / "long"), "--max-length", "256"])
     assert "tokens are needed and the model has 128 positions" in capsys.readouterr().err
     assert not (tmp_path / "long").exists()
+
+
+@pytest.mark.parametrize("command", ["unlearn npo", "layers", "report"])
+def test_f48_a_template_for_the_testbed_is_refused(command, tmp_path, capsys):
+    from probe.cli import main
+
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--template", "chat", "--out", str(tmp_path / "x")])
+    assert "--template is for models of your own; the testbed is asked as it was trained" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

@@ -37,12 +37,14 @@ class Data(Prompting):
             models: flags of the models that belong to the rows, and what they were given.
 
         Raises:
-            ValueError: some but not all of models and rows are given, numbers outside of their range, or out is in use.
+            ValueError: some but not all of models and rows are given, numbers outside of their range, out is in use,
+                or a template for the testbed.
         """
         given = {**models, "--forget": self.forget, "--retain": self.retain}
         missing = [name for name, value in given.items() if value is None]
         if missing and len(missing) < len(given):
             raise ValueError(f"{', '.join(missing)} missing: your own model needs {', '.join(given)}")
+        self.check_prompting(own=not missing)
         check_ranges(self)
         free(self.out)
 

@@ -32,6 +32,19 @@ class Prompting:
         """Whether a template was asked for, so that no manifest decides."""
         return any(value is not None for value in (self.template, self.system, self.prompt, self.answer, self.end))
 
+    def check_prompting(self, *, own: bool) -> None:
+        """Refuse a template that nothing would be written with.
+
+        Args:
+            own: whether a model of the user's is looked at, and not the testbed.
+
+        Raises:
+            ValueError: a template for the testbed, whose rows have their own.
+        """
+        if not own and self.prompting() != Prompting().prompting():
+            flags = [name for name, value in self.prompting().items() if value != getattr(Prompting(), name)]
+            raise ValueError(f"--{flags[0]} is for models of your own; the testbed is asked as it was trained")
+
     def prompting(self) -> dict[str, Any]:
         """These fields alone, for a command that another one calls."""
         return {field.name: getattr(self, field.name) for field in fields(Prompting)}

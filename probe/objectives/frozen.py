@@ -232,4 +232,5 @@ def _rows(batch: Batch, start: int, size: int) -> Batch:
         batch.group_B[rows],
         batch.prompt_B[rows],
         warn=False,
+        unseen_BT=None if batch.unseen_BT is None else batch.unseen_BT[rows],
     )

@@ -153,5 +153,6 @@ class OwnModels(Prompting):
             raise ValueError(
                 f"{', '.join(missing)} missing: a report on your own models needs --original, --forget and --retain"
             )
+        self.check_prompting(own=not missing)
         if (self.sae is None) != (self.sae_layer is None):
             raise ValueError("--sae and --sae-layer belong together: name the block the SAE was trained on")

@@ -82,6 +82,7 @@ class Job(Prompting):
         missing = [f"--{name}" for name in ("model", "forget", "retain") if getattr(self, name) is None]
         if missing and len(missing) < 3:
             raise ValueError(f"{', '.join(missing)} missing: your own model needs --model, --forget and --retain")
+        self.check_prompting(own=not missing)
         if (self.sae is None) != (self.sae_layer is None):
             raise ValueError("--sae and --sae-layer belong together: name the block that the SAE was trained on")
         free(self.out)
