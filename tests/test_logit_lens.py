@@ -10,8 +10,12 @@ from probe.checkpoints import weights_hash
 from probe.diagnostics.answer_values import value_batch
 from probe.diagnostics.logit_lens import logit_lens
 from probe.diagnostics.tuned_lens import TunedLens, fit_tuned_lens, load_tuned_lens
+from probe.dictionaries.made import rows_dictionary
+from probe.features.output_score import lens_tokens
 from probe.hooks import edited, our_hooks
 from probe.objectives.token import target_logprobs
+from probe.report.lens import what_the_lens_reads
+from probe.rows import Row
 from probe.sites import Site
 
 
@@ -42,7 +46,27 @@ def neox():
     ).eval()
 
 
-@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, gemma, neox])
+def opt_projected():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 48, "hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    return OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=8, max_position_embeddings=64)).eval()
+
+
+def falcon_h1(multiplier=0.25):
+    from transformers import FalconH1Config, FalconH1ForCausalLM
+
+    torch.manual_seed(0)
+    config = FalconH1Config(
+        vocab_size=48, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, mamba_d_ssm=16, mamba_n_heads=2, mamba_d_head=8, mamba_d_state=4,
+        mamba_chunk_size=4, lm_head_multiplier=multiplier, pad_token_id=0,
+    )  # fmt: skip
+    return FalconH1ForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, gemma, neox, opt_projected, falcon_h1])
 def test_the_last_layer_says_what_the_model_says(make):
     model, batch = make(), random_batch()
     found = logit_lens(model, batch, batch_size=3)
@@ -52,6 +76,64 @@ def test_the_last_layer_says_what_the_model_says(make):
     torch.testing.assert_close(found.logprob_LB[-1], found.model_logprob_B, rtol=1e-4, atol=1e-5)
     assert found.logprob_LB.shape == (3, 4)
     assert our_hooks(model) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_f16_another_factor_on_a_flat_models_logits_is_noticed(dtype):
+    """Probabilities of a fresh model hardly move with a factor on its logits; logits do."""
+    model, batch = falcon_h1(multiplier=0.25).to(dtype), random_batch()
+    logit_lens(model, batch)
+    model.config.lm_head_multiplier = None  # as if the family had a factor that is not known here
+    with torch.no_grad():
+        flat = model(**batch.inputs).logits.float().softmax(-1)
+    assert flat.max() < 0.05
+    with pytest.raises(ValueError, match="logits that differ by up to"):
+        logit_lens(model, batch)
+
+
+def test_f16_logits_may_lie_far_from_zero_and_some_be_masked_in_half_precision():
+    model, batch = tiny_llama(dtype=torch.bfloat16), random_batch()
+    head = model.lm_head.forward
+
+    def shifted(hidden):
+        logits = head(hidden) - 100.0
+        logits[..., -2:] = torch.finfo(logits.dtype).min
+        return logits
+
+    model.lm_head.forward = shifted
+    assert logit_lens(model, batch).vocabulary == 48
+
+
+def test_f16_the_tokens_a_row_writes_go_through_opts_projection():
+    model, row_1D = opt_projected(), torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    sae = rows_dictionary(row_1D, active=1)
+    tokens_KN, _ = lens_tokens(model, sae, (0,), n=3)
+    decoder, unit_1D = model.model.decoder, row_1D / row_1D.norm()
+    with torch.no_grad():
+        read, zero = (decoder.project_out(decoder.final_layer_norm(h)) for h in (4.0 * unit_1D, 0 * unit_1D))
+        expected = (model.lm_head(read) - model.lm_head(zero)).topk(3).indices
+    assert torch.equal(tokens_KN, expected)
+
+
+def test_f33_layers_at_which_the_original_is_read_worse_than_a_guess_are_said():
+    model, batch = tiny_llama(initializer_range=1.0), random_batch()
+    found = logit_lens(model, batch)
+    assert found.vocabulary == 48
+    assert found.mute_L.tolist() == (found.logprob_LB.mean(1) < torch.tensor(1 / 48).log()).tolist()
+    assert bool(found.mute_L.any())
+    values = {"original": (1e-8, 1e-7, 0.5, 0.6), "GA": (1e-9, 1e-9, 0.4, 0.1), "NPO": (1e-9, 1e-9, 0.5, 0.5)}
+    rows = [
+        Row(name, "logit_lens", "probability", value, "x", layer=layer, item=0)
+        for name, value_L in values.items()
+        for layer, value in enumerate(value_L)
+    ]
+    rows += [Row("original", "logit_lens", "mute", float(layer < 2), layer=layer) for layer in range(4)]
+    first, ga, npo = what_the_lens_reads(rows)
+    assert first.startswith("At layers 0, 1 the lens gives the original's own answer less than a uniform guess")
+    assert ga.startswith("GA: from layer 3 on")
+    assert "NPO" in npo
+    silent = [replace(row, value=1.0) if row.quantity == "mute" else row for row in rows]
+    assert len(what_the_lens_reads(silent)) == 1
 
 
 def test_rank_counts_tokens_at_least_as_probable():

@@ -1,11 +1,11 @@
 """At which depth does the stream already say the answer, read through the final norm and head?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from probe.axes import PerLayerL
@@ -14,10 +14,15 @@ from probe.data import Batch
 from probe.diagnostics.tuned_lens import TunedLens
 from probe.hooks import captured
 from probe.modes import evaluating
+from probe.objectives.head import through_head
 from probe.objectives.logprobs import before_targets, next_tokens
-from probe.sites import Site, module_at, n_layers, unwrapped
+from probe.sites import Site, n_layers
 
 PerRowLB = Float[Tensor, "L B"]
+# Share of the logits' range by which the last block's reading may differ from the model's own output.
+_APART = 0.05
+# Lower than any logit that means something: families mask tokens with the least number of the dtype.
+_MASKED = -1e4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +37,7 @@ class LogitLens:
         model_logprob_B: mean log-probability by the model's own output.
         entropy_L: mean entropy of the distribution read (nats).
         tuned: whether a translator was applied.
+        vocabulary: how many tokens it is read over.
     """
 
     layers: tuple[int, ...]
@@ -41,6 +47,16 @@ class LogitLens:
     model_logprob_B: Float[Tensor, " B"] = field(repr=False)
     entropy_L: PerLayerL
     tuned: bool
+    vocabulary: int
+
+    @property
+    def mute_L(self) -> Bool[Tensor, " L"]:
+        """Where targets get less than a uniform guess gives them, in mean log-probability.
+
+        Where that is so of the original model, the lens cannot read there what a model knows, and nothing follows from
+        its silence in another one: a tuned lens may read more.
+        """
+        return self.logprob_LB.mean(1) < -math.log(self.vocabulary)
 
     @property
     def probability_L(self) -> PerLayerL:
@@ -68,8 +84,9 @@ def logit_lens(
 ) -> LogitLens:
     """softmax(head(norm(h_l))) at the positions that predict targets (logit lens; nostalgebraist, 2020).
 
-    With ``lens`` the translated state h_l + A_l h_l + b_l is read instead (tuned lens, arXiv 2303.08112). Logit
-    scales and soft caps that configs name are applied, and the last block is compared with the model's own output.
+    With ``lens`` the translated state h_l + A_l h_l + b_l is read instead (tuned lens, arXiv 2303.08112). Projections,
+    logit scales and soft caps are applied (``objectives.head``), and what the last block gives is compared with the
+    model's own output. Read the original model, too: see ``LogitLens.mute_L``.
 
     Args:
         model: measured in eval mode and left as it was; edits and blends that are in force act here too.
@@ -91,6 +108,7 @@ def logit_lens(
     sites = [Site(layer) for layer in dict.fromkeys((*chosen, n_layers(model) - 1))]
     device = next(model.parameters()).device
     pieces: list[tuple[Tensor, ...]] = []
+    vocabulary = 0
     with evaluating(model), torch.no_grad():
         for chunk in batch.chunks(batch_size):
             check_rows(model, chunk)
@@ -98,10 +116,11 @@ def logit_lens(
             with captured(model, sites) as states:
                 logits_BTV = model(**piece.inputs, use_cache=False).logits
             pieces.append(_read(model, piece, states, logits_BTV, chosen, lens))
+            vocabulary = logits_BTV.shape[-1]
     logprob, first, rank, own, entropy = (torch.cat(column, -1).cpu() for column in zip(*pieces, strict=True))
     if not bool(torch.isfinite(logprob).all()):
         raise ValueError("the lens gives NaN or infinity; check the model and the lens")
-    return LogitLens(chosen, logprob, first, rank, own, entropy.mean(1), lens is not None)
+    return LogitLens(chosen, logprob, first, rank, own, entropy.mean(1), lens is not None, vocabulary)
 
 
 def _read(
@@ -117,9 +136,9 @@ def _read(
     row_N = where_BT.nonzero()[:, 0]
     count_B = where_BT.sum(1)
     first_B = count_B.cumsum(0) - count_B
-    own_NV = _wide(logits_BTV[where_BT]).log_softmax(-1)
-    last = Site(n_layers(model) - 1)
-    _check_output(_through_head(model, states[last][where_BT]).log_softmax(-1), own_NV)
+    last, given_NV = Site(n_layers(model) - 1), logits_BTV[where_BT]
+    _check_output(through_head(model, states[last][where_BT]), given_NV, torch.finfo(given_NV.dtype).eps)
+    own_NV = _wide(given_NV).log_softmax(-1)
 
     def mean(value_N: Tensor) -> Tensor:
         return (
@@ -131,7 +150,7 @@ def _read(
         hidden_ND = states[Site(layer)][where_BT]
         if lens is not None:
             hidden_ND = lens.translate(hidden_ND, layer)
-        logp_NV = _through_head(model, hidden_ND).log_softmax(-1)
+        logp_NV = _wide(through_head(model, hidden_ND)).log_softmax(-1)
         right_N = logp_NV.gather(1, token_N[:, None])[:, 0]
         logprobs.append(mean(right_N))
         firsts.append(right_N[first_B])
@@ -141,27 +160,21 @@ def _read(
     return torch.stack(logprobs), torch.stack(firsts), torch.stack(ranks), own_B, torch.stack(entropies)
 
 
-def _through_head(model: nn.Module, hidden_ND: Tensor) -> Tensor:
-    inner: Any = unwrapped(model)
-    logits_NV = inner.get_output_embeddings()(module_at(model, Site(0, "norm"))(hidden_ND))
-    config = inner.config.get_text_config()
-    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    logits_NV = logits_NV * scale if scale else logits_NV
-    logits_NV = logits_NV / divisor if divisor else logits_NV
-    return _wide(torch.tanh(logits_NV / cap) * cap if cap else logits_NV)
-
-
 def _wide(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _check_output(ours_NV: Tensor, own_NV: Tensor) -> None:
-    # Half precision rounds logits to a few hundredths; a wrong path is off by whole units.
-    apart = (ours_NV.exp() - own_NV.exp()).abs().max().item()
-    if not apart < 0.05:
+def _check_output(ours_NV: Tensor, own_NV: Tensor, rounding: float) -> None:
+    """Refuse another way to the logits; logits count up to a constant, in units of their own range."""
+    # Tokens that a family masks out would be the whole range.
+    ours, own = (
+        (logits - logits.amax(-1, keepdim=True)).clamp(min=_MASKED) for logits in (_wide(ours_NV), _wide(own_NV))
+    )
+    apart, size = (ours - own).abs().max().item(), own.abs().max().item()
+    # Half precision rounds by the size of the logits themselves, which may lie far from 0.
+    if not apart <= _APART * size + 2 * rounding * _wide(own_NV).abs().clamp(max=-_MASKED).max().item():
         raise ValueError(
-            f"reading the last block through norm and head gives probabilities that differ by up to {apart:.2g} from "
-            "the model's own output; this family computes logits in another way (or an edit acts on its norm or head), "
-            "so the lens would not read what the model says"
+            f"reading the last block through norm and head gives logits that differ by up to {apart:.2g} from the "
+            f"model's own, whose range is {size:.2g}; this family computes logits in another way (or an edit acts on "
+            "its norm or head), so the lens would not read what the model says"
         )

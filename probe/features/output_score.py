@@ -15,8 +15,9 @@ from probe.features.ranking import FeatureTable
 from probe.hooks import edited
 from probe.interventions.activations import activations, check_number
 from probe.modes import evaluating
+from probe.objectives.head import through_head
 from probe.positions import At, NotIds
-from probe.sites import Site, module_at, unwrapped
+from probe.sites import Site, unwrapped
 
 TokensKN = Int[Tensor, "K N"]
 PerFeatureK = Float[Tensor, " K"]
@@ -66,10 +67,10 @@ def lens_tokens(model: nn.Module, sae: Any, features: Sequence[int], n: int) -> 
     """
     found, ids = dictionary(sae), check_features(sae, features)
     inner: Any = unwrapped(model)
-    head, norm = inner.get_output_embeddings(), module_at(model, Site(0, "norm"))
+    head = inner.get_output_embeddings()
     if head is None:
         raise ValueError(f"{type(inner).__name__} has no output embedding; pass a causal language model")
-    width = inner.get_input_embeddings().weight.shape[1]
+    width = inner.config.get_text_config().hidden_size
     if found.out_width != width:
         raise ValueError(f"the dictionary writes width {found.out_width}, the residual stream has width {width}")
     if not 1 <= n <= head.weight.shape[0]:
@@ -78,7 +79,7 @@ def lens_tokens(model: nn.Module, sae: Any, features: Sequence[int], n: int) -> 
         row_KD = found.directions_FD[list(ids)].to(head.weight)
         # Of the length that hidden states have after norming, so that the norm's epsilon does not matter.
         row_KD = row_KD * (width**0.5 / row_KD.norm(dim=1, keepdim=True).clamp(min=1e-12))
-        logits_KV = head(norm(row_KD)) - head(norm(torch.zeros_like(row_KD[:1])))
+        logits_KV = through_head(model, row_KD) - through_head(model, torch.zeros_like(row_KD[:1]))
         top = logits_KV.float().topk(n, dim=1)
     return top.indices.cpu(), top.values.cpu()
 

@@ -12,9 +12,13 @@ from probe.axes import HiddenBTD
 from probe.context import check_rows
 from probe.data import Batch
 from probe.objectives.logprobs import LogpNV, before_targets, logits_at
-from probe.sites import trunk, unwrapped
+from probe.sites import Site, module_at, trunk, unwrapped
 
 HiddenND = Float[Tensor, "N D"]
+
+# Factors and divisors of logits, as configs of families name them.
+_FACTORS = ("logit_scale", "lm_head_multiplier")
+_DIVISORS = ("logits_scaling",)
 
 
 @dataclass(frozen=True)
@@ -78,3 +82,25 @@ def head_of(model: nn.Module, batch: Batch) -> Head:
             "or pass the model"
         )
     return head
+
+
+def through_head(model: nn.Module, hidden_ND: HiddenND) -> Float[Tensor, "N V"]:
+    """head(norm(h)) with what families put around it: OPT's projection, factors, divisors and soft caps of configs.
+
+    Raises:
+        ValueError: the family has no final norm.
+    """
+    inner: Any = unwrapped(model)
+    config, stem = inner.config.get_text_config(), trunk(model)
+    # As one row: edits of the norm act on three axes.
+    normed_ND = module_at(model, Site(0, "norm"))(hidden_ND[None])[0]
+    project = stem._modules.get("project_out")
+    logits_NV = inner.get_output_embeddings()(normed_ND if project is None else project(normed_ND))
+    for name in _FACTORS:
+        factor = getattr(config, name, None)
+        logits_NV = logits_NV * factor if factor else logits_NV
+    for name in _DIVISORS:
+        divisor = getattr(config, name, None)
+        logits_NV = logits_NV / divisor if divisor else logits_NV
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits_NV / cap) * cap if cap else logits_NV

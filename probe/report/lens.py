@@ -21,6 +21,8 @@ def lens_rows(tokenizer: Any, forget: Batch, name: str, model: nn.Module) -> Ite
     target_BT = torch.zeros(len(places), row.target_BT.shape[1], dtype=torch.bool, device=row.target_BT.device)
     target_BT[range(len(places)), places] = True
     found = logit_lens(model, replace(row.select([0] * len(places)), target_BT=target_BT))
+    for layer, mute in zip(found.layers, found.mute_L.tolist(), strict=True):
+        yield Row(name, "logit_lens", "mute", float(mute), layer=layer)
     for item, place in enumerate(places):
         # A single token loses its leading blank when it is decoded.
         piece = tokenizer.convert_ids_to_tokens(int(row.tokens_BT[0, place]))
@@ -31,16 +33,22 @@ def lens_rows(tokenizer: Any, forget: Batch, name: str, model: nn.Module) -> Ite
 
 
 def what_the_lens_reads(rows: Sequence[Row]) -> list[str]:
-    """Where each model stops reading half of what the original does."""
-    layers = sorted({row.layer for row in rows if row.layer is not None})
+    """Where each model stops reading half of what the original does, among layers where the lens reads the original."""
+    mute = sorted({r.layer or 0 for r in rows if (r.intervention, r.quantity, r.value) == ("original", "mute", 1.0)})
+    rows = [row for row in rows if row.quantity == "probability"]
+    layers = sorted({row.layer for row in rows if row.layer is not None and row.layer not in mute})
+    warned = [
+        f"At layers {', '.join(map(str, mute))} the lens gives the original's own answer less than a uniform guess: it "
+        "reads nothing there, of any model, and is not compared."
+    ] * bool(mute)
     mean: dict[str, list[float]] = {}
     for name in dict.fromkeys(row.intervention for row in rows):
         own = [row for row in rows if row.intervention == name]
         mean[name] = [fmean(row.value or 0.0 for row in own if row.layer == layer) for layer in layers]
     before = mean.pop("original", None)
-    if before is None:
-        return []
-    lines, kept = [], []
+    if before is None or not layers:
+        return warned
+    lines, kept = warned, []
     for name, value_L in mean.items():
         lost = [value < whole / 2 for value, whole in zip(value_L, before, strict=True)]
         if not lost[-1]:
