@@ -23,7 +23,7 @@ from probe.features.accounting import account
 from probe.features.activity import Activity, Side, observe
 from probe.features.attribution import ByEffect, attribute, integrated
 from probe.features.output_score import lens_tokens, output_scores
-from probe.features.ranking import random_active_features, rank, rank_features
+from probe.features.ranking import matched_features, rank, rank_features
 from probe.features.rules import (
     Auroc,
     ChiSquared,
@@ -331,7 +331,28 @@ def test_a_table_says_how_stable_its_first_features_are():
     allowed = table.order[1:3]
     only = rank(MeanDifference(), given, Site(1), candidates=allowed)
     assert set(only.order) <= set(allowed)
-    assert set(random_active_features(table, 3, seed=0)) <= set(table.fires_F.nonzero().flatten().tolist())
+
+
+def test_f32_random_controls_fire_as_often_as_the_chosen_are_none_of_them_and_come_in_several_draws():
+    found = random_activity(600)
+    rate_F, table = found.forget.rate_F, rank(Frequency(0.05), found, Site(1))
+    chosen = table.order[20:60]
+    draws = [matched_features(table.rate_F, chosen, seed=seed) for seed in range(3)]
+    on_F = rate_F > 0
+    for drawn in draws:
+        assert len(set(drawn)) == 40
+        assert not set(drawn) & set(chosen)
+        assert bool(on_F[list(drawn)].all())
+        assert float(rate_F[list(drawn)].mean() / rate_F[list(chosen)].mean()) == pytest.approx(1, abs=0.15)
+    # Drawn without regard to rates they fire half as often.
+    assert float(rate_F[on_F].mean() / rate_F[list(chosen)].mean()) < 0.6
+    assert draws[0] == matched_features(table.rate_F, chosen, seed=0)
+    assert len(set(draws)) == 3
+    few_F = torch.zeros(9)
+    few_F[:5] = 0.1
+    assert set(matched_features(few_F, (0, 1, 2), seed=0)) == {3, 4}
+    with pytest.raises(ValueError, match="no feature but the 5 chosen ones is ever active"):
+        matched_features(few_F, range(5), seed=0)
 
 
 # --- attribution ---

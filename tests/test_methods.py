@@ -12,7 +12,7 @@ from test_interventions import WIDTH, Planted, planted
 from probe.checkpoints import weights_hash
 from probe.data import Batch, Split
 from probe.features.activity import observe
-from probe.features.ranking import random_active_features, rank_features
+from probe.features.ranking import rank_features
 from probe.features.rules import Frequency, MeanDifference, SquaredMeanRatio
 from probe.hooks import edited
 from probe.interventions.activations import activations, content
@@ -407,15 +407,8 @@ def test_controls_and_requests_beyond_what_is_there():
     model, sae = concept_model()
     forget, retain = triggered()
     ranking = rank_features(model, sae, Site(1), forget, retain, rule=Frequency(0.01), special_ids=())
-    drawn = random_active_features(ranking, 5, seed=0)
-    assert len(set(drawn)) == 5
-    assert drawn == random_active_features(ranking, 5, seed=0)
-    assert drawn != random_active_features(ranking, 5, seed=1)
-    assert ranking.fires_F[list(drawn)].all()
     with pytest.raises(ValueError, match="the rule admits 1"):
         ranking.top(2)
-    with pytest.raises(ValueError, match="ever active"):
-        random_active_features(ranking, 1000, seed=0)
     with pytest.raises(ValueError, match="amplify"):
         suppress(sae, (0,), 1.0)
     with pytest.raises(ValueError, match="no token"):

@@ -112,6 +112,11 @@ class Activity:
         return self.forget.active_GF.sum(0) > 0
 
     @property
+    def rate_F(self) -> PerFeatureF:
+        """Share of forget tokens at which each feature is on."""
+        return self.forget.rate_F
+
+    @property
     def shown(self) -> str:
         """What was looked at, for messages."""
         n, k = int(self.forget.tokens_G.sum()), int(self.forget.rows_G.sum())

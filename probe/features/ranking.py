@@ -14,6 +14,8 @@ from probe.features.rules import Role, Rule
 from probe.sites import Site
 
 PerFeatureF = Float[Tensor, " F"]
+# How many features of nearly one rate a control is drawn from.
+_NEAREST = 4
 
 
 @runtime_checkable
@@ -73,6 +75,7 @@ class FeatureTable:
         order: feature ids, best first; features left out by the rule are not in it.
         score_F: the rule's score of every feature, minus infinity where left out.
         fires_F: which features are on at any forget token.
+        rate_F: at which share of forget tokens each is on, where the evidence counts them.
         stability: one entry per number of features asked about.
     """
 
@@ -83,6 +86,7 @@ class FeatureTable:
     score_F: PerFeatureF = field(repr=False)
     fires_F: Bool[Tensor, " F"] = field(repr=False)
     stability: tuple[Stability, ...] = ()
+    rate_F: PerFeatureF | None = field(default=None, repr=False)
 
     @property
     def available(self) -> int:
@@ -141,7 +145,7 @@ def rank(
     found = tuple(
         _stability(rule, evidence, order, allowed_F, n, resamples=resamples, seed=seed, level=level) for n in stable_at
     )
-    return FeatureTable(repr(rule), rule.role, site, order, score_F, fires_F, found)
+    return FeatureTable(repr(rule), rule.role, site, order, score_F, fires_F, found, getattr(evidence, "rate_F", None))
 
 
 def _order(score_F: PerFeatureF) -> tuple[int, ...]:
@@ -220,14 +224,40 @@ def rank_features(
     return rank(rule, found, site, stable_at=stable_at, seed=seed)
 
 
-def random_active_features(table: FeatureTable, n: int, *, seed: int) -> tuple[int, ...]:
-    """The control: n features drawn from all that are ever on at forget tokens.
+def matched_features(rate_F: PerFeatureF, chosen: Sequence[int], *, seed: int) -> tuple[int, ...]:
+    """The control: for each chosen feature another that fires about as often, drawn among the four nearest by ratio.
+
+    A feature that fires half as often changes half as many tokens: drawn without regard to rates, the control would be
+    the weaker edit. Several seeds give several draws; one draw says little. Where the chosen ones are the most frequent
+    of all, no others fire as often.
+
+    Args:
+        rate_F: share of forget tokens at which each feature is on (``Side.rate_F``).
+        chosen: features that are controlled for; none of them is drawn.
+        seed: of the draw.
+
+    Returns:
+        features, each once, in the order of ``chosen``; only for the first of them where others are too few.
 
     Raises:
-        ValueError: fewer than n are ever on.
+        ValueError: no other feature is on at any forget token.
     """
-    on_K = table.fires_F.nonzero().flatten().cpu()
-    if not 0 <= n <= len(on_K):
-        raise ValueError(f"asked for {n} random features; {len(on_K)} are ever active on the forget tokens")
-    drawn = torch.randperm(len(on_K), generator=torch.Generator().manual_seed(seed))[:n]
-    return tuple(on_K[drawn].tolist())
+    generator = torch.Generator().manual_seed(seed)
+    log_F = rate_F.double().cpu().clamp(min=1e-12).log()
+    free = set(rate_F.nonzero().flatten().tolist()) - set(chosen)
+    if not free:
+        raise ValueError(
+            f"no feature but the {len(chosen)} chosen ones is ever active on the forget tokens, so none can be drawn "
+            "as a control; choose fewer, or a wider dictionary"
+        )
+    chosen = chosen[: len(free)]
+    drawn: dict[int, int] = {}
+    # The order in which they take their match is random, too: the last ones find fewer.
+    for place in torch.randperm(len(chosen), generator=generator).tolist():
+        rest = torch.tensor(sorted(free))
+        apart = (log_F[rest] - log_F[chosen[place]]).abs()
+        nearest = apart.argsort(stable=True)[:_NEAREST]
+        one = int(rest[nearest[torch.randint(len(nearest), (1,), generator=generator)]])
+        drawn[place] = one
+        free.remove(one)
+    return tuple(drawn[place] for place in range(len(chosen)))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from probe.axes import DirectionD
 from probe.dictionaries.adapters import dictionary
-from probe.features.ranking import random_active_features, rank_features
+from probe.features.ranking import matched_features, rank_features
 from probe.features.rules import MeanDifference
 from probe.hooks import Intervention, edited
 from probe.interventions.activations import activations, content
@@ -23,6 +23,9 @@ from probe.report.settings import Settings
 from probe.report.study import Study
 from probe.rows import Row
 from probe.sites import Site
+
+# Draws of random features, whose mean is the control.
+_DRAWS = 3
 
 
 @dataclass(frozen=True)
@@ -72,33 +75,37 @@ def dose_rows(study: Study, sample: Sample, doses: Doses, settings: Settings) ->
     site = Site(editing.layer)
     for dose in editing.steer_doses:
         edit = Steer(doses.direction_D, scale=-dose * doses.norm)
-        yield from _response(study, sample, "Steer", {site: edit}, dose, None, settings)
+        yield from _response(study, sample, "Steer", [{site: edit}], dose, None, settings)
     if study.sae is None or study.sae_site is None:
         return
     available = len(doses.ranking.order)
     for count in sorted({min(n, available) for n in editing.sae_features}):
-        chosen = {
-            "SAE clamp": doses.ranking.top(count),
-            "SAE clamp (random features)": random_active_features(doses.ranking, count, seed=settings.training.seed),
-        }
-        for name, features in chosen.items():
+        top, rate_F = doses.ranking.top(count), doses.ranking.rate_F
+        seeds = range(settings.training.seed, settings.training.seed + _DRAWS)
+        chosen = {"SAE clamp": [top]}
+        if not set(rate_F.nonzero().flatten().tolist()) <= set(top):
+            chosen["SAE clamp (random features)"] = [matched_features(rate_F, top, seed=seed) for seed in seeds]
+        for name, draws in chosen.items():
             for dose in editing.sae_doses:
-                clamp = suppress(study.sae, features, doses.clamp_value(features, dose))
-                yield from _response(study, sample, name, {study.sae_site: clamp}, dose, count, settings)
+                clamps = [suppress(study.sae, one, doses.clamp_value(one, dose)) for one in draws]
+                edits = [{study.sae_site: clamp} for clamp in clamps]
+                yield from _response(study, sample, name, edits, dose, count, settings)
 
 
 def _response(
     study: Study,
     sample: Sample,
     name: str,
-    edits: Mapping[Site, Intervention],
+    draws: Sequence[Mapping[Site, Intervention]],
     dose: float,
     count: int | None,
     settings: Settings,
 ) -> Iterator[Row]:
-    with torch.no_grad(), edited(study.original, edits):
-        for on, batch in (("forget", sample.split.forget), ("retain", sample.split.retain)):
-            stats = answer_stats(study.original, batch, batch_size=settings.measuring.batch_size)
-            yield mean_row(
-                name, "dose", "probability", stats.probability_N, on, settings.measuring, dose=dose, item=count
-            )
+    """Each row's probability is the mean over the draws."""
+    for on, batch in (("forget", sample.split.forget), ("retain", sample.split.retain)):
+        found = []
+        for edits in draws:
+            with torch.no_grad(), edited(study.original, edits):
+                found.append(answer_stats(study.original, batch, batch_size=settings.measuring.batch_size))
+        probability_N = sum(stats.probability_N for stats in found) / len(found)
+        yield mean_row(name, "dose", "probability", probability_N, on, settings.measuring, dose=dose, item=count)

@@ -13,9 +13,9 @@ from probe.dictionaries.adapters import dictionary
 from probe.dictionaries.dictionary import Dictionary
 from probe.dictionaries.fit import mean_active
 from probe.dictionaries.made import neuron_dictionary, random_dictionary
-from probe.features.activity import observe
+from probe.features.activity import observe, pieces_of
 from probe.features.attribution import ByEffect, attribute
-from probe.features.ranking import FeatureTable, random_active_features, rank
+from probe.features.ranking import FeatureTable, matched_features, rank
 from probe.harvest import harvest
 from probe.interventions.attaching import check_site
 from probe.interventions.directions import leace
@@ -37,6 +37,8 @@ CONTROLS: tuple[Source, ...] = (
     "LEACE",
 )
 
+# Draws of random features, at least, over all rules.
+_DRAWS = 3
 # Rows on which an SAE is tried at its site.
 _SITE_ROWS = 32
 
@@ -79,7 +81,7 @@ class Candidate:
 
     Args:
         source: whose features, or which control.
-        rule: what ranked them; empty where nothing was ranked.
+        rule: what ranked them, or whose rates random features have; empty where nothing was ranked.
         asked, n: features asked for, and how many the rule admits of them.
         strength: how hard.
         site: where.
@@ -119,8 +121,9 @@ def candidates(
 ) -> list[Candidate]:
     """Every rule x number of features x strength, for the SAE and for the controls.
 
-    Features are ranked, strengths are measured and directions are found on ``select`` alone. The random dictionary has
-    the SAE's width and sparsity; it and the neuron basis are ranked by the same rules. Directions take the strengths as
+    Features are ranked, strengths are measured and directions are found on ``select`` alone. Random features
+    fire as often as the chosen ones and are none of them, drawn anew for every rule, three times at least. The random
+    dictionary has the SAE's width and sparsity; it and the neuron basis are ranked by the same rules. Directions take the strengths as
     multiples of the component along them: "zero" removes it, "scale c" sets it to -c times itself, "push" has no
     meaning there.
 
@@ -155,7 +158,7 @@ def candidates(
     tables = _ranked(given, found, rules)
     made += _of_features(given, found, "SAE", tables, counts, strengths)
     if "random features" in controls:
-        made += _random(given, found, next(iter(tables.values())), counts, strengths, seed)
+        made += _random(given, found, tables, counts, strengths, seed)
     mean_D = given.retain_ND.mean(0)
     active = max(1, round(mean_active(found, given.retain_ND)))
     others: dict[Source, Dictionary] = {
@@ -242,15 +245,26 @@ def _of_features(
 def _random(
     given: _Given,
     found: Dictionary,
-    table: FeatureTable,
+    tables: dict[str, FeatureTable],
     counts: Sequence[int],
     strengths: Sequence[Strength],
     seed: int,
 ) -> Iterator[Candidate]:
-    for asked in sorted(counts):
-        n = min(asked, int(table.fires_F.sum()))
-        features = random_active_features(table, n, seed=seed)
-        yield from _edits(given, found, "random features", "", asked, features, strengths)
+    """Draws for each rule's own features, so that the control has at least as many tries as the rules."""
+    on_F = torch.zeros(found.n_features, dtype=torch.float64)
+    for piece in pieces_of(len(given.forget_ND), found.n_features):
+        on_F += found.active(found.encode(given.forget_ND[piece])).double().sum(0).cpu()
+    rate_F = on_F / len(given.forget_ND)
+    draws = -(-_DRAWS // len(tables))
+    for rule, table in tables.items():
+        for n in sorted({min(asked, table.available) for asked in counts} - {0}):
+            chosen = table.top(n)
+            if set(rate_F.nonzero().flatten().tolist()) <= set(chosen):
+                continue  # there are no others
+            for draw in range(draws):
+                features = matched_features(rate_F, chosen, seed=seed + draw)
+                label = f"rates of {rule}, draw {draw + 1}"
+                yield from _edits(given, found, "random features", label, n, features, strengths)
 
 
 def _edits(
