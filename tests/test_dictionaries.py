@@ -17,7 +17,7 @@ from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
 from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopK
 from probe.dictionaries.dictionary import Dictionary, delta
 from probe.dictionaries.fit import fvu, mean_active
-from probe.dictionaries.folders import load_dictionary
+from probe.dictionaries.folders import load_dictionary, save_trained
 from probe.dictionaries.made import (
     neuron_dictionary,
     oracle_dictionary,
@@ -608,6 +608,16 @@ def test_fvu_of_a_transcoder_is_against_what_it_should_write():
     assert fvu(found, hidden_ND, noisy_ND) == pytest.approx(expected.item())
     with pytest.raises(ValueError, match="writes width 12 at each of 50 tokens"):
         fvu(found, hidden_ND)
+
+
+def test_r21_the_settings_of_a_saved_dictionary_do_not_follow_the_hash_seed(tmp_path, bed):
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    save_trained(TopKTrainingSAE(TopKTrainingSAEConfig(d_in=4, d_sae=8, k=2, device="cpu")), tmp_path)
+    for folder in (tmp_path, bed.folder / "sae"):
+        config = (folder / "cfg.json").read_text()
+        assert config == json.dumps(json.loads(config), sort_keys=True)
+    assert load_dictionary(tmp_path).encoder.activation.k == 2
 
 
 # --- where it belongs --------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Load a dictionary from a folder, in the layouts they are published in, or from sae-lens's registry."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,20 @@ def load_dictionary(
         raise ValueError(f"{source}: {error}") from error
     _check_finite(found, f"{source} {sae_id or ''}".strip())
     return found.to(device, dtype)
+
+
+def save_trained(sae: Any, folder: Path) -> None:
+    """What ``save_inference_model`` of a training object writes, with the keys of ``cfg.json`` in order.
+
+    sae-lens collects its settings in a set, so that their order, and the file's bytes, would follow the hash seed.
+
+    Args:
+        sae: a training object of sae-lens.
+        folder: gets ``cfg.json`` and ``sae_weights.safetensors``.
+    """
+    sae.save_inference_model(folder)
+    config = folder / "cfg.json"
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")), sort_keys=True), encoding="utf-8")
 
 
 def _from_disk(folder: Path) -> Autoencoder:

@@ -20,7 +20,7 @@ from probe.axes import HiddenND
 from probe.checkpoints import weights_hash
 from probe.data import Batch
 from probe.dictionaries.dictionary import Dictionary
-from probe.dictionaries.folders import load_dictionary
+from probe.dictionaries.folders import load_dictionary, save_trained
 from probe.features.architectures import Architecture, BatchTopK, JumpReLU, Matryoshka, settle
 from probe.features.naming import metadata_of
 from probe.features.quality import Quality, quality
@@ -114,7 +114,7 @@ def train_dictionary(
         said = type(architecture).__name__ if progress else None
         fitted = fit(hidden_ND, architecture, **numbers, metadata=metadata, device=device, progress=said)
         seconds = round(time.perf_counter() - began, 1)
-        fitted.save_inference_model(partial)
+        save_trained(fitted, partial)
         # Judged as users will load it: a saved BatchTopK is another function than the trained one.
         loaded = load_dictionary(partial, device=device, dtype=torch.float32)
         measured = quality(model, loaded, site, judged, hidden_ND, l0_target=architecture.l0)

@@ -123,9 +123,9 @@ def candidates(
 
     Features are ranked, strengths are measured and directions are found on ``select`` alone. Random features fire about
     as often as the chosen ones and are none of them, drawn anew for every rule, three times at least. The random
-    dictionary has the SAE's width and sparsity; it and the neuron basis are ranked by the same rules. Directions take the
-    strengths as multiples of the component along them: "zero" removes it, "scale c" sets it to -c times itself, "push"
-    has no meaning there.
+    dictionary has the SAE's width and sparsity; it and the neuron basis are ranked by the same rules. Directions take
+    the strengths as multiples of the component along them: "zero" removes it, "scale c" sets it to -c times itself,
+    "push" has no meaning there.
 
     Args:
         model: the model that is edited.

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from probe.axes import HiddenND
+from probe.dictionaries.folders import save_trained
 from probe.features.architectures import TopK
 from probe.features.training import fit
 from probe.sites import Site
@@ -36,7 +37,7 @@ def fit_sae(hidden_ND: HiddenND, recipe: Recipe, folder: Path) -> None:
         metadata=metadata,
     )
     folder.mkdir(parents=True)
-    fitted.save_inference_model(folder)
+    save_trained(fitted, folder)
     _halve(folder / "sae_weights.safetensors")
 
 
