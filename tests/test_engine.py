@@ -63,6 +63,21 @@ def terms(forget: Batch | None = None) -> list[Term]:
     return [Term(0.7, ga, forget or random_batch(0), "forget"), Term(1.3, nll, random_batch(1), "retain")]
 
 
+def test_f42_the_bar_shows_the_losses_of_every_step(monkeypatch):
+    shown = []
+
+    class Bar(list):
+        def __init__(self, steps, **_):
+            super().__init__(steps)
+
+        def set_postfix(self, losses, **_):
+            shown.append(losses)
+
+    monkeypatch.setattr("probe.train.loop.tqdm", Bar)
+    history = minimise(tiny_gpt2(), terms(), steps=3, parameters=PARAMETERS, **HOW)
+    assert shown == [{"forget": f"{a:.3g}", "retain": f"{b:.3g}"} for a, b in history.losses]
+
+
 def step_of(model, listed=None, *, parameters=PARAMETERS, number=0) -> Step:
     """A step over whole batches, outside of any run."""
     listed = listed or terms()

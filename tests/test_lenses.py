@@ -12,6 +12,7 @@ from probe.data import encode, make_split
 from probe.datasets import read_rows, write_rows
 from probe.diagnostics.g_effect import g_effect
 from probe.diagnostics.token_effects import token_g_effects
+from probe.figures.folder import origin
 from probe.lenses.named import NAMES, read_objective, reference_for
 from probe.metrics.memorisation import answer_stats
 from probe.objectives.sequence import NPO
@@ -47,7 +48,7 @@ def value(rows, **wanted):
     return found[0].value
 
 
-def test_layers_of_two_models_are_those_of_blended(bed, places, tmp_path, capsys):
+def test_r21_layers_of_two_models_are_those_of_blended(bed, places, tmp_path, capsys):
     out = tmp_path / "out"
     main(["layers", *two(places), "--spans", "all", "--parts", "block", "mlp", "--screening", "--out", str(out)])
     printed = capsys.readouterr().out
@@ -68,6 +69,9 @@ def test_layers_of_two_models_are_those_of_blended(bed, places, tmp_path, capsys
     assert -1 <= value(rows, diagnostic="screening", quantity="rank correlation", on="retain") <= 1
     drawn = {p.stem for p in (out / "figures").glob("*.pdf")}
     assert drawn == {"spans", "growing", "parts", "u_shape"}
+    # Figures name the rows they are drawn from, not the folder that a run happens to write to.
+    written = [json.loads(path.read_text())["metadata"] for path in (out / "figures").glob("*.json")]
+    assert written == [origin(out)] * len(drawn)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["weights"] == {"original": weights_hash(bed.original), "unlearned": weights_hash(bed.retrained)}
