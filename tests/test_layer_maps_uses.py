@@ -65,7 +65,7 @@ def test_far_away_the_correlation_is_scipys_and_need_not_be_high():
     assert found.n_exact == 2
 
 
-def test_f31_p_is_the_share_of_all_orders_of_the_layers_and_never_0():
+def test_f31_p_is_the_share_of_all_orders_of_the_layers_and_never_nought():
     rising = np.arange(4.0)
     assert _rank_correlation(rising, rising) == pytest.approx((1.0, 2 / 24))
     shaken = np.array([0.3, 1.0, 0.2, 4.0, 5.0])

@@ -320,7 +320,7 @@ def test_a_mistake_in_a_file_is_one_line_that_names_it_73_74(at, capsys, text, m
 
 
 @pytest.mark.parametrize("code", ["import no_such_module", "import sys\nsys.exit(0)", "def f(:", "1 / 0"])
-def test_r8_r19_a_module_that_cannot_be_imported_never_exits_with_0(at, capsys, code):
+def test_r8_r19_a_module_that_cannot_be_imported_is_no_success(at, capsys, code):
     name = f"study_{abs(hash(code))}"
     Path(f"{name}.py").write_text(code)
     written(f'run = "{name}:f"\n' + GRID)
