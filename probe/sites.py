@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -126,7 +126,7 @@ def check_hookable(model: nn.Module) -> None:
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The decoder blocks of a Hugging Face decoder, found by structure.
 
-    The list sought is the only ``ModuleList`` with as many entries as the config has layers.
+    The list sought is the only ``ModuleList`` of as many entries as the text config has layers, in the part it is for.
 
     Raises:
         ValueError: no such list, or more than one.
@@ -149,8 +149,10 @@ def _blocks_with_name(model: nn.Module) -> tuple[str, nn.ModuleList]:
     config = getattr(inner, "config", None)
     if config is None:
         raise ValueError(f"{type(inner).__name__} has no config; pass a Hugging Face causal language model")
-    depth = config.get_text_config().num_hidden_layers
-    found = [(name, stack) for name, stack in _outer_lists(inner) if len(stack) == depth]
+    text = config.get_text_config()
+    depth = text.num_hidden_layers
+    listed = [found for found in _outer_lists(inner, text, "", False) if len(found[1]) == depth]
+    found = [(name, stack) for name, stack, within in listed if within or not any(f[2] for f in listed)]
     # A list that two attributes share is one list, under its first name.
     found = [(name, stack) for i, (name, stack) in enumerate(found) if all(stack is not s for _, s in found[:i])]
     if len(found) != 1:
@@ -161,13 +163,14 @@ def _blocks_with_name(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return found[0]
 
 
-def _outer_lists(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
-    """Lists of modules; those inside a numbered block (experts, say) are not the block list, and cost time to visit."""
+def _outer_lists(module: nn.Module, text: Any, path: str, within: bool) -> Iterator[tuple[str, nn.ModuleList, bool]]:
+    """Lists of modules, not those inside numbered blocks, which cost time; whether ``text`` configures their part."""
+    within = within or vars(module).get("config") is text
     for name, child in module._modules.items():
         if isinstance(child, nn.ModuleList) and not name.isdigit():
-            yield path + name, child
+            yield path + name, child, within
         elif child is not None and not name.isdigit():
-            yield from _outer_lists(child, f"{path}{name}.")
+            yield from _outer_lists(child, text, f"{path}{name}.", within)
 
 
 def inside_blocks(model: nn.Module, sites: Iterable[Site]) -> dict[Site, nn.Module]:

@@ -20,7 +20,7 @@ from probe.interventions.projection import Cap, Erase, Project
 from probe.interventions.replacement import Noise, Replace, Scale, Skip
 from probe.interventions.steering import Steer
 from probe.positions import At, Before, From, Mask, NotIds, Only, everywhere, generated, last, not_first, prompt
-from probe.sites import Site
+from probe.sites import Site, blocks, place_of
 
 # float32 of torch.testing.
 CLOSE = {"rtol": 1.3e-6, "atol": 1e-5}
@@ -493,3 +493,22 @@ def test_an_assistant_changes_nothing_and_positions_say_no_to_it(models):
     assert torch.equal(plain.sequences, guessed.sequences)
     with edited(model, {Site(1): At(steer, generated)}), pytest.raises(ValueError, match="3 guessed tokens"):
         decoded(model, [row], prompt_lookup_num_tokens=3)
+
+
+def test_f14_a_vision_tower_as_deep_as_the_language_model_is_not_taken_for_it():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=CLIPVisionConfig(**shared, image_size=8, patch_size=4),
+            text_config=LlamaConfig(**shared, vocab_size=64),
+            image_token_index=60,
+        )
+    ).eval()
+    assert len(model.model.vision_tower.encoder.layers) == 3
+    assert blocks(model) is model.model.language_model.layers
+    assert place_of(model, Site(2, "mlp")).name == "model.language_model.layers.2.mlp"
+    with captured(model, [Site(1)]) as states, torch.no_grad():
+        expected = model(torch.arange(5)[None], output_hidden_states=True).hidden_states[2]
+    assert torch.equal(states[Site(1)], expected)

@@ -79,6 +79,50 @@ def test_rank_of_a_rank_one_change():
     assert found.whole.norm == pytest.approx(judge, rel=1e-5)
 
 
+def flat(model, batch, names):
+    grads = torch.autograd.grad(nll(model, batch), [model.get_parameter(name) for name in names])
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def test_f35_f40_numbers_are_those_of_whole_vectors_and_singular_values():
+    """All parameters at once in float64, as memory does not allow for models of some size."""
+    model, moved, split = tiny_gpt2(), tiny_gpt2(1), split_of()
+    pieces = [split.retain.select(range(start, start + 2)) for start in (0, 2, 4)]
+    found = weight_change(model, moved, split, n_gradients=3, batch_size=2)
+    for group, layer in ((found.whole, None), (found.layers[1], 1)):
+        names = [n for n, _ in model.named_parameters() if layer is None or layer_of(model, n) == layer]
+        changes = [moved.get_parameter(n).detach() - model.get_parameter(n).detach() for n in names]
+        change_P, forget_P = torch.cat([c.flatten() for c in changes]), flat(model, split.forget, names)
+        left_PK = torch.linalg.qr(torch.stack([flat(model, piece, names) for piece in pieces], 1)).Q
+        assert group.forget_cosine == pytest.approx(float(torch.cosine_similarity(change_P, forget_P, 0)), abs=1e-12)
+        assert group.retain_share == pytest.approx(float((left_PK.T @ change_P).norm() / change_P.norm()) ** 2)
+        spectra = [torch.linalg.svdvals(c) for c in changes if c.ndim == 2]
+        square = sum(s.square().sum() for s in spectra)
+        stable = sum(s.square().sum() ** 2 / s[0] ** 2 for s in spectra) / square
+        shares = [s / s.sum() for s in spectra]
+        effective = sum(
+            s.square().sum() * torch.special.entr(p).sum().exp() for s, p in zip(spectra, shares, strict=True)
+        )
+        assert group.stable_rank == pytest.approx(float(stable))
+        assert group.effective_rank == pytest.approx(float(effective / square))
+        assert group.top_share == pytest.approx(float(sum(s[0] ** 2 for s in spectra) / square))
+
+
+def test_f40_gradients_are_held_for_a_part_of_the_parameters(monkeypatch):
+    model, asked, grad = tiny_llama(), [], torch.autograd.grad
+    expected = weight_change(model, tiny_llama(1), split_of(), n_gradients=4, batch_size=2)
+
+    def noted(loss, inputs, **how):
+        asked.append(sum(p.numel() for p in inputs))
+        return grad(loss, inputs, **how)
+
+    monkeypatch.setattr("torch.autograd.grad", noted)
+    found = weight_change(model, tiny_llama(1), split_of(), n_gradients=4, batch_size=2, rows_per_pass=1)
+    assert 5 * max(asked) <= 2 * sum(p.numel() for p in model.parameters())
+    assert found.whole.forget_cosine == pytest.approx(expected.whole.forget_cosine, rel=1e-4)
+    assert found.whole.retain_share == pytest.approx(expected.whole.retain_share, rel=1e-4)
+
+
 def test_bad_input():
     model = tiny_gpt2()
     with pytest.raises(ValueError, match="architecture"):
@@ -89,6 +133,8 @@ def test_bad_input():
         weight_change(model, tiny_gpt2(1), split_of(), n_gradients=9, batch_size=1)
     with pytest.raises(ValueError, match="at least 1"):
         weight_change(model, tiny_gpt2(1), split_of(), n_gradients=0, batch_size=4)
+    with pytest.raises(ValueError, match="rows_per_pass must be at least 1, got 0"):
+        weight_change(model, tiny_gpt2(1), split_of(), n_gradients=1, batch_size=4, rows_per_pass=0)
     model.lm_head.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="frozen"):
         weight_change(model, tiny_gpt2(1), split_of(), n_gradients=1, batch_size=4)

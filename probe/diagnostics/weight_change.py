@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from probe.axes import Scalar
@@ -13,6 +14,9 @@ from probe.modes import evaluating
 from probe.objectives.token import nll
 from probe.sites import layer_of, unwrapped
 from probe.weights import check_present, check_same_architecture
+
+# Entries that are taken to float64 at once.
+_SLICE = 250_000
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,22 @@ def weight_change(
     *,
     n_gradients: int,
     batch_size: int,
+    rows_per_pass: int | None = None,
     risk: Callable[[nn.Module, Batch], Scalar] = nll,
 ) -> WeightChange:
     """Norm, spectrum and direction of theta_u - theta_o, by block.
 
-    Gradients are those of the original: where the method set out. ``n_gradients`` copies of the parameters are held.
+    Gradients are those of the original: where the method set out. They are computed for some parameters at a time, so
+    that beside the two models about twice the weights are held, however many gradients are asked for.
 
     Args:
         original, unlearned: same architecture; neither is changed.
         split: the forget gradient is over all forget rows; each retain gradient over ``batch_size`` retain rows.
         n_gradients: how many consecutive retain batches span the subspace.
         batch_size: rows of each.
-        risk: whose gradients.
+        rows_per_pass: how many rows are run at once, ``batch_size`` unless fewer are given; more rows' gradients are
+            added up, weighted by target tokens.
+        risk: whose gradients; a mean over target tokens, where rows are run in pieces.
 
     Raises:
         ValueError: other architectures, weights that are not loaded or frozen, or fewer retain rows than one a batch.
@@ -93,51 +101,63 @@ def weight_change(
     frozen = [name for name, p in original.named_parameters() if not p.requires_grad]
     if frozen:
         raise ValueError(f"{len(frozen)} parameters of the original are frozen (first: {frozen[0]}); unfreeze them")
-    if n_gradients < 1 or batch_size < 1:
-        raise ValueError(f"n_gradients and batch_size must be at least 1, got {n_gradients} and {batch_size}")
+    for what, number in (("n_gradients", n_gradients), ("batch_size", batch_size), ("rows_per_pass", rows_per_pass)):
+        if number is not None and number < 1:
+            raise ValueError(f"{what} must be at least 1, got {number}")
     if n_gradients > len(split.retain):
         raise ValueError(f"{n_gradients} retain gradients from {len(split.retain)} rows; give at most one a row")
-    inner = unwrapped(original)
-    ours, theirs = dict(inner.named_parameters()), dict(unwrapped(unlearned).named_parameters())
-    change = {n: theirs[n].detach().to(p).double() - p.detach().double() for n, p in ours.items()}
     starts = [i * batch_size % len(split.retain) for i in range(n_gradients)]
     if len(set(starts)) < n_gradients:
         raise ValueError(
             f"{n_gradients} batches of {batch_size} rows repeat among {len(split.retain)} retain rows; ask for fewer"
         )
-    pieces = [split.retain.select(range(s, min(s + batch_size, len(split.retain)))) for s in starts]
+    batches = [split.forget]
+    batches += [split.retain.select(range(s, min(s + batch_size, len(split.retain)))) for s in starts]
+    ours, theirs = (dict(unwrapped(model).named_parameters()) for model in (original, unlearned))
+    found: dict[int | None, _Sums] = {}
     with evaluating(original):
-        forget = _gradient(original, split.forget, risk, batch_size)
-        retain = [_gradient(original, piece, risk, batch_size) for piece in pieces]
-    groups: dict[int | None, list[str]] = {}
-    for name in ours:
-        groups.setdefault(layer_of(original, name), []).append(name)
-    norms = {n: p.detach().double().norm() for n, p in ours.items()}
-    found = {key: _group(names, change, norms, forget, retain) for key, names in groups.items()}
-    layers = tuple(found[key] for key in sorted(k for k in found if k is not None))
-    return WeightChange(
-        layers,
-        found.get(None, _unchanged(float("nan"))),
-        _group(list(ours), change, norms, forget, retain),
-        n_gradients,
-    )
+        for names in _portions(ours, n_gradients):
+            gradients = [_gradient(original, batch, risk, rows_per_pass or batch_size, names) for batch in batches]
+            for name in names:
+                added = _sums(ours[name], theirs[name], [gradient.pop(name) for gradient in gradients])
+                layer = layer_of(original, name)
+                found[layer] = found[layer] + added if layer in found else added
+    layers = tuple(_change(found[key]) for key in sorted(k for k in found if k is not None))
+    rest = _change(found[None]) if None in found else _unchanged(float("nan"))
+    first, *others = found.values()
+    return WeightChange(layers, rest, _change(sum(others, first)), n_gradients)
+
+
+def _portions(parameters: dict[str, nn.Parameter], n_gradients: int) -> Iterator[list[str]]:
+    """Names in order, so many at a time that all their gradients together are twice as large as the model."""
+    most = 2 * sum(p.numel() for p in parameters.values()) / (n_gradients + 1)
+    names: list[str] = []
+    size = 0
+    for name, p in parameters.items():
+        if names and size + p.numel() > most:
+            yield names
+            names, size = [], 0
+        names, size = [*names, name], size + p.numel()
+    yield names
 
 
 def _gradient(
-    model: nn.Module, batch: Batch, risk: Callable[[nn.Module, Batch], Scalar], size: int
+    model: nn.Module, batch: Batch, risk: Callable[[nn.Module, Batch], Scalar], size: int, names: list[str]
 ) -> dict[str, Tensor]:
-    """The gradient over all rows, by pieces weighted by their target tokens."""
-    names, weights = zip(*unwrapped(model).named_parameters(), strict=True)
-    total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
+    """The gradient of the named parameters over all rows, by pieces weighted by their target tokens."""
+    known = dict(unwrapped(model).named_parameters())
+    weights = [known[name] for name in names]
+    # Sums over many pieces of half precision would lose the small ones.
+    total = [torch.zeros_like(w, dtype=torch.promote_types(w.dtype, torch.float32)) for w in weights]
     n_all = int(batch.target_BT[:, 1:].sum())
-    device = weights[0].device
+    device = next(iter(known.values())).device
     with torch.enable_grad():
         for piece in _with_targets(batch, size):
             share = int(piece.target_BT[:, 1:].sum()) / n_all
             grads = torch.autograd.grad(risk(model, piece.to(device)), weights, allow_unused=True)
             for kept, grad in zip(total, grads, strict=True):
                 if grad is not None:
-                    kept += share * grad.double()
+                    kept.add_(grad, alpha=share)
     return dict(zip(names, total, strict=True))
 
 
@@ -145,53 +165,81 @@ def _with_targets(batch: Batch, size: int) -> Iterator[Batch]:
     yield from batch.select(batch.target_BT[:, 1:].any(1).nonzero()[:, 0]).chunks(size)
 
 
-def _group(
-    names: list[str],
-    change: dict[str, Tensor],
-    norms: dict[str, Tensor],
-    forget: dict[str, Tensor],
-    retain: list[dict[str, Tensor]],
-) -> GroupChange:
-    norm = float(sum(change[n].square().sum() for n in names)) ** 0.5
-    before = float(sum(norms[n].square() for n in names)) ** 0.5
-    chance = len(retain) / sum(change[n].numel() for n in names)
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What a group's numbers are made of, to be added up over its parameters.
+
+    Args:
+        inner_VV: inner products of the change, the forget gradient and the retain gradients, in this order.
+        before: |theta_o|^2.
+        size: how many weights.
+        spectrum_4: |D|_F^2 and, weighted by it, stable rank, effective rank and top share, over changed matrices.
+    """
+
+    inner_VV: Float64[Tensor, "V V"]
+    before: float
+    size: int
+    spectrum_4: Float64[Tensor, " 4"]
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(
+            self.inner_VV + other.inner_VV,
+            self.before + other.before,
+            self.size + other.size,
+            self.spectrum_4 + other.spectrum_4,
+        )
+
+
+def _sums(ours: nn.Parameter, theirs: nn.Parameter, gradients: list[Tensor]) -> _Sums:
+    """Of one parameter; float64 is used for a slice at a time."""
+    before = ours.detach().to(torch.promote_types(ours.dtype, torch.float32))
+    change = theirs.detach().to(before) - before
+    inner_VV = torch.zeros(len(gradients) + 1, len(gradients) + 1, dtype=torch.float64)
+    norm = 0.0
+    for start in range(0, change.numel(), _SLICE):
+        slices = [v.reshape(-1)[start : start + _SLICE].double() for v in (change, *gradients)]
+        rows_VP = torch.stack(slices)
+        inner_VV += (rows_VP @ rows_VP.T).cpu()
+        norm += float(before.reshape(-1)[start : start + _SLICE].double().square().sum())
+    return _Sums(inner_VV, norm, change.numel(), _spectrum(change))
+
+
+def _spectrum(change: Tensor) -> Float64[Tensor, " 4"]:
+    """As ``_Sums`` keeps it, from the eigenvalues of D^T D; zeros for what is no matrix or did not change."""
+    if change.ndim != 2 or not bool(change.any()):
+        return torch.zeros(4, dtype=torch.float64)
+    tall = change if change.shape[0] >= change.shape[1] else change.T
+    square_KK = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=change.device)
+    for piece in tall.split(max(1, _SLICE // tall.shape[1])):
+        square_KK.addmm_(piece.double().T, piece.double())
+    square_K = torch.linalg.eigvalsh(square_KK).clamp(min=0).cpu()
+    size_K, total = square_K.sqrt(), square_K.sum()
+    effective = torch.special.entr(size_K / size_K.sum()).sum().exp()
+    return torch.stack([total, total * total / square_K.max(), total * effective, square_K.max()])
+
+
+def _change(sums: _Sums) -> GroupChange:
+    norm = float(sums.inner_VV[0, 0]) ** 0.5
+    chance = min(1.0, (len(sums.inner_VV) - 2) / sums.size)
     if norm == 0:
-        return _unchanged(min(1.0, chance))
-    stable, effective, top = _spectrum([change[n] for n in names])
-    flat_P = torch.cat([change[n].flatten() for n in names])
-    forget_P = torch.cat([forget[n].flatten() for n in names])
-    basis_PK = torch.stack([torch.cat([grad[n].flatten() for n in names]) for grad in retain], 1)
-    left_PK, size_K, _ = torch.linalg.svd(basis_PK, full_matrices=False)
-    left_PK = left_PK[:, size_K > 1e-10 * size_K[0]] if float(size_K[0]) > 0 else left_PK[:, :0]
+        return _unchanged(chance)
+    _, stable, effective, top = (sums.spectrum_4 / sums.spectrum_4[0]).tolist()
+    square_K, basis_KK = torch.linalg.eigh(sums.inner_VV[2:, 2:])
+    # Directions below that are rounding: the gradients depend on each other.
+    spanned_K = square_K > 1e-12 * square_K[-1]
+    along_K = (basis_KK.T @ sums.inner_VV[2:, 0])[spanned_K].square() / square_K[spanned_K]
     return GroupChange(
         norm,
-        norm / before if before else float("nan"),
+        norm / sums.before**0.5 if sums.before else float("nan"),
         stable,
         effective,
         top,
-        forget_cosine=float(flat_P @ forget_P / (flat_P.norm() * forget_P.norm())),
-        retain_share=float((left_PK.T @ flat_P).square().sum()) / norm**2,
-        retain_share_chance=min(1.0, chance),
+        forget_cosine=float(sums.inner_VV[0, 1] / (norm * sums.inner_VV[1, 1].sqrt())),
+        retain_share=float(along_K.sum()) / norm**2,
+        retain_share_chance=chance,
     )
 
 
 def _unchanged(chance: float) -> GroupChange:
     nan = float("nan")
     return GroupChange(0.0, 0.0, nan, nan, nan, forget_cosine=nan, retain_share=nan, retain_share_chance=chance)
-
-
-def _spectrum(changes: list[Tensor]) -> tuple[float, float, float]:
-    matrices = [c for c in changes if c.ndim == 2 and bool(c.any())]
-    if not matrices:
-        return (float("nan"),) * 3
-    weights, stable, effective, top = [], [], [], []
-    for matrix in matrices:
-        size_K = torch.linalg.svdvals(matrix)
-        square_K = size_K.square()
-        weights.append(square_K.sum())
-        stable.append(square_K.sum() / square_K[0])
-        effective.append(torch.special.entr(size_K / size_K.sum()).sum().exp())
-        top.append(square_K[0] / square_K.sum())
-    weight_M = torch.stack(weights) / sum(weights)
-    mean = [float((weight_M * torch.stack(column)).sum()) for column in (stable, effective, top)]
-    return mean[0], mean[1], mean[2]

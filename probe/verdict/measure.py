@@ -104,7 +104,9 @@ def _texts(model: nn.Module, given: Material) -> dict[str, float]:
 def _weights(model: nn.Module, given: Material) -> dict[str, float]:
     p = given.protocol
     n = min(p.gradients, len(given.split.retain) // p.batch_size) or 1
-    whole = weight_change(given.original, model, given.split, n_gradients=n, batch_size=p.batch_size).whole
+    whole = weight_change(
+        given.original, model, given.split, n_gradients=n, batch_size=p.batch_size, rows_per_pass=4
+    ).whole
     found = {"weight_norm": whole.relative, "weight_cosine": 0.0, "weight_retain_share": 0.0}
     if whole.norm > 0:
         found |= {"weight_cosine": whole.forget_cosine}
