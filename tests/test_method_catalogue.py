@@ -653,7 +653,7 @@ GIVEN = "--set beta=0.1 retain_weight=1 --steps 1 --lr 1e-3 --batch-size 2"
         (f"npo {GIVEN} --model x", "--forget, --retain missing"),
         (f"npo {GIVEN} --device quantum", "device 'quantum' cannot be used"),
         (f"npo {GIVEN} --parameters nothing", "matches no parameter"),
-        ("wga --set beta=1 retain_weight=0 --steps 1 --lr 0 --batch-size 2", "changed no weight"),
+        ("wga --set beta=1 retain_weight=0 --steps 1 --lr 1e-3 --batch-size 2 --warmup 1", "changed no weight"),
     ],
 )
 def test_mistakes_at_the_shell_end_in_one_line_and_leave_nothing(words, said, tmp_path, capsys):
