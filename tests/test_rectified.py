@@ -60,6 +60,19 @@ def test_gradients_that_agree_are_left_alone():
     close(Rectified(0.8)(step)[1], g)
 
 
+def test_what_is_taken_away_can_be_bounded():
+    step = step_of(tiny_gpt2(), terms())
+    g, r = parts(step)
+    cosine = float(flat(g) @ flat(r) / (flat(g).norm() * flat(r).norm()))
+    assert cosine < -0.2
+    share = -0.1 * float(flat(g).norm() / flat(r).norm())
+    close(Rectified(1.0, least_cosine=-0.1)(step)[1], {name: g[name] - share * r[name] for name in g})
+    loose = Rectified(1.0, least_cosine=max(-0.99, 2 * cosine))(step)[1]
+    close(loose, Rectified(1.0)(step)[1])
+    with pytest.raises(ValueError, match="least_cosine must lie between -1 and 0"):
+        Rectified(1.0, least_cosine=0.0)
+
+
 def test_the_retain_gradient_is_averaged_over_steps():
     way, steps = Rectified(0.8), [step_of(tiny_gpt2(seed), terms()) for seed in (0, 1)]
     way(steps[0])

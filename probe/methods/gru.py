@@ -19,7 +19,7 @@ from probe.objectives.reference import Reference
 from probe.objectives.sequence import NPO
 from probe.objectives.token import nll
 from probe.train import History, Step, Term, minimise
-from probe.train.step import Gradient, Losses, added
+from probe.train.step import Gradient, Losses, added, norm
 
 _PORT = "configuration of the port to OpenUnlearning in the code of Li et al., arXiv 2510.19422"
 PUBLISHED = {
@@ -30,16 +30,18 @@ PUBLISHED = {
 
 @dataclass(eq=False)
 class Rectified:
-    """A way of stepping: g - min(0, <g, m>) m / |m|^2 + c r, g of all other terms, r and m of the retain term.
+    """A way of stepping: g - min(0, <g, m>) m / |m|^2 + w r, g of all other terms, r and m of the retain term.
 
     Wang et al., arXiv 2503.09117: the gradient nearest to g under which the retain loss does not rise, to first order.
     m <- gamma r + (1 - gamma) m is a moving average over steps that starts at 0, and <., .> runs over all trained
-    weights together. The published code can also bound the angle, cos(g, m) >= -0.5, which is left out.
+    weights together. The released code can also bound what is taken away: <g, m> counts as at least c |g| |m|.
 
     Args:
         smoothing: gamma in (0, 1]; 1 takes each step's own retain gradient. With less, m is not in a checkpoint: a run
             that resumes from one starts it anew.
-        retain_weight: c, at least 0. 0 is GRU; above 0 the retain loss is descended too, as the code's variants do.
+        retain_weight: w, at least 0. 0 is GRU; above 0 the retain loss is descended too, as the code's variants do.
+        least_cosine: c in [-1, 0); -1 bounds nothing, the code's option has -0.5. Above -1 a gradient that opposes m
+            more than so still does afterwards.
         retain: name of the retain term.
 
     Raises:
@@ -48,6 +50,7 @@ class Rectified:
 
     smoothing: float
     retain_weight: float = 0.0
+    least_cosine: float = -1.0
     retain: str = "retain"
     mean: Gradient = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -56,6 +59,8 @@ class Rectified:
             raise ValueError(f"smoothing must lie above 0 and at most at 1, got {self.smoothing}")
         if not self.retain_weight >= 0:
             raise ValueError(f"retain_weight must be at least 0, got {self.retain_weight}")
+        if not -1 <= self.least_cosine < 0:
+            raise ValueError(f"least_cosine must lie between -1 and 0, got {self.least_cosine}")
 
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         kept, others = step.chosen((self.retain,))
@@ -65,13 +70,22 @@ class Rectified:
         self.mean = added(old, retain, self.smoothing)
         along = _product(gradient, self.mean)
         if along < 0:
+            along = max(along, self.least_cosine * norm(gradient) * norm(self.mean))
             gradient = added(gradient, self.mean, -along / _product(self.mean, self.mean))
         return losses | found, added(gradient, retain, self.retain_weight) if self.retain_weight else gradient
 
 
-def ga_gru(model: nn.Module, split: Split, *, smoothing: float, retain_weight: float = 0.0, **training: Any) -> History:
+def ga_gru(
+    model: nn.Module,
+    split: Split,
+    *,
+    smoothing: float,
+    retain_weight: float = 0.0,
+    least_cosine: float = -1.0,
+    **training: Any,
+) -> History:
     """Gradient ascent, rectified."""
-    return _rectified(model, split, objectives.ga, smoothing, retain_weight, training)
+    return _rectified(model, split, objectives.ga, Rectified(smoothing, retain_weight, least_cosine), training)
 
 
 def npo_gru(
@@ -82,27 +96,24 @@ def npo_gru(
     beta: float,
     smoothing: float,
     retain_weight: float = 0.0,
+    least_cosine: float = -1.0,
     **training: Any,
 ) -> History:
     """Negative preference optimisation, rectified."""
     check_apart(model, original)
-    return _rectified(model, split, NPO(original, beta), smoothing, retain_weight, training)
+    way = Rectified(smoothing, retain_weight, least_cosine)
+    return _rectified(model, split, NPO(original, beta), way, training)
 
 
 def _rectified(
-    model: nn.Module,
-    split: Split,
-    objective: Objective,
-    smoothing: float,
-    retain_weight: float,
-    training: dict[str, Any],
+    model: nn.Module, split: Split, objective: Objective, way: Rectified, training: dict[str, Any]
 ) -> History:
-    if training.get("checkpoint") is not None and smoothing < 1:
+    if training.get("checkpoint") is not None and way.smoothing < 1:
         raise ValueError(
-            "a moving average of retain gradients would be lost at a checkpoint; leave it out or smoothing=1"
+            "the mean of retain gradients would be lost at a checkpoint; leave it out, or take smoothing=1"
         )
-    terms = [Term(1.0, objective, split.forget, "forget"), Term(1.0, nll, split.retain, "retain")]
-    return minimise(model, terms, stepping=Rectified(smoothing, retain_weight), **training)
+    terms = [Term(1.0, objective, split.forget, "forget"), Term(1.0, nll, split.retain, way.retain)]
+    return minimise(model, terms, stepping=way, **training)
 
 
 def _product(one: Gradient, other: Gradient) -> float:
