@@ -28,13 +28,14 @@ from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_known
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare
-from probe.report.measure import Sample, diagnosed, draw_sample, mean_row, reference_fragility, single_layers
+from probe.report.measure import Sample, diagnosed, draw_sample, groups_of, mean_row
 from probe.report.own import testbed_study
 from probe.report.settings import TESTBED, Measuring
+from probe.report.single_layers import reference_fragility, single_layers
 from probe.report.study import Study
 from probe.rows import Row, append
 
-SETTINGS = replace(TESTBED, measuring=Measuring(rows=50, generated=10, new_tokens=12, bootstrap=300))
+SETTINGS = replace(TESTBED, measuring=Measuring(rows=50, generated=10, new_tokens=12))
 ATTACKED = ("GradDiff", "NPO", "RMU")
 ATTACK = Training(steps=24, lr=1e-4, batch_size=8, at=(3, 6, 12, 18), seeds=(0, 1, 2))
 # BS-T and BS-S beside NPO as the report runs it; settings were not searched.
@@ -72,6 +73,10 @@ class Bench:
     study: Study
     sample: Sample
 
+    def groups(self, on: str) -> tuple[str, ...]:
+        """Of the sample's rows."""
+        return groups_of(getattr(self.sample.split, f"{on}_rows"))
+
     @property
     def measuring(self) -> Measuring:
         """How much is measured."""
@@ -108,12 +113,14 @@ def models(at: Bench) -> Iterator[Row]:
     made = [*conditions.references(at.study)]
     for condition in made:
         with condition.applied() as model:
-            yield from diagnosed(at.study, at.sample, condition, at.measuring)
+            for _, rows in diagnosed(at.study, at.sample, condition, model, at.measuring):
+                yield from rows
             yield from beyond_the_report(at, condition.name, model)
-    for condition in conditions.unlearned(at.study, SETTINGS):
-        yield from diagnosed(at.study, at.sample, condition, at.measuring)
-        yield from single_layers(at.study, at.sample, condition, at.measuring)[1]
+    for condition in conditions.unlearned(replace(at.study, split=at.sample.training), SETTINGS):
+        yield from single_layers(at.study, at.sample, condition, at.measuring)
         with condition.applied() as model:
+            for _, rows in diagnosed(at.study, at.sample, condition, model, at.measuring):
+                yield from rows
             yield from beyond_the_report(at, condition.name, model)
     yield from dose_rows(at.study, at.sample, prepare(at.study, at.sample, SETTINGS), SETTINGS)
 
@@ -124,7 +131,7 @@ def beyond_the_report(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
         with rounded(model, bits=bits):
             for on, batch in (("forget", at.sample.split.forget), ("retain", at.sample.split.retain)):
                 found = at.probabilities(model, batch)
-                yield mean_row(name, "quantisation", "probability", found, on, at.measuring, item=bits)
+                yield mean_row(name, "quantisation", "probability", found, on, at.groups(on), item=bits)
     yield from aggregates(at, name, model, f"{len(at.study.split.forget_rows)} forget rows at once")
     if name in (*ATTACKED, "original", "retrained"):
         yield from relearned(at, name, model)
@@ -148,7 +155,7 @@ def aggregates(at: Bench, name: str, model: nn.Module, split: str) -> Iterator[R
     yield Row(name, "evaluation", "model_utility", utility, n=len(suite))
     for on, found in (("forget", suite), ("retain", at.suite(model, at.sample.split.retain_rows))):
         value_N = found.extraction("0", perturbed=True)
-        yield mean_row(name, "performance", "perturbed_strength", value_N, on, at.measuring)
+        yield mean_row(name, "performance", "perturbed_strength", value_N, on, at.groups(on))
 
 
 def relearned(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
@@ -223,8 +230,9 @@ def continual(at: Bench, name: str) -> Iterator[Row]:
     def look(who: str, model: nn.Module, n: int) -> float:
         kept = at.probabilities(model, split.retain.select(range(100)))
         left = 1 - at.probabilities(model, split.forget.select(range(n * size)))
-        rows.append(mean_row(who, "continual", "utility", kept, "retain", at.measuring, item=n))
-        rows.append(mean_row(who, "continual", "forgetting", left, "forget", at.measuring, item=n))
+        of_kept, of_left = groups_of(split.retain_rows[:100]), groups_of(split.forget_rows[: n * size])
+        rows.append(mean_row(who, "continual", "utility", kept, "retain", of_kept, item=n))
+        rows.append(mean_row(who, "continual", "forgetting", left, "forget", of_left, item=n))
         return float(kept.mean())
 
     for n in range(1, REQUESTS + 1):
@@ -287,4 +295,4 @@ def suppressed(at: Bench, name: str, index_K: torch.Tensor, scale: float) -> Ite
     with torch.no_grad(), edited(at.study.original, edits):
         for on, batch in (("forget", at.sample.split.forget), ("retain", at.sample.split.retain)):
             found = at.probabilities(at.study.original, batch)
-            yield mean_row(name, "sae_dose", "probability", found, on, at.measuring, dose=scale)
+            yield mean_row(name, "sae_dose", "probability", found, on, at.groups(on), dose=scale)

@@ -468,7 +468,7 @@ def numbers_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-def test_loops_in_generated_text_are_collapsed():
+def test_f34_loops_in_generated_text_are_collapsed_where_there_were_none_before():
     tokenizer, batch, prompts = numbers_tokenizer(), random_batch(rows=8), ["w3 w4", "w5"]
     model = tiny_llama()
     found = logit_collapse(model, batch, tokenizer=tokenizer, prompts=prompts, max_new_tokens=4)
@@ -483,6 +483,11 @@ def test_loops_in_generated_text_are_collapsed():
     stuck = logit_collapse(model, batch, tokenizer=tokenizer, prompts=prompts)
     assert stuck.verdict == "collapsed"
     assert any("repeats itself" in reason for reason in stuck.reasons)
+    # F34: a model that did so before was not brought to it.
+    again = logit_collapse(model, batch, tokenizer=tokenizer, prompts=prompts, before=stuck)
+    assert (again.verdict, again.reasons) == ("intact", ())
+    assert again.crossed == stuck.crossed
+    assert logit_collapse(model, batch, tokenizer=tokenizer, prompts=prompts, before=found).verdict == "collapsed"
     with pytest.raises(ValueError, match="together"):
         logit_collapse(model, batch, tokenizer=tokenizer)
     with pytest.raises(ValueError, match="no prompts"):

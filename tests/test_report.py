@@ -12,20 +12,22 @@ from probe.checkpoints import weights_hash
 from probe.commands.folder import Run
 from probe.figures import Drawn
 from probe.methods import baselines
-from probe.report.measure import DIAGNOSED
+from probe.report.conditions import unlearned
+from probe.report.measure import DIAGNOSED, draw_sample, mean_row
 from probe.report.own import testbed_study as make_testbed_study
 from probe.report.page import write_page
 from probe.report.run import redraw, run_report
-from probe.report.sentences import findings, headline, table, word
+from probe.report.sentences import findings, headline, table
 from probe.report.settings import TESTBED, Measuring
 from probe.report.study import Study
+from probe.report.words import word
 from probe.rows import Row, load
 
 SMALL = replace(
     TESTBED,
     training=replace(TESTBED.training, steps=3, ga_steps=2),
     editing=replace(TESTBED.editing, sae_doses=(0.0, 1.0), sae_features=(5, 20), steer_doses=(0.0, 1.0)),
-    measuring=Measuring(rows=20, generated=3, new_tokens=5, bootstrap=50),
+    measuring=Measuring(rows=20, generated=3, new_tokens=5),
 )
 FIGURES = ("tradeoff", "g_effect", "separability", "u_shape", "logit_collapse", "hidden_states", "dose_response")
 ON_PAGE = (*FIGURES, "logit_lens", "sae_choices")
@@ -134,7 +136,7 @@ TINY = replace(
     SMALL,
     training=replace(SMALL.training, steps=1, ga_steps=1, batch_size=2),
     editing=replace(SMALL.editing, steer_doses=(0.0,)),
-    measuring=Measuring(rows=3, generated=1, new_tokens=1, bootstrap=2),
+    measuring=Measuring(rows=3, generated=1, new_tokens=1),
 )
 
 
@@ -246,7 +248,7 @@ def test_own_models_and_rows_through_the_shell(bed, tmp_path):
         save_model(model, tmp_path / name, tokenizer=bed.tokenizer)
     for name, rows in (("forget", bed.split.forget_rows[:12]), ("retain", bed.split.retain_rows[:40])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    sizes = "--measuring.rows 12 --measuring.generated 2 --measuring.new-tokens 3 --measuring.bootstrap 20"
+    sizes = "--measuring.rows 12 --measuring.generated 2 --measuring.new-tokens 3"
     models = f"--original {tmp_path}/before --unlearned {tmp_path}/after --retrained {tmp_path}/twin"
     data = f"--forget {tmp_path}/forget.jsonl --retain {tmp_path}/retain.jsonl"
     main(["report", *f"{models} {data} {sizes} --out {tmp_path}/run --training.rmu-layer 99".split()])
@@ -256,34 +258,129 @@ def test_own_models_and_rows_through_the_shell(bed, tmp_path):
 
 
 def performed(name: str, forget: float, retain: float, choice: float, collapsed: float = 0.0) -> list[Row]:
+    """Rows with intervals of .05 on either side."""
+
+    def near(value: float) -> dict[str, float]:
+        return {"low": max(value - 0.05, 0.0), "high": min(value + 0.05, 1.0)}
+
     return [
-        Row(name, "performance", "probability", forget, "forget"),
-        Row(name, "performance", "probability", retain, "retain"),
-        Row(name, "performance", "choice_accuracy", choice, "forget"),
-        Row(name, "logit_collapse", "collapsed", collapsed, "retain"),
+        Row(name, "performance", "probability", forget, "forget", **near(forget)),
+        Row(name, "performance", "probability", retain, "retain", **near(retain)),
+        Row(name, "performance", "choice_accuracy", choice, "forget", **near(choice)),
+        Row(name, "performance", "choice_chance", 1 / 3, "forget"),
+        Row(name, "logit_collapse", "crossed silence", collapsed, "retain"),
     ]
 
 
+BEFORE = performed("original", 0.6, 0.8, 0.95)
+
+
 @pytest.mark.parametrize(
-    ("numbers", "expected"),
+    ("numbers", "alone", "beside"),
     [
-        ((0.99, 0.99, 1.0), "knows"),
-        ((0.3, 0.99, 0.5), "weakened"),
-        ((0.1, 0.95, 0.9), "hidden"),
-        ((0.1, 0.95, 0.2), "suppressed"),
-        ((0.1, 0.7, 0.2), "suppressed, at a cost"),
-        ((0.0, 0.2, 0.2), "broken"),
-        ((0.0, 0.95, 0.2, 1.0), "broken"),
+        ((0.6, 0.8, 1.0), "unchanged", "unchanged"),
+        ((0.56, 0.8, 0.9), "unchanged", "unchanged"),
+        ((0.3, 0.8, 0.5), "weakened", "weakened"),
+        ((0.1, 0.78, 0.9), "hidden", "hidden"),
+        ((0.1, 0.78, 0.5), "hidden", "suppressed"),
+        ((0.1, 0.78, 0.36), "suppressed", "suppressed"),
+        ((0.1, 0.6, 0.2), "suppressed, at a cost", "suppressed, at a cost"),
+        ((0.0, 0.2, 0.2), "broken", "broken"),
+        ((0.0, 0.38, 0.2), "suppressed, at a cost", "suppressed, at a cost"),
+        ((0.0, 0.8, 0.2, 1.0), "broken", "broken"),
     ],
 )
-def test_words(numbers, expected):
-    assert word(performed("X", *numbers), "X") == expected
+def test_f25_words_are_relative_to_the_original_and_the_retrained_model(numbers, alone, beside):
+    rows = BEFORE + performed("X", *numbers)
+    assert word(rows, "X") == alone
+    never = performed("retrained", 0.12, 0.8, 0.45)
+    assert word(rows + never, "X") == beside
+    assert (word(rows + never, "original"), word(rows + never, "retrained")) == ("reference", "never knew")
 
 
-def test_sentences_say_what_rows_say():
-    rows = performed("RMU", 0.1, 0.95, 0.9) + performed("NPO", 0.05, 0.6, 0.2)
-    assert "RMU: hidden" in headline(rows)[0]
-    assert (
-        findings(rows, "performance")[0] == "Of those that keep retain answers at 0.9 or more, RMU forgets most (0.10)."
+def test_f25_chance_is_that_of_the_rows():
+    rows = BEFORE + performed("RMU", 0.1, 0.78, 0.9)
+    assert headline(rows)[1].startswith("RMU: hidden. Forget answers have probability 0.10 [0.05, 0.15]")
+    assert "ranks first in 0.90 [0.85, 0.95] of questions (chance 0.33)" in headline(rows)[1]
+    assert [row.cells[0] for row in table(rows).body] == ["original", "RMU"]
+
+
+def test_f25_nothing_is_most_that_its_interval_does_not_set_apart():
+    rows = (
+        BEFORE + performed("RMU", 0.1, 0.78, 0.9) + performed("NPO", 0.15, 0.76, 0.2) + performed("GA", 0.0, 0.2, 0.2)
     )
-    assert [row.cells[0] for row in table(rows).body] == ["RMU", "NPO"]
+    said = findings(rows, "performance")[0]
+    assert "not tell them apart: RMU (0.10 [0.05, 0.15]), NPO (0.15 [0.10, 0.20])" in said
+    assert "0.9 of the original's retain probability (0.72)" in said
+    rows = [*rows, *performed("Steer", 0.4, 0.8, 0.9)]
+    assert "Steer" not in findings(rows, "performance")[0]
+    alone = findings(BEFORE + performed("RMU", 0.1, 0.78, 0.9) + performed("NPO", 0.4, 0.76, 0.2), "performance")[0]
+    assert alone.endswith("RMU (0.10 [0.05, 0.15]) forgets most.")
+
+
+def test_f34_what_the_original_crosses_does_not_count_as_collapse():
+    rows = performed("original", 0.6, 0.8, 0.9, 1.0) + performed("X", 0.1, 0.8, 0.2, 1.0)
+    assert word(rows, "X") == "suppressed"
+    assert findings(rows, "logit_collapse") == [
+        "No intervention crosses a threshold of collapse that the original does not cross."
+    ]
+
+
+def test_f27_the_block_named_moves_the_loss_the_way_the_sentence_says():
+    parts = {0: -0.9, 1: 0.22, 2: 0.03}
+    rows = [Row("WGA", "g_effect", "effect", e, "forget", layer=layer) for layer, e in parts.items()]
+    rows += [Row("WGA", "g_effect", "total", 1.0, "forget"), Row("WGA", "g_effect", "objective WGA", 1.0)]
+    assert findings(rows, "g_effect") == [
+        "WGA: a further step of WGA lowers the forget loss (e = 1); of the blocks, 1 has the largest part that way "
+        "(0.22, 22% of e)."
+    ]
+
+
+def test_f39_the_layer_named_is_the_one_that_moves_the_answers_most():
+    changes = {0: (0.024, 0.02, 0.028), 1: (-0.001, -0.002, 0.001), 2: (-0.005, -0.006, -0.004)}
+    rows = [
+        Row("RMU", "fragility", "change", value, "forget", layer, low=low, high=high)
+        for layer, (value, low, high) in changes.items()
+    ]
+    said = findings(rows, "fragility")
+    assert (
+        said[0]
+        == "Of RMU's layers, alone in the original, these move the forget probability most: 0 (0.02 [0.02, 0.03])."
+    )
+    assert said[-1] == "Measured on the rows that layers are chosen by, which are not those of the table."
+    still = [replace(row, low=-1.0, high=1.0) for row in rows]
+    assert "None of RMU's layers" in findings(still, "fragility")[0]
+
+
+def test_f46_without_a_retrained_model_nothing_is_read_from_separability():
+    rows = [Row(n, "separability", "auc", auc, layer=0, low=auc - 0.1, high=1.0)
+            for n, auc in (("original", 0.98), ("X", 0.99))]  # fmt: skip
+    rows.append(Row("original", "separability", "words alone", 0.97, low=0.9, high=1.0))
+    said = " ".join(findings(rows, "separability"))
+    assert "nothing can be read from these numbers alone" in said
+    assert "The words of the questions alone, before any block: 0.97 [0.90, 1.00]" in said
+    assert "recognise" not in said
+    rows += [Row("retrained", "separability", "auc", 0.9, layer=0)]
+    more = Row("X", "separability", "beyond retrained", 0.09, layer=0, low=-0.01, high=0.19)
+    assert "told apart from the retrained model" in findings([*rows, more], "separability")[-1]
+    assert "recognise" in findings([*rows, replace(more, low=0.01)], "separability")[-1]
+
+
+def test_f45_retain_rows_that_are_reported_are_not_trained_on(bed):
+    study = make_testbed_study()
+    sample = draw_sample(study, Measuring(rows=20), 0)
+    reported = set(sample.split.retain_rows)
+    assert not reported & set(sample.training.retain_rows)
+    assert len(sample.training.retain_rows) == len(study.split.retain_rows) - len(reported)
+    assert sample.training.forget_rows == study.split.forget_rows
+    assert "may have been trained on the retain rows" in next(
+        c.what for c in unlearned(replace(study, unlearned={"mine": bed.original}), TESTBED)
+    )
+
+
+def test_f28_intervals_of_the_report_count_groups():
+    values = [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    rows, people = (mean_row("X", "performance", "p", values, "forget", groups) for groups in (None, tuple("aaabbb")))
+    assert rows.high - rows.low < 0.85
+    assert (people.low, people.high) == pytest.approx((0, 1), abs=0.01)
+    assert people.n == 6

@@ -84,10 +84,10 @@ def test_a_single_entity_cannot_be_divided(bed):
         halves(bed.tokenizer, rows("f", 1), rows("r", 4), seed=0)
 
 
-def test_two_entities_say_nothing_of_a_spread():
+def test_f43_two_entities_say_nothing_of_a_spread():
     groups, note = units_of(rows("f", 2, each=3))
     assert len(set(groups)) == 6
-    assert "2 entities a half" in note
+    assert "about 2 entities" in note  # F43: each half says how many it has
     assert units_of(rows("f", 3)) == (groups_of(rows("f", 3)), "")
 
 

@@ -116,7 +116,7 @@ class Curves:
 
     def area(self, measure: Measure = "probability", *, of: Literal["model", "reference"] = "model") -> Interval:
         """Mean height of the held-out curve over the steps (trapezoids), with its interval over seeds."""
-        return interval(_heights(self.curve(measure, of=of), self.steps))
+        return interval(_heights(self.curve(measure, of=of), self.steps), within=(0.0, 1.0))
 
     def excess(self, measure: Measure = "probability") -> Interval:
         """Area of the model less that of the reference, seed by seed: above 0, knowledge was left to come back.
@@ -124,7 +124,7 @@ class Curves:
         A model that starts far below the reference pays for its start in the area; ``excess_at`` does not.
         """
         ours, theirs = self.curve(measure), self.curve(measure, of="reference")
-        return interval(_heights(ours - theirs, self.steps))
+        return interval(_heights(ours - theirs, self.steps), within=(-1.0, 1.0))
 
     def excess_at(self, step: int, measure: Measure = "probability") -> Interval:
         """The model less the reference after ``step`` steps, with its interval over seeds.
@@ -135,7 +135,8 @@ class Curves:
         if step not in self.steps:
             raise ValueError(f"step {step} was not scored; the steps are {self.steps}")
         k = self.steps.index(step)
-        return interval(self.curve(measure)[:, k] - self.curve(measure, of="reference")[:, k])
+        apart_K = self.curve(measure)[:, k] - self.curve(measure, of="reference")[:, k]
+        return interval(apart_K, within=(-1.0, 1.0))
 
     @property
     def recovery(self) -> Recovery:

@@ -20,6 +20,9 @@ ValuesN = Float[Tensor, " N"]
 IdsN = Int[Tensor, " N"]
 
 
+THRESHOLDS = ("broken", "flat", "one token", "loops", "silence")
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """Above which a model counts as collapsed. Conventions of this package, not of a paper.
@@ -50,8 +53,10 @@ class LogitCollapse:
     """The shape of the next-token distribution where a target is predicted.
 
     Args:
-        verdict: "collapsed" if a threshold is crossed.
-        reasons: a sentence per threshold crossed.
+        verdict: "collapsed" if a threshold is crossed that the model before did not cross; without the model before,
+            any: an untouched model asked through a template that is not its own crosses some, too.
+        reasons: a sentence per threshold that speaks for the verdict.
+        crossed: names of all thresholds crossed, of ``THRESHOLDS``.
         entropy_share: mean entropy over ln V, in [0, 1].
         top1_share: share of positions whose first token is ``top1_token``, the most common one.
         top1_precision: share of those positions at which it is the target.
@@ -77,6 +82,7 @@ class LogitCollapse:
     max_logit_N: ValuesN = field(repr=False)
     top_probability_N: ValuesN = field(repr=False)
     texts: tuple[str, ...] = field(default=(), repr=False)
+    crossed: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
         numbers = {
@@ -101,6 +107,7 @@ def logit_collapse(
     template: Template = Template(),
     max_new_tokens: int = 32,
     thresholds: Thresholds = Thresholds(),
+    before: LogitCollapse | None = None,
     batch_size: int = 32,
 ) -> LogitCollapse:
     """Entropy, dominant token, logit size and repetition, with a verdict.
@@ -112,6 +119,7 @@ def logit_collapse(
         template: that the prompts were made with; it says what ends a text.
         max_new_tokens: length of that text.
         thresholds: what counts as collapsed.
+        before: what the model gave on the same rows and prompts before it was changed; what it crossed does not count.
         batch_size: rows per forward pass.
 
     Raises:
@@ -130,8 +138,9 @@ def logit_collapse(
     top1_share = is_top_N.double().mean().item()
     precision = (seen.target_N[is_top_N] == token).double().mean().item()
     entropy_share = seen.entropy_N.mean().item() / math.log(seen.vocabulary)
-    reasons = _reasons(thresholds, seen, entropy_share, top1_share, precision, token)
-    reasons += _text_reasons(thresholds, texts, repeated)
+    crossed = _reasons(thresholds, seen, entropy_share, top1_share, precision, token)
+    crossed |= _text_reasons(thresholds, texts, repeated)
+    reasons = tuple(text for name, text in crossed.items() if before is None or name not in before.crossed)
     return LogitCollapse(
         "collapsed" if reasons else "intact",
         reasons,
@@ -147,6 +156,7 @@ def logit_collapse(
         max_logit_N=seen.max_logit_N,
         top_probability_N=seen.top_probability_N,
         texts=texts,
+        crossed=tuple(crossed),
     )
 
 
@@ -212,31 +222,31 @@ def _reasons(
     top1_share: float,
     precision: float,
     token: int,
-) -> tuple[str, ...]:
+) -> dict[str, str]:
     n = len(seen.top_N)
-    found = []
+    found = {}
     if seen.broken:
-        found.append(f"{seen.broken} of {n} positions have NaN or infinite logits")
+        found["broken"] = f"{seen.broken} of {n} positions have NaN or infinite logits"
     if entropy_share > limit.entropy_share:
-        found.append(
+        found["flat"] = (
             f"the distribution is flat: mean entropy is {entropy_share:.2f} of ln V (threshold {limit.entropy_share})"
         )
     if n >= limit.min_positions and top1_share > limit.top1_share and precision < limit.top1_precision:
-        found.append(
+        found["one token"] = (
             f"one token everywhere: token {token} comes first at {top1_share:.0%} of {n} positions "
             f"(threshold {limit.top1_share:.0%}) and is right at {precision:.0%} of those"
         )
-    return tuple(found)
+    return found
 
 
-def _text_reasons(limit: Thresholds, texts: Sequence[str], repeated: float | None) -> tuple[str, ...]:
-    found = []
+def _text_reasons(limit: Thresholds, texts: Sequence[str], repeated: float | None) -> dict[str, str]:
+    found = {}
     if repeated is not None and repeated > limit.repetition:
-        found.append(f"generated text repeats itself: {repeated:.0%} of bigrams (threshold {limit.repetition:.0%})")
+        found["loops"] = f"generated text repeats itself: {repeated:.0%} of bigrams (threshold {limit.repetition:.0%})"
     silent = sum(not text.strip() for text in texts)
     if texts and silent > limit.empty * len(texts):
-        found.append(
+        found["silence"] = (
             f"nothing is generated: {silent} of {len(texts)} texts are empty (threshold {limit.empty:.0%}); their "
             "repetition is 0 and their compression ratio 1 by definition"
         )
-    return tuple(found)
+    return found

@@ -15,7 +15,6 @@ from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.privacy import privleak
 from probe.metrics.tofu import ForgetQuality, forget_quality, truth_ratio_arithmetic
 from probe.report.measure import mean_row
-from probe.report.settings import Measuring
 from probe.rows import Row
 
 NAMES = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}
@@ -24,11 +23,10 @@ FLOOR = "floor"
 """Status of a forget quality whose p says only that the two sets of truth ratios do not overlap."""
 IDENTICAL = "identical"
 """Status of a forget quality whose two sets are the same numbers: one model measured twice, most likely."""
-_BOOTSTRAP = Measuring()
 
 
 def set_rows(model: str, name: str, found: Measured, log: EvaluationLog) -> Iterator[Row]:
-    """Every mean over the rows of one set, with its 95 % bootstrap interval.
+    """Every mean over the rows of one set, with its 95 % interval; a log names no groups, so rows count.
 
     Args:
         model: what the rows' intervention is called.
@@ -37,7 +35,7 @@ def set_rows(model: str, name: str, found: Measured, log: EvaluationLog) -> Iter
         log: holds the set's samples.
     """
     for quantity, value_N in _values(name, found, log):
-        yield mean_row(model, "performance", quantity, value_N, NAMES[name], _BOOTSTRAP)
+        yield mean_row(model, "performance", quantity, value_N, NAMES[name])
 
 
 def utility_rows(model: str, aggregates: Mapping[str, float]) -> Iterator[Row]:

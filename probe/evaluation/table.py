@@ -44,7 +44,7 @@ def latex_table(rows: Sequence[Row]) -> str:
     """The means as a ``tabular`` for booktabs, half-widths of the 95 % intervals beside them, numbers below."""
     sides = _sides(rows)
     lines = [
-        r"% needs \usepackage{booktabs}; means over rows, with half the 95 % bootstrap interval",
+        r"% needs \usepackage{booktabs}; means over rows, with half the 95 % interval",
         rf"\begin{{tabular}}{{l{'r' * max(1, len(sides))}}}",
         r"\toprule",
         " & ".join(["", *(escaped(side.replace("_", " ").capitalize()) for side in sides)]) + r" \\",
@@ -106,7 +106,7 @@ def _means(rows: Sequence[Row]) -> list[str]:
         places = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
         shown.append(_BETWEEN.join([first.ljust(widths[0]), *places]).rstrip())
     legend = (
-        "means over rows, ± half their 95 % bootstrap interval; truth ratios: mean min(R, 1/R) on forget, "
+        "means over rows, ± half their 95 % interval; truth ratios: mean min(R, 1/R) on forget, "
         "mean max(0, 1 - R) elsewhere"
     )
     return [*shown, legend]

@@ -54,7 +54,12 @@ def unlearned(study: Study, settings: Settings) -> Iterator[Condition]:
     """The unlearned models that were given or, without any, GA, GradDiff, WGA, NPO and RMU trained here."""
     if study.unlearned:
         for name, model in study.unlearned.items():
-            yield as_is(name, "training", model, "an unlearned model that was given")
+            yield as_is(
+                name,
+                "training",
+                model,
+                "an unlearned model that was given; it may have been trained on the retain rows reported here",
+            )
     else:
         yield from _divergence(study, settings.training)
         yield _rmu(study, settings.training)

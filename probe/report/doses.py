@@ -18,7 +18,7 @@ from probe.interventions.features import norm_relative
 from probe.interventions.steering import Steer, direction_at
 from probe.methods.sae_suppression import suppress
 from probe.metrics.memorisation import answer_stats
-from probe.report.measure import Sample, mean_row
+from probe.report.measure import Sample, groups_of, mean_row
 from probe.report.settings import Settings
 from probe.report.study import Study
 from probe.rows import Row
@@ -102,10 +102,11 @@ def _response(
     settings: Settings,
 ) -> Iterator[Row]:
     """Each row's probability is the mean over the draws."""
-    for on, batch in (("forget", sample.split.forget), ("retain", sample.split.retain)):
+    for on in ("forget", "retain"):
+        batch, groups = getattr(sample.split, on), groups_of(getattr(sample.split, f"{on}_rows"))
         found = []
         for edits in draws:
             with torch.no_grad(), edited(study.original, edits):
                 found.append(answer_stats(study.original, batch, batch_size=settings.measuring.batch_size))
         probability_N = sum(stats.probability_N for stats in found) / len(found)
-        yield mean_row(name, "dose", "probability", probability_N, on, settings.measuring, dose=dose, item=count)
+        yield mean_row(name, "dose", "probability", probability_N, on, groups, dose=dose, item=count)

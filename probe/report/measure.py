@@ -1,24 +1,21 @@
 """Every diagnostic of one condition, as rows."""
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from probe.axes import PerLayerL
 from probe.data import QA, Batch, Split, encode
-from probe.diagnostics.fragility import layer_map
 from probe.diagnostics.g_effect import g_effect
-from probe.diagnostics.logit_collapse import logit_collapse
+from probe.diagnostics.logit_collapse import THRESHOLDS, logit_collapse
 from probe.diagnostics.representation_pca import fit_axes, project
-from probe.diagnostics.separability import separability
-from probe.methods.cru import changed_blocks
-from probe.metrics.memorisation import answer_stats
+from probe.diagnostics.separability import Separability, separability, words_alone
+from probe.metrics.intervals import grouped_share
 from probe.metrics.suite import answer_suite
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import forget_quality
@@ -35,17 +32,25 @@ _FIGURED_ITEMS = 400
 class Sample:
     """The rows that diagnostics see: drawn once, the same for every condition.
 
-    ``choosing`` is for decisions (features, directions, layers): retain rows that ``split`` does not hold, where
-    there are enough of them, so that nothing on the retain side is chosen and reported on the same rows.
+    ``choosing`` is for decisions (features, directions, layers), ``training`` for the methods that are trained here:
+    their retain rows are none that ``split`` holds, where there are enough of them, so that nothing on the retain side
+    is chosen, or trained on, and reported on the same rows.
     """
 
     split: Split
     choosing: Split
+    training: Split
     world: tuple[QA, ...]
     generated: Split
     pca_layers: tuple[int, ...]
     pca_axes: Any
     truth_ratio_retrained_N: Any = None
+    retrained: nn.Module | None = None
+
+    @cached_property
+    def separability_retrained(self) -> Separability | None:
+        """What others are compared with, fold by fold."""
+        return None if self.retrained is None else separability(self.retrained, self.split)
 
 
 def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
@@ -62,12 +67,13 @@ def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
     unseen = tuple(row for row in study.split.retain_rows if row not in seen)
     if len(unseen) < len(split.retain_rows):
         warnings.warn(
-            f"only {len(unseen)} retain rows are left for choosing features, directions and layers, so rows that are "
-            "reported are used for it too; give more retain rows or lower --measuring.rows",
+            f"only {len(unseen)} retain rows are left for training and for choosing features, directions and layers, "
+            "so rows that are reported are used for it too; give more retain rows or lower --measuring.rows",
             stacklevel=2,
         )
         unseen = study.split.retain_rows
     choosing = _split(study, split.forget_rows, drawn(unseen, measuring.rows))
+    training = _split(study, study.split.forget_rows, unseen)
     generated = _split(study, split.forget_rows[: measuring.generated], split.retain_rows[: measuring.generated])
     depth = n_layers(study.original)
     shown = tuple(sorted({0, depth // 3, 2 * depth // 3, depth - 1}))
@@ -75,7 +81,8 @@ def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
     ratios = None
     if study.retrained is not None:
         ratios = _suite(study, study.retrained, split.forget_rows, measuring).truth_ratio_N
-    return Sample(split, choosing, drawn(study.world, measuring.rows), generated, shown, axes, ratios)
+    world = drawn(study.world, measuring.rows)
+    return Sample(split, choosing, training, world, generated, shown, axes, ratios, study.retrained)
 
 
 def _split(study: Study, forget: tuple[QA, ...], retain: tuple[QA, ...]) -> Split:
@@ -103,17 +110,25 @@ def diagnosed(
     return zip(DIAGNOSED, found, strict=True)
 
 
-def mean_row(
-    name: str, diagnostic: str, quantity: str, value_N: Any, on: str, measuring: Measuring, **more: Any
-) -> Row:
-    """A mean over examples with its 95 % bootstrap interval."""
-    from scipy.stats import bootstrap
+def groups_of(rows: Sequence[QA]) -> tuple[str, ...]:
+    """What intervals count: the group of each row, or the row itself."""
+    return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
 
+
+def mean_row(
+    name: str, diagnostic: str, quantity: str, value_N: Any, on: str, groups: Sequence[str] | None = None, **more: Any
+) -> Row:
+    """A mean over examples of numbers in [0, 1], with its 95 % interval over groups (``grouped_share``).
+
+    Args:
+        name, diagnostic, quantity, on, more: of the row.
+        value_N: one an example.
+        groups: of the examples, which are not independent within one; None counts each as its own.
+    """
     value_N = np.asarray(value_N, dtype=float)
     low = high = None
     if len(value_N) > 1 and np.isfinite(value_N).all():
-        drawn = bootstrap((value_N,), np.mean, n_resamples=measuring.bootstrap, method="percentile", rng=0)
-        low, high = (float(end) for end in drawn.confidence_interval)
+        _, low, high = grouped_share(value_N, tuple(map(str, range(len(value_N)))) if groups is None else groups).ends
     return Row(name, diagnostic, quantity, float(value_N.mean()), on, low=low, high=high, n=len(value_N), **more)
 
 
@@ -136,23 +151,25 @@ def performance(study: Study, sample: Sample, name: str, model: nn.Module, measu
     for on, rows in sides.items():
         if not rows:
             continue
-        suite = _suite(study, model, rows, measuring)
+        suite, groups = _suite(study, model, rows, measuring), np.array(groups_of(rows))
         found = {
             "probability": suite.probability_N,
-            # Rows without a paraphrased question have none.
-            "paraphrased_probability": suite.paraphrased_probability_N[~np.isnan(suite.paraphrased_probability_N)],
+            "paraphrased_probability": suite.paraphrased_probability_N,
             "extraction_strength": suite.extraction_strength_N,
             "exact_memorisation": suite.exact_memorisation_N,
         }
         if suite.truth_ratio_N is not None:
             found["truth_ratio"] = _truth(suite.truth_ratio_N, on)
             found["choice_accuracy"] = np.asarray(suite.rank_N) == 0
+            found["choice_chance"] = np.array([1 / (1 + len(row.perturbed_answer)) for row in rows])
             if on == "forget" and sample.truth_ratio_retrained_N is not None:
                 quality = forget_quality(suite.truth_ratio_N, sample.truth_ratio_retrained_N)
                 yield Row(name, "performance", "forget_quality_ln_p", quality.ln_p, on, n=quality.n)
         for quantity, value_N in found.items():
-            if len(value_N):
-                yield mean_row(name, "performance", quantity, value_N, on, measuring)
+            # Rows without a paraphrased question have no probability of it.
+            there_N = ~np.isnan(np.asarray(value_N, dtype=float))
+            if there_N.any():
+                yield mean_row(name, "performance", quantity, value_N[there_N], on, tuple(groups[there_N]))
 
 
 def _truth(ratio_N: Any, on: str) -> Any:
@@ -169,10 +186,27 @@ def _g_effects(sample: Sample, condition: Condition, model: nn.Module) -> Iterat
         for layer, value in enumerate(effect.layer_L.tolist()):
             yield Row(condition.name, "g_effect", "effect", value, on, layer=layer, n=len(forget))
         yield Row(condition.name, "g_effect", "total", float(effect.total), on, n=len(forget))
+    # The rows' format has no place for a text: what the objective is called stands in the quantity.
+    yield Row(condition.name, "g_effect", f"objective {_called(condition.objective)}", 1.0)
+
+
+def _called(objective: Any) -> str:
+    name = getattr(objective, "__name__", type(objective).__name__)
+    return {"ga": "gradient ascent", "TowardsTarget": "RMU's forget term"}.get(name, name)
 
 
 def _separability(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
-    found = separability(model, sample.split)
+    against = None if name == "original" else sample.separability_retrained
+    found = against if name == "retrained" and against is not None else separability(model, sample.split)
+    if name == "original":
+        words = words_alone(model, sample.split)
+        yield Row(name, "separability", "words alone", words.mean, low=words.low, high=words.high, n=found.n)
+    if against is not None and name != "retrained":
+        for layer, more in enumerate(found.beyond(against)):
+            yield Row(
+                name, "separability", "beyond retrained", more.mean,
+                layer=layer, low=more.low, high=more.high, n=found.n,
+            )  # fmt: skip
     for layer, auc in enumerate(found.auc_L):
         yield Row(
             name,
@@ -204,7 +238,7 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
         )
         # The same texts serve ROUGE: generation is the dearest part of a report.
         rouge_N = [rouge_l_recall(row.answer, text) for row, text in zip(rows, found.texts, strict=True)]
-        yield mean_row(name, "performance", "rouge", rouge_N, on, measuring)
+        yield mean_row(name, "performance", "rouge", rouge_N, on, groups_of(rows))
         summary = {
             "entropy_share": found.entropy_share,
             "top1_share": found.top1_share,
@@ -212,6 +246,8 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
             "mean_max_logit": found.mean_max_logit,
             "collapsed": float(found.verdict == "collapsed"),
         }
+        for kind in THRESHOLDS:
+            summary[f"crossed {kind}"] = float(kind in found.crossed)
         for quantity, value in summary.items():
             yield Row(name, "logit_collapse", quantity, value, on, n=len(found.entropy_N))
         shown = np.linspace(0, len(found.entropy_N) - 1, min(_FIGURED_ITEMS, len(found.entropy_N))).astype(int)
@@ -233,45 +269,3 @@ def _pca(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
             for item, point in enumerate(torch.as_tensor(point_NK).tolist()):
                 for component, value in enumerate(point):
                     yield Row(name, "pca", f"pc{component + 1}", value, on, layer=layer, item=item)
-
-
-def choosing_probabilities(model: nn.Module, sample: Sample, measuring: Measuring) -> dict[str, float]:
-    """Mean answer probability on each side of the rows that layers are chosen by."""
-    sides = {"forget": sample.choosing.forget, "retain": sample.choosing.retain}
-    return {
-        on: float(answer_stats(model, batch, batch_size=measuring.batch_size).probability_N.mean())
-        for on, batch in sides.items()
-    }
-
-
-def reference_fragility(study: Study, sample: Sample, measuring: Measuring) -> Iterator[Row]:
-    """What single-layer scores are held against: the original and, if given, the retrained model."""
-    references = {"original": study.original, "retrained": study.retrained}
-    for name, model in references.items():
-        if model is not None:
-            for on, value in choosing_probabilities(model, sample, measuring).items():
-                yield Row(name, "fragility", "probability", value, on)
-
-
-def single_layers(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
-    """Which layers differ, and answer probabilities with one of them in the original, and with the whole model."""
-    with condition.applied() as model:
-        changed = changed_blocks(study.original, model)
-        found = layer_map(study.original, model, lambda mixed: choosing_probabilities(mixed, sample, measuring))
-    for layer in range(n_layers(study.original)):
-        yield Row(condition.name, "fragility", "changed", float(layer in changed), layer=layer)
-    score_L, whole = cast(dict[str, PerLayerL], found.score_L), cast(dict[str, float], found.unlearned)
-    for on, value_L in score_L.items():
-        for layer, value in enumerate(value_L.tolist()):
-            yield Row(condition.name, "fragility", "probability", value, on, layer=layer)
-        yield Row(condition.name, "fragility", "probability", whole[on], on)
-
-
-def by_layer(rows: Sequence[Row]) -> tuple[dict[str, PerLayerL], tuple[int, ...]]:
-    """What ``single_layers`` gave: probabilities by side, and the layers that differ."""
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if row.layer is not None and row.quantity == "probability":
-            found.setdefault(row.on, []).append(math.nan if row.value is None else row.value)
-    changed = tuple(row.layer for row in rows if row.layer is not None and row.quantity == "changed" and row.value)
-    return {on: torch.tensor(value_L, dtype=torch.float64) for on, value_L in found.items()}, changed

@@ -1,7 +1,7 @@
 """From a study to a run folder: what is finished is kept as it comes, then figures, tables and the page."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ from probe.report.doses import dose_rows, prepare
 from probe.report.measure import (
     DIAGNOSED,
     Sample,
-    by_layer,
     diagnosed,
     draw_sample,
-    reference_fragility,
-    single_layers,
 )
 from probe.report.settings import Settings
+from probe.report.single_layers import by_layer, reference_fragility, single_layers
 from probe.report.study import Condition, Study
 from probe.report.suppression import suppression_rows
 from probe.rows import Row, append, load, read_manifest
@@ -136,7 +134,7 @@ def _measure(study: Study, settings: Settings, run: Run) -> None:
         for condition in conditions.references(study):
             steps.diagnose(study, sample, condition, settings)
         steps.take("single layers of references", lambda: reference_fragility(study, sample, measuring))
-        for condition in conditions.unlearned(study, settings):
+        for condition in conditions.unlearned(replace(study, split=sample.training), settings):
             _one_unlearned(study, sample, condition, settings, steps)
         doses = prepare(study, sample, settings)
         for condition in conditions.activation_edits(study, doses, settings):

@@ -1,16 +1,25 @@
-"""What the rows say, in sentences a reader can act on. Thresholds are stated where they are used."""
+"""What the rows say, in sentences a reader can act on. Thresholds and intervals stand beside the values."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from probe.report.lens import what_the_lens_reads
+from probe.report.words import (
+    BROKEN,
+    FORGOT,
+    KEPT,
+    REFERENCES,
+    Measure,
+    collapsed_on,
+    found,
+    lowest,
+    measure_of,
+    names,
+    rounded,
+    value,
+    word,
+)
 from probe.rows import Row
-
-# A method "forgot" below this answer probability on forget rows, and "kept" above this one on retain rows.
-FORGOT, KEPT = 0.2, 0.9
-# Above this share of forget questions with the right answer ranked first of six (chance is 1/6), it is hidden.
-STILL_RANKED = 0.5
-REFERENCES = ("original", "retrained")
 
 
 @dataclass(frozen=True)
@@ -30,56 +39,19 @@ class Table:
     note: str
 
 
-def value(rows: Sequence[Row], name: str, diagnostic: str, quantity: str, on: str = "") -> float | None:
-    """The one number so named, or None."""
-    for row in rows:
-        sought = (row.intervention, row.diagnostic, row.quantity, row.on) == (name, diagnostic, quantity, on)
-        if sought and row.layer is None and row.item is None:
-            return row.value
-    return None
-
-
-def names(rows: Sequence[Row], diagnostic: str = "performance") -> list[str]:
-    """Interventions in the order they were measured."""
-    return list(dict.fromkeys(row.intervention for row in rows if row.diagnostic == diagnostic))
-
-
-def word(rows: Sequence[Row], name: str) -> str:
-    """One word for what an intervention did, by answer probability, ranking and collapse.
-
-    Broken: retain answers were lost or logits collapsed on retain text. Kept: forget answers are still given.
-    Hidden: forget answers are no longer given but the right one still ranks first in more than half the choices.
-    Suppressed: none of these; whether it is removed, attacks would have to tell. The retrained model is the gold
-    standard and judged by nothing.
-    """
-    if name == "retrained":
-        return "never knew"
-    forget = value(rows, name, "performance", "probability", "forget")
-    retain = value(rows, name, "performance", "probability", "retain")
-    choice = value(rows, name, "performance", "choice_accuracy", "forget")
-    if forget is None or retain is None:
-        return "not measured"
-    if value(rows, name, "logit_collapse", "collapsed", "retain") == 1.0 or retain < 0.5:
-        return "broken"
-    if forget >= FORGOT:
-        return "knows" if forget >= 0.5 else "weakened"
-    if choice is not None and choice > STILL_RANKED:
-        return "hidden"
-    return "suppressed" if retain >= KEPT else "suppressed, at a cost"
-
-
 def headline(rows: Sequence[Row]) -> list[str]:
     """The page's first lines: one per intervention."""
     lines = []
+    chance = value(rows, "original", "performance", "choice_chance", "forget")
     for name in names(rows):
-        forget = value(rows, name, "performance", "probability", "forget")
-        retain = value(rows, name, "performance", "probability", "retain")
+        forget, retain = (found(rows, name, "performance", "probability", on) for on in ("forget", "retain"))
         if forget is None or retain is None:
             continue
-        text = f"{name}: {word(rows, name)}. Forget answers have probability {forget:.2f}, retain answers {retain:.2f}"
-        choice = value(rows, name, "performance", "choice_accuracy", "forget")
+        text = f"{name}: {word(rows, name)}. Forget answers have probability {forget}, retain answers {retain}"
+        choice = found(rows, name, "performance", "choice_accuracy", "forget")
         if choice is not None:
-            text += f"; the right forget answer ranks first among six in {choice:.0%} of questions (chance 17%)"
+            text += f"; the right forget answer ranks first in {choice} of questions"
+            text += "" if chance is None else f" (chance {rounded(chance)})"
         lines.append(text + ".")
     return lines
 
@@ -90,7 +62,7 @@ def table(rows: Sequence[Row]) -> Table:
         ("Forget p ↓", "performance", "probability", "forget"),
         ("Forget ROUGE-L ↓", "performance", "rouge", "forget"),
         ("Forget ES ↓", "performance", "extraction_strength", "forget"),
-        ("Forget 1 of 6", "performance", "choice_accuracy", "forget"),
+        ("Forget choice", "performance", "choice_accuracy", "forget"),
         ("ln FQ ↑", "performance", "forget_quality_ln_p", "forget"),
         ("Retain p ↑", "performance", "probability", "retain"),
         ("Retain ROUGE-L ↑", "performance", "rouge", "retain"),
@@ -101,21 +73,21 @@ def table(rows: Sequence[Row]) -> Table:
     body = []
     for name in names(rows):
         numbers = [value(rows, name, *column[1:]) for column in used]
-        cells = ["–" if x is None else _rounded(x) for x in numbers]
+        cells = ["–" if x is None else rounded(x) for x in numbers]
         body.append(TableRow((name, *cells, word(rows, name)), name in REFERENCES))
+    never = value(rows, "retrained", "performance", "probability", "forget") is not None
+    forgot = "not above the retrained model’s" if never else f"below {FORGOT} of the original’s"
+    floor = "in the retrained model" if never else "by chance"
     note = (
-        f"p is the answer's probability per token, ES extraction strength, FQ the exact KS p-value of truth ratios "
-        f"against the retrained model. Read as: broken where retain p < 0.5 or logits collapse on retain text; knows "
-        f"where forget p ≥ 0.5, weakened where ≥ {FORGOT}; hidden where the right answer still ranks first in more "
-        f"than {STILL_RANKED:.0%} of choices; otherwise suppressed, at a cost where retain p < {KEPT}. "
-        "“Suppressed” does not mean removed: that takes attacks."
+        "p is the answer's probability per token, ES extraction strength, choice how often the right answer is more "
+        "probable than every wrong one, FQ the exact KS p-value of truth ratios against the retrained model. Read "
+        f"against the original: broken where less than {BROKEN} of its retain p is left or logits collapse on retain "
+        "text as its own do not; unchanged where forget p is not told apart from its own; weakened where it is lower "
+        f"and not {forgot}; hidden where the right answer still ranks first more often than {floor}; otherwise "
+        "suppressed; at a cost where retain p is lower. Numbers are told apart where their 95 % intervals over groups "
+        "do not meet. “Suppressed” does not mean removed: that takes attacks."
     )
     return Table(("", *(c[0] for c in used), "read as"), tuple(body), note)
-
-
-def _rounded(x: float) -> str:
-    x = round(x, 2 if abs(x) < 10 else 1) or 0.0  # no minus before a zero
-    return (f"{x:.2f}" if abs(x) < 10 else f"{x:.1f}").replace("-", "−")
 
 
 def findings(rows: Sequence[Row], diagnostic: str) -> list[str]:
@@ -124,24 +96,37 @@ def findings(rows: Sequence[Row], diagnostic: str) -> list[str]:
 
 
 def _performance(rows: Sequence[Row]) -> list[str]:
-    lines = []
-    scored = [(n, value(rows, n, "performance", "probability", "forget")) for n in names(rows) if n not in REFERENCES]
-    kept = [
-        (n, forget)
-        for n, forget in scored
-        if forget is not None and (value(rows, n, "performance", "probability", "retain") or 0) >= KEPT
-    ]
-    if kept:
-        best, forget = min(kept, key=lambda pair: pair[1])
-        lines.append(f"Of those that keep retain answers at {KEPT} or more, {best} forgets most ({forget:.2f}).")
-    else:
-        lines.append(f"No intervention keeps retain answers at {KEPT} or more.")
-    gold = value(rows, "retrained", "performance", "probability", "forget")
-    below = [n for n, forget in scored if gold is not None and forget is not None and forget < 0.5 * gold]
-    if gold is not None:
-        lines.append(f"A model that never saw the forget data gives its answers probability {gold:.2f}.")
+    own = [n for n in names(rows) if n not in REFERENCES]
+    pairs = [(n, found(rows, n, "performance", "probability", "forget")) for n in own]
+    scored = [(n, forget) for n, forget in pairs if forget is not None]
+    return [*_forgets_most(rows, scored), *_against_never(rows, scored)]
+
+
+def _forgets_most(rows: Sequence[Row], scored: Sequence[tuple[str, Measure]]) -> list[str]:
+    kept = value(rows, "original", "performance", "probability", "retain")
+    if kept is None:
+        return []
+    least = KEPT * kept
+    share = f"{KEPT} of the original's retain probability ({rounded(least)})"
+    retain = {n: value(rows, n, "performance", "probability", "retain") or 0.0 for n, _ in scored}
+    keeping = [(n, forget) for n, forget in scored if retain[n] >= least]
+    if not keeping:
+        return [f"No intervention keeps {share}."]
+    first = lowest(keeping)
+    said = ", ".join(f"{n} ({forget})" for n, forget in keeping if n in first)
+    if len(first) == 1:
+        return [f"Of those that keep {share}, {said} forgets most."]
+    return [f"Of those that keep {share}, these forget most, and their intervals do not tell them apart: {said}."]
+
+
+def _against_never(rows: Sequence[Row], scored: Sequence[tuple[str, Measure]]) -> list[str]:
+    gold = found(rows, "retrained", "performance", "probability", "forget")
+    if gold is None:
+        return []
+    lines = [f"A model that never saw the forget data gives its answers probability {gold}."]
+    below = [f"{n} ({forget})" for n, forget in scored if forget.high < gold.low]
     if below:
-        lines.append(f"Well below it, which never-trained models are not, lie {', '.join(below)}: over-unlearned.")
+        lines.append(f"Below it, which a model that never knew is not, lie {', '.join(below)}: over-unlearned.")
     return lines
 
 
@@ -150,69 +135,95 @@ def _g_effect(rows: Sequence[Row]) -> list[str]:
     for name in names(rows, "g_effect"):
         if name in REFERENCES:
             continue
-        own = [r for r in rows if r.intervention == name and r.layer is not None and r.value is not None]
-        parts = []
-        for on in ("forget", "retain"):
-            by_layer = {r.layer: abs(r.value or 0.0) for r in own if r.on == on}
-            total = value(rows, name, "g_effect", "total", on)
-            if not by_layer or total is None:
-                continue
-            top = max(by_layer, key=lambda layer: by_layer[layer])
-            share = by_layer[top] / (sum(by_layer.values()) or 1.0)
-            direction = "raises" if total < 0 else "lowers"
-            parts.append(
-                f"a further step {direction} the {on} loss (e = {total:.2g}), most at layer {top} ({share:.0%})"
-            )
+        own = [r for r in rows if r.intervention == name]
+        parts = [part for on in ("forget", "retain") if (part := _step(own, name, on))]
+        called = [r.quantity.removeprefix("objective ") for r in own if r.quantity.startswith("objective ")]
+        of = f" of {called[0]}" if called else ""
         if parts:
-            lines.append(f"{name}: {'; '.join(parts)}.")
+            lines.append(f"{name}: a further step{of} {'; it '.join(parts)}.")
     return lines
+
+
+def _step(own: Sequence[Row], name: str, on: str) -> str:
+    """What a step does to one loss, and which block has the largest part in that direction."""
+    by_layer = {r.layer: r.value for r in own if r.on == on and r.layer is not None and r.value is not None}
+    total = value(own, name, "g_effect", "total", on)
+    if not by_layer or total is None:
+        return ""
+    text = f"{'raises' if total < 0 else 'lowers'} the {on} loss (e = {total:.2g})"
+    along = {layer: e for layer, e in by_layer.items() if e * total > 0}
+    if not along:
+        return f"{text}, by no block's part: it lies in embeddings, final norm and head"
+    top = max(along, key=lambda layer: abs(along[layer]))
+    return (
+        f"{text}; of the blocks, {top} has the largest part that way ({along[top]:.2g}, {along[top] / total:.0%} of e)"
+    )
 
 
 def _separability(rows: Sequence[Row]) -> list[str]:
-    best = {}
+    lines = []
     for name in names(rows, "separability"):
-        found = [(r.value or 0.0, r.layer) for r in rows if r.intervention == name and r.quantity == "auc"]
-        if found:
-            best[name] = max(found)
-    lines = [
-        f"{n}: a linear probe separates best at layer {layer} (AUROC {auc:.2f})." for n, (auc, layer) in best.items()
-    ]
-    gold = best.get("retrained")
-    if gold is not None:
-        above = [n for n, (auc, _) in best.items() if n not in REFERENCES and auc > gold[0] + 0.05]
-        if above:
-            lines.append(
-                f"More separable than in the retrained model by over 0.05: {', '.join(above)}. "
-                "These models recognise the forget data rather than no longer knowing it."
-            )
-    return lines
+        aucs = [(measure_of(r), r.layer) for r in rows if r.intervention == name and r.quantity == "auc"]
+        if aucs:
+            low, (high, layer) = min(a.value for a, _ in aucs), max(aucs, key=lambda pair: pair[0].value)
+            lines.append(f"{name}: AUROC {rounded(low)} to {high} over layers, the largest at layer {layer}.")
+    words = found(rows, "original", "separability", "words alone")
+    if words is not None:
+        lines.append(f"The words of the questions alone, before any block: {words}.")
+    if "retrained" not in names(rows, "separability"):
+        return [
+            *lines,
+            "There is no retrained model to compare with, and nothing can be read from these numbers alone: topics, "
+            "names and wording tell forget from retain rows in a model that never saw either.",
+        ]
+    beyond = [r for r in rows if r.quantity == "beyond retrained" and r.low is not None and r.low > 0]
+    for name in dict.fromkeys(r.intervention for r in beyond):
+        top = max((r for r in beyond if r.intervention == name), key=lambda r: r.low or 0.0)
+        lines.append(
+            f"{name} tells forget from retain rows better than the retrained model does (layer {top.layer}: by "
+            f"{measure_of(top)}): it may recognise the forget data rather than no longer know it. One retrained model "
+            "says nothing of how far such models differ among themselves."
+        )
+    return lines if beyond else [*lines, "No intervention is told apart from the retrained model by these rows."]
 
 
 def _fragility(rows: Sequence[Row]) -> list[str]:
     lines = []
-    for name in names(rows, "fragility"):
-        for on, what in (("forget", "forgetting"), ("retain", "utility")):
-            found = [
-                (r.value, r.layer)
+    for name in (n for n in names(rows, "fragility") if n not in REFERENCES):
+        for on in ("forget", "retain"):
+            changes = [
+                (str(r.layer), measure_of(r))
                 for r in rows
-                if r.intervention == name and r.on == on and r.layer is not None and r.value is not None
+                if (r.intervention, r.on, r.quantity) == (name, on, "change") and r.layer is not None
             ]
-            if found and name != "original":
-                low, layer = min(found)
-                lines.append(f"Of {name}'s layers, {layer} alone moves {what} most: {on} probability {low:.2f}.")
+            sized = [(layer, m) for layer, m in changes if m.low > 0 or m.high < 0]
+            if not changes:
+                continue
+            if not sized:
+                lines.append(f"None of {name}'s layers, alone in the original, moves the {on} probability for sure.")
+                continue
+            # Sizes turned round, so that the least is the largest change.
+            turned = [(layer, Measure(-abs(m.value), -max(abs(m.low), abs(m.high)), -min(abs(m.low), abs(m.high))))
+                      for layer, m in sized]  # fmt: skip
+            first = lowest(turned)
+            said = ", ".join(f"{layer} ({m})" for layer, m in sized if layer in first)
+            most = "most" if len(first) == 1 else "most, not told apart by their intervals"
+            lines.append(f"Of {name}'s layers, alone in the original, these move the {on} probability {most}: {said}.")
+    if lines:
+        lines.append("Measured on the rows that layers are chosen by, which are not those of the table.")
     return lines
 
 
 def _logit_collapse(rows: Sequence[Row]) -> list[str]:
     lines = []
-    for name in names(rows, "logit_collapse"):
-        where = [on for on in ("forget", "retain") if value(rows, name, "logit_collapse", "collapsed", on) == 1.0]
+    for name in (n for n in names(rows, "logit_collapse") if n not in REFERENCES):
+        where = collapsed_on(rows, name)
         share = value(rows, name, "logit_collapse", "entropy_share", "forget")
         if where:
             lines.append(
                 f"{name}: logits collapsed on {' and '.join(where)} text (entropy {share or 0:.0%} of uniform)."
             )
-    return lines or ["No intervention collapsed the logits by the stated thresholds."]
+    return lines or ["No intervention crosses a threshold of collapse that the original does not cross."]
 
 
 def _pca(rows: Sequence[Row]) -> list[str]:
@@ -251,21 +262,17 @@ def _sae_choice(rows: Sequence[Row]) -> list[str]:
         if forget is None or retain is None:
             continue
         seen = by.get((name, "rise on the choosing half", "retain"))
-        text = f"{name}: on new people the loss rises by {_spread(forget)} on forget and {_spread(retain)} on retain"
+        text = (
+            f"{name}: on new people the loss rises by {measure_of(forget)} on forget and {measure_of(retain)} on retain"
+        )
         if seen is not None and name == "SAE":
-            text += f" ({_rounded(seen.value or 0.0)} where it was chosen)"
+            text += f" ({rounded(seen.value or 0.0)} where it was chosen)"
         lines.append(f"{text}; read as {words[name]}." if name in words else f"{text}.")
         gap = by.get((name, "gap", "forget"))
         if gap is not None and not (gap.low is not None and gap.low > 0):
-            lines.append(f"The SAE does not beat {name}: it raises the forget loss by {_spread(gap)} more.")
+            lines.append(f"The SAE does not beat {name}: it raises the forget loss by {measure_of(gap)} more.")
     lines.append("One rule (mean difference), this report's rows; `probe sae suppress` tries more rules on more rows.")
     return lines
-
-
-def _spread(row: Row) -> str:
-    """A value with its interval."""
-    value = _rounded(row.value or 0.0)
-    return value if row.low is None or row.high is None else f"{value} [{_rounded(row.low)}, {_rounded(row.high)}]"
 
 
 SAYS: dict[str, Callable[[Sequence[Row]], list[str]]] = {

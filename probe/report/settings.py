@@ -79,8 +79,6 @@ class Measuring:
     """Rows a forward pass."""
     layers_replaced: Count = 2
     """How many layers CRU takes from the unlearned model."""
-    bootstrap: Count = 1000
-    """Resamples behind each 95 % interval of a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)

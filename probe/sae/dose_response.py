@@ -70,7 +70,9 @@ def dose_response(
     rows = {(half, on): getattr(split, f"{on}_rows") for half, split in parts.items() for on in SIDES}
     units = {key: units_of(own) for key, own in rows.items()}
     found = DoseResponse(plain, tuple(responses), {key: groups for key, (groups, _) in units.items()}, budget)
-    notes = tuple(dict.fromkeys(f"{key[1]} rows: {note}" for key, (_, note) in units.items() if note))
+    notes = tuple(
+        dict.fromkeys(f"{on} rows of the {half} half: {note}" for (half, on), (_, note) in units.items() if note)
+    )
     by = words_by or score
     before = plain["report"] if words_by is None else scored(None, by, "report")
     if before.forget.choice_N is None:

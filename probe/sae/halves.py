@@ -86,7 +86,7 @@ def units_of(rows: Sequence[QA]) -> tuple[tuple[str, ...], str]:
         return owners, "" if any(row.group for row in rows) else "no groups are given, so intervals count rows"
     counted = tuple(f"row {i}" for i in range(len(rows)))
     few = "one entity" if n == 1 else f"{n} entities"
-    return counted, f"{few} a half: intervals count rows and say nothing of other entities"
+    return counted, f"about {few}, so intervals count rows and say nothing of other entities"
 
 
 def _parted(rows: Sequence[QA], side: str, seed: int) -> tuple[list[QA], list[QA]]:
