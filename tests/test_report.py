@@ -278,8 +278,8 @@ BEFORE = performed("original", 0.6, 0.8, 0.95)
 @pytest.mark.parametrize(
     ("numbers", "alone", "beside"),
     [
-        ((0.6, 0.8, 1.0), "unchanged", "unchanged"),
-        ((0.56, 0.8, 0.9), "unchanged", "unchanged"),
+        ((0.6, 0.8, 1.0), "no change shown", "no change shown"),
+        ((0.56, 0.8, 0.9), "no change shown", "no change shown"),
         ((0.3, 0.8, 0.5), "weakened", "weakened"),
         ((0.1, 0.78, 0.9), "hidden", "hidden"),
         ((0.1, 0.78, 0.5), "hidden", "suppressed"),
@@ -316,6 +316,7 @@ def test_f25_nothing_is_most_that_its_interval_does_not_set_apart():
     assert "Steer" not in findings(rows, "performance")[0]
     alone = findings(BEFORE + performed("RMU", 0.1, 0.78, 0.9) + performed("NPO", 0.4, 0.76, 0.2), "performance")[0]
     assert alone.endswith("RMU (0.10 [0.05, 0.15]) forgets most.")
+    assert "none is shown to forget" in findings(BEFORE + performed("Steer", 0.55, 0.8, 0.9), "performance")[0]
 
 
 def test_f34_what_the_original_crosses_does_not_count_as_collapse():

@@ -76,14 +76,14 @@ def table(rows: Sequence[Row]) -> Table:
         cells = ["–" if x is None else rounded(x) for x in numbers]
         body.append(TableRow((name, *cells, word(rows, name)), name in REFERENCES))
     never = value(rows, "retrained", "performance", "probability", "forget") is not None
-    forgot = "not above the retrained model’s" if never else f"below {FORGOT} of the original’s"
+    forgot = "told apart from the retrained model’s" if never else f"at least {FORGOT} of the original’s"
     floor = "in the retrained model" if never else "by chance"
     note = (
         "p is the answer's probability per token, ES extraction strength, choice how often the right answer is more "
         "probable than every wrong one, FQ the exact KS p-value of truth ratios against the retrained model. Read "
         f"against the original: broken where less than {BROKEN} of its retain p is left or logits collapse on retain "
-        "text as its own do not; unchanged where forget p is not told apart from its own; weakened where it is lower "
-        f"and not {forgot}; hidden where the right answer still ranks first more often than {floor}; otherwise "
+        "text as its own do not; no change shown where forget p is not told apart from its own; weakened where it is "
+        f"lower and still {forgot}; hidden where the right answer still ranks first more often than {floor}; otherwise "
         "suppressed; at a cost where retain p is lower. Numbers are told apart where their 95 % intervals over groups "
         "do not meet. “Suppressed” does not mean removed: that takes attacks."
     )
@@ -104,7 +104,8 @@ def _performance(rows: Sequence[Row]) -> list[str]:
 
 def _forgets_most(rows: Sequence[Row], scored: Sequence[tuple[str, Measure]]) -> list[str]:
     kept = value(rows, "original", "performance", "probability", "retain")
-    if kept is None:
+    before = found(rows, "original", "performance", "probability", "forget")
+    if kept is None or before is None:
         return []
     least = KEPT * kept
     share = f"{KEPT} of the original's retain probability ({rounded(least)})"
@@ -112,6 +113,9 @@ def _forgets_most(rows: Sequence[Row], scored: Sequence[tuple[str, Measure]]) ->
     keeping = [(n, forget) for n, forget in scored if retain[n] >= least]
     if not keeping:
         return [f"No intervention keeps {share}."]
+    keeping = [(n, forget) for n, forget in keeping if forget.high < before.low]
+    if not keeping:
+        return [f"Of those that keep {share}, none is shown to forget: their intervals meet the original's ({before})."]
     first = lowest(keeping)
     said = ", ".join(f"{n} ({forget})" for n, forget in keeping if n in first)
     if len(first) == 1:

@@ -67,7 +67,7 @@ def word(rows: Sequence[Row], name: str) -> str:
     """One word for what an intervention did; original and retrained model are what it is held against.
 
     Broken: less than half of the original's retain probability is left, or logits collapsed on retain text.
-    Unchanged: the forget probability is not told apart from the original's. Weakened: below it, and still above a
+    No change shown: the forget probability is not told apart from the original's. Weakened: below it, and still above a
     fifth of it (above the retrained model's, where there is one). Hidden: forgotten so, but the right answer still
     ranks first more often than by chance (than in the retrained model). Suppressed: none of these; whether it is
     removed, attacks would have to tell. At a cost: the retain probability is below the original's. Numbers are told
@@ -84,7 +84,7 @@ def word(rows: Sequence[Row], name: str) -> str:
     never = found(rows, "retrained", "performance", "probability", "forget")
     forgotten = forget.value < FORGOT * before.value if never is None else forget.low <= never.high
     if forget.high >= before.low:
-        return "unchanged"
+        return "no change shown"
     cost = ", at a cost" if retain.high < kept.low else ""
     if not forgotten:
         return "weakened" + cost
