@@ -229,3 +229,17 @@ def test_adapters_without_meaning_are_refused(how, message):
     with pytest.raises(ValueError, match=message):
         lora(model, **{"rank": 2, "alpha": 4.0, "targets": TARGETS, "seed": 0} | how)
     assert weights_hash(model) == before
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"], r".*(q_proj|lm_head)"], ids=str)
+def test_f6_an_adapter_on_a_tied_weight_is_refused(targets):
+    """Merged, it would change the embedding, which the adapted model left alone."""
+    how = {"rank": 2, "alpha": 4.0, "seed": 0, "targets": targets}
+    tied, before = tiny_llama(tie_word_embeddings=True), tiny_llama(tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"shares its weight with .*, where its adapter would act once merged"):
+        lora(tied, **how)
+    assert [n for n, _ in tied.named_modules()] == [n for n, _ in before.named_modules()]
+    model, batch = lora(tiny_llama(), **how), random_batch()
+    minimise(model, [Term(1.0, nll, batch)], parameters="lora_", steps=2, lr=1e-1, batch_size=2, seed=0)
+    adapted = model(**batch.inputs).logits
+    torch.testing.assert_close(model.merge_and_unload()(**batch.inputs).logits, adapted)

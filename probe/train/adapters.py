@@ -1,5 +1,6 @@
 """Low-rank adapters through peft, which is an extra of this package."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,10 +22,12 @@ def lora(model: Any, *, rank: int, alpha: float, targets: str | Sequence[str], s
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: a rank below 1, or targets that peft finds nowhere in the model.
+        ValueError: a rank below 1, targets that peft finds nowhere in the model, or one whose weight another module
+            shares (a tied head): merged into the weight, its adapter would act there, too.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
+    _check_untied(model, targets)
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
@@ -37,3 +40,23 @@ def lora(model: Any, *, rank: int, alpha: float, targets: str | Sequence[str], s
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config).eval()
+
+
+def _check_untied(model: Any, targets: str | Sequence[str]) -> None:
+    """As peft reads targets: a regular expression for whole names, or names by their last part."""
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for p in module.parameters(recurse=False):
+            users.setdefault(id(p), []).append(name)
+    for names in users.values():
+        for name in names if len(names) > 1 else ():
+            if isinstance(targets, str):
+                meant = re.fullmatch(targets, name) is not None
+            else:
+                meant = any(name == t or name.endswith(f".{t}") for t in targets)
+            if meant:
+                other = next(n for n in names if n != name)
+                raise ValueError(
+                    f"{name} shares its weight with {other}, where its adapter would act once merged; leave it out of "
+                    "targets, or load the model with tie_word_embeddings=False and a weight of its own"
+                )
