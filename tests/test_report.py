@@ -235,6 +235,14 @@ def test_r11_an_unfinished_report_says_so(run, tmp_path):
     assert "This report is not finished (out of &lt;memory&gt;)" in (copy / "index.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["original", "retrained", "Steer", "CRU (x)"])
+def test_r9_a_model_called_like_a_condition_is_refused(bed, name):
+    """Its rows would be taken for those of the other one, which a report that goes on would not measure again."""
+    study = Study(bed.original, bed.tokenizer, bed.split, unlearned={name: bed.retrained})
+    with pytest.raises(ValueError, match="as the report calls a condition of its own; rename it"):
+        study.check()
+
+
 def test_own_models_and_rows_through_the_shell(bed, tmp_path):
     from dataclasses import asdict
 

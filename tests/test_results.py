@@ -137,7 +137,7 @@ def test_r11_complete_is_written_last_and_what_failed_says_so(tmp_path):
     assert read_manifest(part)["status"] == "unfinished"
     assert whole(out) == []
     told = read_manifest(out)
-    assert (told["status"], "stopped" in told) == ("complete", False)
+    assert (told["status"], "stopped" in told, told["continued"]) == ("complete", False, True)
 
 
 def complete_and_stop(run: Run) -> None:

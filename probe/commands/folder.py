@@ -165,6 +165,8 @@ def _begin(run: Run, resumes: bool) -> None:
     if run.done:
         run.before.update(read_manifest(run.folder))
         _check_same(run.folder, run.before, {key: run.manifest[key] for key in _ASKED if resumes} or {"settings": None})
+        # The seconds will be those of this process alone.
+        run.manifest["continued"] = True
         return
     for path in run.folder.iterdir():
         if path.name != _LOCK:

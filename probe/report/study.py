@@ -17,6 +17,7 @@ from probe.positions import Intervention
 from probe.sites import Site
 from probe.weights import blended, check_same_architecture
 
+_OWN = ("original", "retrained", "Steer", "Project", "SAE clamp")
 Kind = Literal["reference", "training", "replacement", "activation"]
 
 
@@ -37,8 +38,14 @@ class Study:
         """Refuse what could only give nonsense.
 
         Raises:
-            ValueError: broken weights, models that do not belong together, or two that are identical.
+            ValueError: broken weights, models that do not belong together, two that are identical, or a name that the
+                report gives to a condition of its own.
         """
+        taken = [name for name in self.unlearned if name in _OWN or name.startswith("CRU (")]
+        if taken:
+            raise ValueError(
+                f"an unlearned model is called {taken[0]!r}, as the report calls a condition of its own; rename it"
+            )
         check_model(self.original, self.tokenizer)
         others = {**self.unlearned, **({} if self.retrained is None else {"retrained": self.retrained})}
         for name, model in others.items():
