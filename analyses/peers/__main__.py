@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from analyses.peers import closer_look, forks, open_unlearning
+from analyses.peers import closer_look, forks, open_unlearning, tofu_layout
 from analyses.peers.subject import HEADER, Comparison, Subject, subject
 
 PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = {
@@ -13,6 +13,9 @@ PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = 
     "bootstrapping": ("kemoulee/open-unlearning", forks.bootstrapping),
     "baldro": ("nxZhai/BalDRO", forks.baldro),
     "jensun": ("nmndeep/JensUn-Unlearning", forks.jensun),
+    "g-effect": ("tmlr-group/G-effect", tofu_layout.g_effect),
+    "satimp": ("tmlr-group/SatImp", tofu_layout.satimp),
+    "flat": ("UCSC-REAL/FLAT", tofu_layout.flat),
 }
 
 

@@ -8,19 +8,14 @@ from torch import Tensor, nn
 
 from analyses.peers.imported import attribute, imports_from
 from analyses.peers.open_unlearning import on_forget, on_pairs
-from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, hugging_face
-from probe.data import Batch, paired
+from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, triple
+from probe.data import paired
 from probe.objectives.distribution import KLFromUniform
 from probe.objectives.preference import DPO, AnswerPreservation, idk
 from probe.objectives.representation import all_positions
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
-
-
-def _triple(batch: Batch) -> tuple[Any, Any, Any]:
-    given = hugging_face(batch)
-    return given["input_ids"], given["labels"], given["attention_mask"]
 
 
 def comparisons(of: Subject, folder: Path) -> Iterator[Comparison]:
@@ -40,7 +35,7 @@ def comparisons(of: Subject, folder: Path) -> Iterator[Comparison]:
 
             def loss(model: nn.Module, sides: Sides) -> Tensor:
                 order = (sides.forget, sides.retain, sides.refusals, sides.retain_refusals, sides.refusals)
-                return function(model, *reference, [_triple(batch) for batch in order], **more)
+                return function(model, *reference, [triple(batch) for batch in order], **more)
 
             return loss
 

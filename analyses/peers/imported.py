@@ -12,12 +12,15 @@ from typing import Any
 
 
 @contextmanager
-def imports_from(folder: Path, *, absent: Sequence[str] = (), bare: Sequence[str] = ()) -> Iterator[None]:
+def imports_from(
+    folder: Path, *, absent: Sequence[str] = (), bare: Sequence[str] = (), empty: Sequence[str] = ()
+) -> Iterator[None]:
     """Within it, modules are looked for in ``folder`` first; on leaving, what was imported from there is forgotten.
 
     Args:
         folder: put in front of the path.
         bare: packages of the folder whose ``__init__`` is not run.
+        empty: modules of the folder that an empty one stands for.
         absent: packages that an empty module stands for where they are not installed; every name in it is a class.
 
     Raises:
@@ -30,6 +33,8 @@ def imports_from(folder: Path, *, absent: Sequence[str] = (), bare: Sequence[str
     finder = _Absent(absent)
     sys.path.insert(0, str(folder))
     sys.meta_path.append(finder)
+    for name in empty:
+        sys.modules[name] = _Empty(name)
     for name in bare:
         package = ModuleType(name)
         package.__path__ = [str(folder / name.replace(".", "/"))]
@@ -42,7 +47,7 @@ def imports_from(folder: Path, *, absent: Sequence[str] = (), bare: Sequence[str
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:
             origin = getattr(sys.modules[name], "__file__", None) or ""
-            if origin.startswith(str(folder)) or name.split(".")[0] in absent:
+            if origin.startswith(str(folder)) or name.split(".")[0] in (*absent, *empty):
                 del sys.modules[name]
 
 

@@ -112,6 +112,12 @@ def hugging_face(batch: Batch) -> dict[str, Any]:
     return {"input_ids": batch.tokens_BT, "attention_mask": batch.attention_BT.long(), "labels": labels_BT}
 
 
+def triple(batch: Batch) -> tuple[Any, Any, Any]:
+    """The same in the order of TOFU's code: token ids, labels, attention mask."""
+    given = hugging_face(batch)
+    return given["input_ids"], given["labels"], given["attention_mask"]
+
+
 def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The weights whose gradients are compared."""
     return (p for p in model.parameters() if p.requires_grad)
