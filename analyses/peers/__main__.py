@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from analyses.peers import closer_look, forks, open_unlearning, tofu_layout
+from analyses.peers import closer_look, forks, open_unlearning, others, tofu_layout
 from analyses.peers.subject import HEADER, Comparison, Subject, subject
 
 PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = {
@@ -16,6 +16,9 @@ PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = 
     "g-effect": ("tmlr-group/G-effect", tofu_layout.g_effect),
     "satimp": ("tmlr-group/SatImp", tofu_layout.satimp),
     "flat": ("UCSC-REAL/FLAT", tofu_layout.flat),
+    "circuit-breakers": ("ks-fahad/CircuitBreakers", others.circuit_breakers),
+    "tar": ("rishub-tamirisa/tamper-resistance", others.tar),
+    "loku": ("csm9493/efficient-llm-unlearning", others.loku),
 }
 
 

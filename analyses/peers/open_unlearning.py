@@ -11,12 +11,13 @@ from analyses.peers.imported import attribute, imports_from
 from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, hugging_face
 from probe.data import paired
 from probe.objectives import Objective
-from probe.objectives.distribution import CEU
+from probe.objectives.distribution import CEU, UNDIAL, LogitMargin
+from probe.objectives.logprobs import all_but_last
 from probe.objectives.preference import DPO
 from probe.objectives.representation import NearFrozen, TowardsTarget, all_positions, answer_tokens
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO, SimNPO
-from probe.objectives.token import WGA, SatImp, ga, nll
+from probe.objectives.token import WGA, SatImp, ga, nll, sequence_mean
 from probe.sites import Site
 
 # What the trainers import and no loss needs.
@@ -79,8 +80,8 @@ def _rmu(of: Subject, retain: str) -> tuple[dict[str, Any], Callable[[nn.Module,
         "retain_loss_type": retain,
         "alpha": 2.0,
     }
-    push = TowardsTarget(Site(1), target_11D[0, 0], tokens=answer_tokens)
-    hold = NearFrozen(of.original, Site(1), tokens=answer_tokens)
+    push = TowardsTarget(Site(1), target_11D[0, 0], tokens=answer_tokens, normalise=sequence_mean)
+    hold = NearFrozen(of.original, Site(1), tokens=answer_tokens, normalise=sequence_mean)
     return settings, on_both(push, hold if retain == "EMBED_DIFF" else nll, 2.0)
 
 
@@ -111,6 +112,11 @@ def comparisons(of: Subject, folder: Path) -> Iterator[Comparison]:
         dpo = DPO(original, beta=0.1)
         yield beside("idk_dpo, alt_po", "dpo", "DPO", on_pairs(dpo), "beta=0.1", beta=0.1)
         yield beside("ce_u", "ceu", "CEU", on_forget(CEU(skip=1)), "skip=1", ignore_first_n_answer_tokens=1)
+        undial = UNDIAL(original, beta=10.0, positions=all_but_last, elsewhere=-100)
+        yield beside("undial", "undial", "UNDIAL", on_forget(undial), "setting open-unlearning", beta=10.0)
+        pdu = {"preferences": [1.0, 0.7], "retain_loss_eps": 0.0, "primal_dual": False, "loss_names": ["a", "b"]}
+        ours = on_both(LogitMargin(answer_tokens), nll, 0.7)
+        yield beside("pdu", "pdu", "PDU", ours, "released, lambda=0.7", log=lambda values: None, **pdu)
         for retain in ("EMBED_DIFF", "NLL"):
             attributes, ours = _rmu(of, retain)
             yield beside("rmu", "rmu", "RMU", ours, f"answer tokens, retain {retain}", **attributes)

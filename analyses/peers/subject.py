@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from probe.data import Batch
 from probe.objectives.token import nll
 
-VOCABULARY, WIDTH, LAYERS = 97, 32, 3
+# A label of -100, which one peer counts from the end of the vocabulary, must be in it.
+VOCABULARY, WIDTH, LAYERS = 103, 32, 3
 IGNORED = -100
 
 
@@ -128,8 +129,8 @@ def _differences(model: nn.Module, sides: Sides, theirs: Side, ours: Side) -> tu
     for side in (theirs, ours):
         # Some objectives draw: both sides from the same state.
         torch.manual_seed(0)
-        # Tensors that a peer makes by itself are to match a float64 model.
-        torch.set_default_dtype(torch.float64)
+        # Tensors that a peer makes by itself are to match the model.
+        torch.set_default_dtype(next(parameters(model)).dtype)
         try:
             loss = side(model, sides)
         finally:

@@ -42,7 +42,7 @@ def g_effect(of: Subject, folder: Path) -> Iterator[Comparison]:
             ("wtnpo", "beta=4, alpha=1.5, epsilon=1e-5", "wtnpo_1.5", on_forget(WTNPO(original, 4.0, 1.5, 1e-5)), 4.0),
             ("wga", "beta=5", "wga", on_forget(WGA(beta=5.0)), 5.0),
         ):
-            theirs = _loss(of, "dataloader", name, hyper_param=beta)
+            theirs = loss_of(of, "dataloader", name, hyper_param=beta)
             yield compared(of, method, settings, theirs, ours)
 
 
@@ -66,18 +66,19 @@ def satimp(of: Subject, folder: Path) -> Iterator[Comparison]:
             ),
             ("sim_imp", "beta=2", "simimp_ga", on_forget(sim_imp(2.0)), {"hyper_param": 2.0}),
         ):
-            yield compared(of, method, settings, _loss(of, "dataloader_sat", name, **given), ours)
+            yield compared(of, method, settings, loss_of(of, "dataloader_sat", name, **given), ours)
 
 
 def flat(of: Subject, folder: Path) -> Iterator[Comparison]:
     """UCSC-REAL/FLAT, the code of Wang et al., arXiv 2410.11143: each of its eight divergences."""
     with imports_from(folder, absent=ABSENT, empty=(*_UNUSED, "utils")):
         for divergence in get_args(Divergence):
-            theirs = _loss(of, "dataloader", "cl", others=("refusals",), cl_div=DIVERGENCES[divergence])
+            theirs = loss_of(of, "dataloader", "cl", others=("refusals",), cl_div=DIVERGENCES[divergence])
             yield compared(of, "flat", f"{divergence}, released", theirs, on_pairs(BatchFLAT(divergence)))
 
 
-def _loss(of: Subject, module: str, name: str, others: Sequence[str] = ("retain",), **attributes: Any) -> Side:
+def loss_of(of: Subject, module: str, name: str, others: Sequence[str] = ("retain",), **attributes: Any) -> Side:
+    """``compute_loss`` of the folder's trainer for one ``loss_type``, on forget rows and the sides named."""
     trainer = object.__new__(attribute(module, "CustomTrainerForgetting"))
     settings = {"loss_type": name, "oracle_model": of.original, "log_dir": "/dev", **attributes}
     for key, value in settings.items():
