@@ -1,10 +1,12 @@
 """Gates: what they compute, that they never look ahead, that a cache changes nothing, and what they are worth."""
 
+from typing import get_args, get_type_hints
+
 import pytest
 import torch
 from conftest import tiny_llama
 
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.coding import JumpRelu, Linear
 from probe.features.gating import dilution_curve, gate_rates, open_share
@@ -16,6 +18,9 @@ from probe.interventions.prompt_rate import PromptRate
 from probe.interventions.suppression import Suppress
 from probe.interventions.targets import Constant, Resample, Zero
 from probe.positions import At, NotIds, everywhere
+from probe.sae.gates import GATES as NAMED
+from probe.sae.gates import gated
+from probe.sae.job import SuppressJob
 from probe.sites import Site
 
 WIDTH, SITE, BOS = 16, Site(1), 1
@@ -209,6 +214,24 @@ def test_p14_what_is_generated_neither_opens_nor_closes_the_published_gate():
                 cached, uncached = (model.generate(**given, **settings, use_cache=use) for use in (True, False))
             assert torch.equal(cached, uncached)
             assert [i for i in range(3) if not torch.equal(cached[i], bare[i])] == rows
+
+
+def test_p14_gates_are_reached_by_name_and_calibrated_on_retain_rows():
+    assert set(get_args(get_type_hints(SuppressJob)["gate"])) == {"none", *NAMED}
+    model, found = concept()
+    split = Split(texts(12, 14, 0.5, seed=1), texts(30, 14, 0.1, seed=2))
+    edit = Suppress(found, (3,), Constant(-8.0))
+    given = {"positions": CONTENT, "chunk": 8}
+    retain = firing(model, split.retain, SITE, found, (3,), **given)
+    for name, gate in NAMED.items():
+        behind = gated(model, SITE, split, found, (3,), gate, **given)(edit)
+        assert isinstance(behind, Gated)
+        assert behind.gate.threshold == pytest.approx(float(torch.quantile(retain.scores(gate), 0.95))), name
+        assert behind.edit is edit
+    assert gated(model, SITE, split, found, (3,), None, **given)(edit) is edit
+    always = Split(split.forget, texts(30, 14, 1.0, seed=3))
+    with pytest.warns(UserWarning, match="their gate would never open"):
+        assert gated(model, SITE, always, found, (3,), NAMED["dsg-tokens"], **given) is None
 
 
 def right(ids: list[list[int]]) -> tuple[torch.Tensor, ...]:

@@ -119,7 +119,7 @@ def test_suppression_is_chosen_and_judged_on_different_people(places, bed, tmp_p
     out = tmp_path / "out"
     main(
         ["sae", "suppress", *own(places, bed), "--rules", "mean-difference", "--counts", "20", "--scales", "3",
-         "--pushes", "0.3", "--retrained", str(places / "edited"), "--out", str(out)]
+         "--pushes", "0.3", "--gate", "rate", "--retrained", str(places / "edited"), "--out", str(out)]
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert "read as" in printed
@@ -132,6 +132,8 @@ def test_suppression_is_chosen_and_judged_on_different_people(places, bed, tmp_p
     assert (out / "figures" / "sae_choices.pdf").is_file()
     chosen = json.loads((out / "chosen.json").read_text())
     assert len(chosen["features"]) == 20
+    assert chosen["gate"]["name"] == "rate"
+    assert 0 <= chosen["gate"]["threshold"] < 1
 
 
 def test_an_audit_of_two_models(places, bed, tmp_path, capsys):
@@ -209,3 +211,11 @@ def test_every_rule_has_a_name():
         assert read_rule(name + numbers.get(name, "")).role in ("detect", "edit")
     with pytest.raises(ValueError, match="each once"):
         read_rules(("auroc", "auroc"))
+
+
+@pytest.mark.parametrize("command", ["train", "rank", "suppress", "audit"])
+def test_no_flag_of_a_command_is_given_twice(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sae", command, "--help"])
+    assert stop.value.code == 0
+    assert "--batch-size" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from probe.features.attribution import ByEffect, attribute
 from probe.features.ranking import FeatureTable, matched_features, rank
 from probe.harvest import harvest
 from probe.interventions.attaching import check_site
+from probe.interventions.calibration import Calibratable
 from probe.interventions.directions import leace
 from probe.interventions.projection import Project
 from probe.interventions.retained import retained_in
@@ -26,6 +27,7 @@ from probe.interventions.suppression import Suppress
 from probe.interventions.targets import Mode, Scale, Zero
 from probe.objectives.token import nll
 from probe.positions import Intervention, NotIds
+from probe.sae.gates import gated
 from probe.sites import Site
 
 Source = Literal["SAE", "random features", "random dictionary", "neuron basis", "difference of means", "LEACE", "given"]
@@ -118,6 +120,7 @@ def candidates(
     special_ids: Sequence[int],
     seed: int = 0,
     chunk: int = 32,
+    gate: Calibratable | None = None,
 ) -> list[Candidate]:
     """Every rule x number of features x strength, for the SAE and for the controls.
 
@@ -139,6 +142,7 @@ def candidates(
         special_ids: tokens that count nowhere.
         seed: of random features and dictionary.
         chunk: rows per forward pass.
+        gate: features are edited only where it is open (``sae.gates``); directions always.
 
     Raises:
         ValueError: no rule, count or strength, an unknown control, an SAE that does not fit the site, or a forget side
@@ -153,7 +157,7 @@ def candidates(
         raise ValueError(f"no control {sorted(unknown)[0]!r}; there are {', '.join(CONTROLS)}")
     found = dictionary(sae)
     check_site(model, found, site, select.retain.select(range(min(_SITE_ROWS, len(select.retain)))))
-    given = _Given(model, site, select, tuple(special_ids), chunk)
+    given = _Given(model, site, select, tuple(special_ids), chunk, gate)
     made: list[Candidate] = []
     tables = _ranked(given, found, rules)
     made += _of_features(given, found, "SAE", tables, counts, strengths)
@@ -190,6 +194,7 @@ class _Given:
     select: Split
     special_ids: tuple[int, ...]
     chunk: int
+    gate: Calibratable | None
     forget_ND: HiddenND = field(init=False)
     retain_ND: HiddenND = field(init=False)
 
@@ -277,11 +282,17 @@ def _edits(
     strengths: Sequence[Strength],
 ) -> Iterator[Candidate]:
     like = retained_in(found, features, given.retain_ND)
+    behind = gated(
+        given.model, given.site, given.select, found, features, given.gate,
+        positions=NotIds(given.special_ids), chunk=given.chunk,
+    )  # fmt: skip
+    if behind is None:
+        return
     for strength in strengths:
         mode: Mode = Zero()
         if strength.kind == "scale":
             mode = Scale(-strength.amount)
         elif strength.kind == "push":
             mode = like.push(strength.amount)
-        edit = Suppress(found, features, mode)
+        edit = behind(Suppress(found, features, mode))
         yield Candidate(source, rule, asked, len(features), strength, given.site, edit, features)

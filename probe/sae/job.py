@@ -116,11 +116,14 @@ class SuppressJob(Attachment):
     """Multiples c: an active feature f becomes -c f."""
     pushes: tuple[Weight, ...] = (0.1, 0.3, 1.0)
     """An active feature is set to minus so many median residual norms."""
+    gate: Literal["none", "dsg", "dsg-tokens", "rate"] = "none"
+    """When features are edited: always; where their share of firing in the whole prompt is above the 95 % quantile of
+    retain rows, over padded columns (dsg, as its code has it) or tokens that count; or by the running share."""
     budget: Weight = 0.1
     """Largest mean rise of the retain loss (nats a token) that a choice may cost where it is made."""
     most: Count = 150
     """Retain rows that are looked at, at most, taken in turn from every entity; every edit is run on all of them."""
-    controls: bool = True
+    control_edits: bool = True
     """Also random features, a random dictionary, the neuron basis, the difference of means and LEACE."""
     seed: Seed = 0
     """Of the halves, of random features and of the random dictionary."""

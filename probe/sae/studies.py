@@ -15,10 +15,12 @@ from probe.features.attribution import ByEffect, attribute
 from probe.features.ranking import FeatureTable, rank
 from probe.figures import draw_all
 from probe.figures.folder import origin
+from probe.interventions.gates import Gated
 from probe.objectives.token import nll
 from probe.rows import Row, append
 from probe.sae.candidates import CONTROLS, Strength, candidates
 from probe.sae.dose_response import dose_response
+from probe.sae.gates import GATES
 from probe.sae.halves import halves, thinned
 from probe.sae.job import RankJob, SuppressJob
 from probe.sae.named import read_rules
@@ -98,7 +100,8 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
         )  # fmt: skip
         tried = candidates(
             at.model, at.sae, at.site, parts.select, rules=rules, counts=job.counts, strengths=strengths,
-            controls=CONTROLS if job.controls else (), special_ids=at.special_ids, seed=job.seed, chunk=data.batch_size,
+            controls=CONTROLS if job.control_edits else (), special_ids=at.special_ids, seed=job.seed,
+            chunk=data.batch_size, gate=GATES.get(job.gate),
         )  # fmt: skip
         score, quick = (
             AnswerScorer(at.at.tokenizer, data.batch_size, split.max_length, choices=choices)
@@ -113,7 +116,9 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
         best = found.chosen("SAE")
         if best is not None:
             one = best.response.candidate
-            chosen = {"site": str(one.site), "rule": one.rule, "strength": asdict(one.strength)}
+            chosen: dict[str, Any] = {"site": str(one.site), "rule": one.rule, "strength": asdict(one.strength)}
+            if isinstance(one.edit, Gated):
+                chosen["gate"] = {"name": job.gate, "threshold": one.edit.gate.threshold}
             listed = json.dumps({**chosen, "features": list(one.features)}, indent=1)
             (folder / "chosen.json").write_text(listed + "\n", encoding="utf-8")
         drawn = ("sae_choices", "sae_responses")
