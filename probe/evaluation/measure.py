@@ -11,7 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from probe.commands.folder import Keep, unkept
-from probe.data import QA, Template, encode
+from probe.data import QA, Batch, Template, encode
 from probe.evaluation.log import EPS
 from probe.metrics.arrays import ArrayN, ArrayNK
 from probe.metrics.attacks import attack_scores, gradient_norm
@@ -178,9 +178,14 @@ def gradient_attack(
     found = {}
     for side, rows in sides.items():
         batch = encode(tokenizer, rows, template=asking.template, max_length=asking.max_length)
-        score = keep(f"{side}, gradient norms", lambda batch=batch: gradient_norm(model, batch, eos=False).tolist())
+        score = keep(f"{side}, gradient norms", partial(_gradient_norms, model, batch))
         found[side] = {"agg_value": float(np.mean(score)), **_indexed(score=score)}
     return {"mia_gradnorm": found}
+
+
+def _gradient_norms(model: nn.Module, batch: Batch) -> list[float]:
+    found: list[float] = gradient_norm(model, batch, eos=False).tolist()
+    return found
 
 
 def _indexed(**columns: Any) -> dict[str, Any]:
