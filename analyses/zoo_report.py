@@ -199,7 +199,7 @@ def report(out: Path, seeds: int, docs: Path) -> str:
     """Fit the verdict, draw, and write; returns the accuracy in words."""
     zoo = read_zoo(out, seeds)
     findings, judge = find(zoo)
-    text = json.dumps(judge.to_json(), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(judge.to_json(), allow_nan=False) + "\n"
     for path in (out / "fitted.json", FITTED):
         path.write_text(text, encoding="utf-8")
     drawn(findings, out / "figures", docs)

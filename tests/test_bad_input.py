@@ -137,6 +137,9 @@ def test_too_few_retain_rows_for_choosing_are_said(bed):
     with pytest.warns(UserWarning, match=r"only 2 retain rows are left for choosing.*lower --measuring\.rows"):
         sample = draw_sample(study, Measuring(rows=4), seed=0)
     assert len(sample.choosing.retain_rows) == 4
+    assert not set(sample.training.retain_rows) & set(sample.split.retain_rows)
+    with pytest.warns(UserWarning, match="only 1 of 6 retain rows are not reported, so methods are trained on"):
+        assert len(draw_sample(study, Measuring(rows=5), seed=0).training.retain_rows) == 6
     enough = draw_sample(study, Measuring(rows=3), seed=0)
     assert not set(enough.choosing.retain_rows) & set(enough.split.retain_rows)
 
