@@ -32,17 +32,17 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
     Args:
         name: folder with ``config.json`` and ``*.safetensors``, or ``owner/model``.
         dtype: what weights are cast to; half precision is slow on CPUs.
-        device: where the model goes; "auto" spreads it over all GPUs (accelerate's device map), for a model that does
-            not fit one.
+        device: where the model goes; "auto" spreads one that does not fit a GPU over all (accelerate's device map).
 
     Returns:
         the model in eval mode.
 
     Raises:
         ValueError: a path that does not exist, what ``check_folder`` refuses, a config of which no model can be made,
-            or weights that are missing, unexpected or of another shape than the config says.
+            weights that are missing, unexpected or of another shape than the config says, a device that is not here.
         OSError: the disk is full.
     """
+    check_device(device)
     source = place_of(name)
     folder = source if isinstance(source, Path) else cached_folder(source)
     check_folder(folder)

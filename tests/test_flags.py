@@ -86,6 +86,24 @@ def test_r7_every_number_of_every_command_states_its_range():
     check_ranges(TESTBED)
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["report", "figures", "unlearn", "methods", "evaluate", "verdict", "layers", "g-effect", "sweep", "doctor"]
+    + [f"sae {name}" for name in ("train", "rank", "suppress", "audit")],
+)
+def test_no_command_has_two_flags_of_one_name(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words.split(), "--help"])
+    assert not stopped.value.code
+    assert "usage: probe" in capsys.readouterr().out
+
+
+def test_r20_a_message_stays_short_whatever_was_given(capsys):
+    said = refused(capsys, "unlearn", "ga", "--out", "never", "--set", "a" * 3000)
+    assert said.startswith("probe: --set 'aaaa")
+    assert said.endswith("aaa' is no key=value pair; write beta=0.1, say")
+
+
 def test_r7_ranges_hold_their_ends_and_nothing_beyond():
     limits = {kind: next(ranges_in(kind))[1] for kind in (Count, Seed, Positive)}
     assert limits[Count].holds(1)

@@ -29,6 +29,7 @@ from probe.datasets import FIELDS, read_rows
 from probe.dictionaries.folders import load_dictionary
 from probe.evaluation.log import read_log
 from probe.evaluation.recomputed import recomputed
+from probe.methods.catalogue import methods
 from probe.sweep.command import run_file
 from probe.sweep.file import read_sweep
 from probe.swept.commands import JOBS
@@ -425,7 +426,7 @@ FLAGS = {
     ("methods",): "zork",
 }
 FIXED = {
-    "unlearn": ["ga", "--model", "./absent"],
+    "unlearn": ["--model", "./absent"],
     "evaluate": ["./absent"],
     "layers": ["--original", "./absent", "--unlearned", "./absent2"],
     "g-effect": ["--model", "./absent"],
@@ -457,6 +458,8 @@ def ended(arguments):
 def shell_words_run_or_are_refused(folder, data):
     command = data.draw(st.sampled_from(sorted(FLAGS)))
     arguments = [*command, *FIXED[command[0]]]
+    if command == ("unlearn",):
+        arguments.append(data.draw(st.sampled_from([method.name for method in methods()]) | given_words))
     if command[0] not in ("figures", "doctor", "methods"):
         arguments += ["--forget", "rows.jsonl", "--retain", "rows.jsonl"]
         if command[0] != "report":

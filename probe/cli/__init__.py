@@ -30,6 +30,9 @@ from probe.cli.stopping import heard
 from probe.ranges import check_ranges
 from probe.rows import FULL
 
+# Of a message, in characters.
+_LONGEST = 385
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``probe`` and ``python -m probe``: exit code 2 for a user's mistake, 74 for a full disk."""
@@ -210,5 +213,8 @@ def _tell(line: str) -> None:
 def _fail(reason: object, code: int, remedy: str = "") -> None:
     # One readable line: a traceback would bury what the user has to do. Notes say what was kept.
     text = "; ".join([f"{reason}{remedy}", *getattr(reason, "__notes__", ())])
-    print("probe: " + " ".join(text.split()), file=sys.stderr)
+    text = " ".join(text.split())
+    # A word of thousands of characters would bury it, too.
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 145]} ... {text[-140:]}"
+    print(f"probe: {text}", file=sys.stderr)
     sys.exit(code)

@@ -152,7 +152,8 @@ def method_named(name: str) -> Method:
     found = {method.name: method for method in methods()}
     if name not in found:
         near = get_close_matches(name.lower().replace("-", "_"), list(found), n=1, cutoff=0)
-        raise ValueError(f"no method {name!r}; did you mean {near[0]!r}? Methods: {', '.join(found)}")
+        shown = name if len(name) <= 60 else f"{name[:60]}..."
+        raise ValueError(f"no method {shown!r}; did you mean {near[0]!r}? `probe methods` lists all {len(found)}")
     return found[name]
 
 

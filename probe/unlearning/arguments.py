@@ -32,7 +32,7 @@ def resolved(method: Method, job: Job) -> dict[str, Any]:
     for text in job.set:
         key, equals, value = text.partition("=")
         if not equals:
-            raise ValueError(f"--set {text!r} is no key=value pair")
+            raise ValueError(f"--set {text!r} is no key=value pair; write beta=0.1, say")
         if key not in known or key in _FLAGS:
             raise ValueError(_unknown(method, key, known))
         values[key] = _read(key, value, known[key].annotation)
@@ -71,7 +71,13 @@ def _missing(method: Method, absent: list[str]) -> str:
         found = [f"{written(p.arguments[key])} in {name}" for name, p in method.published.items() if key in p.arguments]
         way = f"--{key.replace('_', '-')}" if key in _FLAGS else f"--set {key}="
         parts.append(f"{way} ({'published: ' + ', '.join(found) if found else 'no published value'})")
-    return f"{method.name} also needs {'; '.join(parts)}"
+    text = f"{method.name} also needs {'; '.join(parts)}"
+    if len(text) > 360:
+        settings = (
+            f", or take a published setting: --setting {' or '.join(method.published)}" if method.published else ""
+        )
+        text = f"{method.name} also needs {', '.join(absent)}{settings}; `probe methods {method.name}` says more"
+    return text
 
 
 def _read(key: str, text: str, annotation: Any) -> Any:
