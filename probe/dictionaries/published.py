@@ -125,7 +125,7 @@ def llama_scope(path: Path) -> Autoencoder:
         width, size = int(settings["d_model"]), int(settings["d_sae"])
         threshold, norm = float(settings["jump_relu_threshold"]), settings["dataset_average_activation_norm"]
         scale = width**0.5 / float(norm["in"])
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(
             f"{source} must give d_model, d_sae, jump_relu_threshold and dataset_average_activation_norm "
             f"(failed at {error}); without them the scale of the dictionary is not known"

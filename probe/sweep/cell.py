@@ -24,7 +24,7 @@ def grid(**axes: Sequence[Any]) -> tuple[dict[str, Any], ...]:
     for name, values in axes.items():
         written = [canonical(value) for value in values]
         if not written or len(set(written)) != len(written):
-            raise ValueError(f"axis {name} needs at least one value and each once, got {list(values)}")
+            raise ValueError(f"axis {name} needs at least one value and each once, got {clipped(str(list(values)))}")
     return tuple(dict(zip(axes, combination, strict=True)) for combination in product(*axes.values()))
 
 
@@ -42,6 +42,11 @@ def shown(cell: Cell) -> str:
     """A cell's values on one line."""
     plain = {name: isinstance(value, str) and value.isprintable() and " " not in value for name, value in cell.items()}
     return " ".join(f"{name}={value if plain[name] else canonical(value)}" for name, value in cell.items())
+
+
+def clipped(text: str, most: int = 120) -> str:
+    """The beginning of a text that would fill a message."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def cell_ids(

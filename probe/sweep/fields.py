@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from probe.ranges import check_ranges
-from probe.sweep.cell import canonical
+from probe.ranges import check_ranges, shortened
+from probe.sweep.cell import canonical, clipped
 
 _Word = bool | int | float | str | list[int] | list[float] | list[str] | None
 
@@ -113,7 +113,9 @@ def value_of(known: Mapping[str, Field], name: str, value: Any, where: str, othe
         listed = [one for one in known if one != OUT]
         near = get_close_matches(name, [*listed, *others], n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"{where}: unknown field {name!r}; {hint}known fields: {', '.join(listed) or 'none'}")
+        raise ValueError(
+            f"{where}: unknown field {clipped(name, 40)!r}; {hint}known fields: {clipped(', '.join(listed)) or 'none'}"
+        )
     if name == OUT:
         raise ValueError(f"{where}: out is not set there; every cell gets a folder of its own from the sweep")
     adapter = _adapter(known[name].kind)
@@ -122,7 +124,10 @@ def value_of(known: Mapping[str, Field], name: str, value: Any, where: str, othe
     except (ValueError, TypeError) as error:
         faults: Any = getattr(error, "errors", list)()
         reason = faults[0]["msg"] if faults else str(error)
-        raise ValueError(f"{where}: {name} = {value!r} does not fit ({reason}); {_expected(known[name])}") from None
+        shown = clipped(value_text(value), 60)
+        raise ValueError(
+            f"{where}: {name} = {shown} does not fit ({clipped(reason)}); {_expected(known[name])}"
+        ) from None
 
 
 def arguments(known: Mapping[str, Field], values: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -175,6 +180,11 @@ def _adapter(kind: Any) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def value_text(value: Any) -> str:
+    """A value of a file for a message."""
+    return shortened(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 
 
 def _default(field: Any) -> Any:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from probe.sweep.cell import Cell, grid, shown
+from probe.sweep.cell import Cell, clipped, grid, shown
 from probe.sweep.fields import OUT, Field, arguments, fields_of, further, value_of
 from probe.sweep.inputs import hashes
 from probe.sweep.slurm import Slurm
@@ -108,7 +108,7 @@ class SweepFile:
             decided = self.work.decides(**self.arguments(cell, self.out / "cells" / "none"))
             return {"inputs": hashes(self.known, self.work.models, cell), **decided}
         except (ValueError, FileNotFoundError) as error:
-            raise ValueError(f"{self.path}, cell {shown(cell)}: {error}") from None
+            raise ValueError(f"{self.path}, cell {clipped(shown(cell))}: {error}") from None
 
     def code(self) -> str:
         """Hash of the file that holds the function; empty where it is this package's own, which has a version."""
@@ -134,7 +134,7 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
     given = _parsed(path)
     odd = [key for key in given if key not in _KEYS]
     if odd:
-        raise ValueError(f"{path}: unknown key {odd[0]!r}; known: {', '.join(_KEYS)}")
+        raise ValueError(f"{path}: unknown key {clipped(odd[0], 40)!r}; known: {', '.join(_KEYS)}")
     name = given.get("run")
     if not isinstance(name, str):
         raise ValueError(f'{path}: run is missing: one of {", ".join(jobs)}, or "package.module:function"')
@@ -157,7 +157,7 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
     cells = _cells(path, known, blocks, axes, values, others)
     version = given.get("version")
     if not isinstance(version, int | str | None):
-        raise ValueError(f"{path}: version is a number or a word, got {version!r}")
+        raise ValueError(f"{path}: version is a number or a word, got {clipped(repr(version))}")
     return SweepFile(
         path,
         name,
@@ -184,7 +184,7 @@ def _parsed(path: Path) -> dict[str, Any]:
 def _table(path: Path, given: Mapping[str, Any], key: str) -> dict[str, Any]:
     table = given.get(key, {})
     if not isinstance(table, dict):
-        raise ValueError(f"{path}: [{key}] is a table of fields, got {table!r}")
+        raise ValueError(f"{path}: [{key}] is a table of fields, got {clipped(repr(table))}")
     return table
 
 
@@ -197,7 +197,8 @@ def _blocks(path: Path, given: Mapping[str, Any]) -> list[dict[str, list[Any]]]:
     for block in blocks:
         for axis, values in block.items():
             if not isinstance(values, list) or not values:
-                raise ValueError(f"{path}, [grid]: {axis} needs a list of at least one value, got {values!r}")
+                got = clipped(repr(values))
+                raise ValueError(f"{path}, [grid]: {clipped(axis, 40)} needs a list of at least one value, got {got}")
     return blocks
 
 
@@ -225,14 +226,14 @@ def _cells(
             cells.append({axis: cell[axis] if axis in cell else values[axis] for axis in axes})
     twice = [cell for i, cell in enumerate(cells) if cell in cells[:i]] if len(blocks) > 1 else []
     if twice:
-        raise ValueError(f"{where}: {shown(twice[0])} comes twice")
+        raise ValueError(f"{where}: {clipped(shown(twice[0]))} comes twice")
     return tuple(cells)
 
 
 def _out(path: Path, given: Mapping[str, Any]) -> Path:
     out = given.get("out", f"results/sweeps/{path.stem}")
     if not isinstance(out, str) or not out:
-        raise ValueError(f"{path}: out is a folder, got {out!r}")
+        raise ValueError(f"{path}: out is a folder, got {clipped(repr(out))}")
     return Path(out)
 
 
@@ -254,9 +255,9 @@ def _slurm(path: Path, given: Mapping[str, Any]) -> Slurm | None:
 def _imported(path: Path, name: str, jobs: Mapping[str, Work]) -> Callable[..., Any]:
     module, colon, function = name.partition(":")
     if not colon or not module or not function.isidentifier():
-        shown = name if len(name) <= 80 else f"{name[:80]}..."
+        listed = ", ".join(jobs)
         raise ValueError(
-            f'{path}: run = {shown!r} is none of {", ".join(jobs)}, nor "package.module:function"; choose one'
+            f'{path}: run = {clipped(name, 80)!r} is none of {listed}, nor "package.module:function"; choose one'
         )
     folder = str(path.resolve().parent)
     # As Python does for a script: what lies beside the file can be imported.

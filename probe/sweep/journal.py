@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from probe.rows import FULL, append_lines
-from probe.sweep.cell import Shard, canonical, named, shown
+from probe.sweep.cell import Shard, canonical, clipped, named, shown
 
 RESULTS = "results.jsonl"
 ARRAYS = "arrays"
@@ -157,7 +157,9 @@ def check_identity(folder: Path, identity: Mapping[str, Any]) -> None:
     before, now = _stored(path, dict), json.loads(canonical(identity))
     changed = list(changes(before, now))
     if changed:
-        raise ValueError(f"{folder} holds a sweep of something else ({'; '.join(changed)}); choose another folder")
+        more = f"; and {len(changed) - 2} more" if len(changed) > 2 else ""
+        listed = "; ".join(changed[:2]) + more
+        raise ValueError(f"{folder} holds a sweep of something else ({listed}); choose another folder")
 
 
 def changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
@@ -166,7 +168,8 @@ def changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
         for key in sorted({*before, *now}):
             yield from changes(before.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif before != now:
-        yield f"{name}: {before!r} then, {now!r} now"
+        then, here = (repr(clipped(v, 30)) if isinstance(v, str) else clipped(repr(v), 60) for v in (before, now))
+        yield f"{name}: {then} then, {here} now"
 
 
 def join(folder: Path, ids: Sequence[str], shard: Shard | None) -> bool:
