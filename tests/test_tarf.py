@@ -10,7 +10,7 @@ from conftest import random_batch, tiny_gpt2
 from analyses.tarf_claims import AGAIN, CONVENTIONAL, claims, judged, paired
 from analyses.tarf_digits import METHODS, gap
 from analyses.tarf_language import case
-from probe.data import Split
+from probe.data import Batch, Split
 from probe.figures.scenarios import scenario_figure, scenario_table
 from probe.figures.style import new_figure
 from probe.methods.classwise import (
@@ -237,6 +237,17 @@ def test_salun_moves_its_share_of_the_weights_and_no_other(share):
         assert torch.equal(after[~mask[name]], before[~mask[name]])
         moved += int((after != before).sum())
     assert moved > 0.5 * round(share * total)
+
+
+def test_f11_saliency_is_computed_where_the_model_is(monkeypatch):
+    """The meta device stands for a GPU: where the rows are sent tells."""
+    sent = []
+    monkeypatch.setattr(Batch, "to", lambda self, device: sent.append((self, str(device))) or self)
+    monkeypatch.setattr("probe.methods.classwise.ga", lambda model, batch: 1 / 0)  # nothing can be computed there
+    model, forget = tiny_gpt2().to("meta"), split().forget
+    with pytest.raises(ZeroDivisionError):
+        saliency_mask(model, forget, 0.3)
+    assert [(rows is forget, where) for rows, where in sent] == [(True, "meta")]
 
 
 def test_salun_keeps_the_weights_with_the_largest_gradients():

@@ -111,8 +111,9 @@ def saliency_mask(model: nn.Module, forget: Batch, share: float) -> dict[str, Bo
     if not 0 < share <= 1:
         raise ValueError(f"share must lie in (0, 1], got {share}")
     named = dict(model.named_parameters())
+    there = forget.to(next(iter(named.values())).device)
     with torch.enable_grad():
-        gradients = torch.autograd.grad(ga(model, forget), list(named.values()), allow_unused=True)
+        gradients = torch.autograd.grad(ga(model, there), list(named.values()), allow_unused=True)
     size = [torch.zeros_like(p) if g is None else g.abs() for g, p in zip(gradients, named.values(), strict=True)]
     flat_N = torch.cat([s.flatten() for s in size])
     chosen = torch.sort(flat_N, descending=True, stable=True).indices[: round(share * len(flat_N))]
