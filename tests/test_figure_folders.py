@@ -11,6 +11,7 @@ import pytest
 from probe.cli import main
 from probe.figures.folder import contents, draw_folder, origin, rows_of, summary, unfinished
 from probe.figures.tables import csv_text, main_table
+from probe.report.sentences import findings
 from probe.rows import Row, append, load
 from probe.sweep.journal import write_record
 
@@ -74,6 +75,11 @@ def test_r5_a_broken_manifest_is_named(tmp_path, capsys, manifest, said):
     error = capsys.readouterr().err
     assert re.search(said, error), error
     assert not (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize("on", ["forget", "retain"])
+def test_r5_a_dose_with_one_side_alone_says_nothing(on):
+    assert findings([Row("Steer", "dose", "probability", 0.5, on, dose=0.0)], "dose") == []
 
 
 def test_r11_figures_of_a_part_say_so(tmp_path):

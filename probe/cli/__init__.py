@@ -165,9 +165,10 @@ def _figures(command: Figures) -> object:
     from probe.commands.manifest import is_report
 
     if not command.only and is_report(command.run):
+        from probe.figures.folder import unfinished
         from probe.report.run import redraw
 
-        return redraw(command.run, command.venue)
+        return "\n".join([*unfinished(command.run), str(redraw(command.run, command.venue))])
     from probe.figures.folder import draw_folder, summary
 
     return summary(draw_folder(command.run, venue=command.venue, only=command.only))

@@ -241,6 +241,8 @@ def _dose(rows: Sequence[Row]) -> list[str]:
         for row in rows:
             if row.intervention == name and row.value is not None and row.dose is not None:
                 responses.setdefault((row.dose, row.item), {})[row.on] = row.value
+        # Of an unfinished file one side may be there alone.
+        responses = {key: found for key, found in responses.items() if {"forget", "retain"} <= found.keys()}
         zero = [found["forget"] for (dose, _), found in responses.items() if dose == 0]
         if zero:
             lines.append(f"{name}: at dose 0 the forget probability is {min(zero):.2f}.")
