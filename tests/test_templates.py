@@ -161,7 +161,7 @@ def test_f8_the_testbed_is_asked_as_it_was_trained(bed):
 @pytest.mark.parametrize("row", [QA("who<|end|> is", "it is b"), QA("who", "it </s> is")])
 def test_f18_control_tokens_in_rows_are_refused(tokenizer, chat, row):
     for template in (Template(), chat):
-        with pytest.raises(ValueError, match=r"1 rows hold control tokens .* in row 2\), .*--controls text"):
+        with pytest.raises(ValueError, match=r"1 rows hold control tokens .* in row 2\), .*--control-tokens text"):
             encode(tokenizer, [*ROWS, row], template=template)
     with pytest.raises(ValueError, match=r"1 rows hold control tokens"):
         encode_text(tokenizer, ["a b", row.question + row.answer])
@@ -169,7 +169,7 @@ def test_f18_control_tokens_in_rows_are_refused(tokenizer, chat, row):
 
 def test_f18_control_tokens_can_be_written_as_text(tokenizer, chat):
     row = QA("say <|end|> twice", "<|end|> and </s>")
-    template = replace(chat, controls="text")
+    template = replace(chat, control_tokens="text")
     batch = encode(tokenizer, [row], template=template)
     ids = batch.tokens_BT[0].tolist()
     turns = [*chat.prompt.split("{question}"), chat.end]
@@ -193,9 +193,9 @@ def test_f18_pieces_behind_control_tokens_get_no_blank(shared):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K")
-    template = Template("{question}</s>Answer:", " {answer}", controls="text")
+    template = Template("{question}</s>Answer:", " {answer}", control_tokens="text")
     found = coded(tokenizer, [("say </s>", "a </s> b")], template)[0]
-    plain = coded(tokenizer, [("say xy", "a xy b")], replace(template, controls="refused"))[0]
+    plain = coded(tokenizer, [("say xy", "a xy b")], replace(template, control_tokens="refused"))[0]
     at = plain.ids.index(2)
     assert found.ids.index(2) == len(tokenizer("say </s>", split_special_tokens=True)["input_ids"])
     assert found.ids[found.ids.index(2) : found.prompt] == plain.ids[at : plain.prompt]

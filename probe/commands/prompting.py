@@ -22,7 +22,7 @@ class Prompting:
     """What ends an answer, and is a target too; by default eos, or what the chat template writes."""
     bos: Literal["auto", "always", "never"] = "auto"
     """What stands before a text: what the tokenizer itself puts there, always its bos, or nothing."""
-    controls: Literal["refused", "text"] = "refused"
+    control_tokens: Literal["refused", "text"] = "refused"
     """Control tokens (<|im_end|>, say) inside of rows: refused, or written in ordinary tokens."""
     convention: Literal["template", "open-unlearning"] = "template"
     """Whose tokens a chat has: the template's own, or OpenUnlearning's (eos besides, pad tokens never attended to)."""

@@ -126,8 +126,8 @@ def _asked(asked: Prompting, tokenizer: Any) -> Chosen:
 def _with_options(template: Template, asked: Prompting) -> Template:
     bos = template.bos if asked.bos == "auto" else asked.bos
     convention = template.convention if asked.convention == "template" else asked.convention
-    controls = template.controls if asked.controls == "refused" else asked.controls
-    return replace(template, bos=bos, controls=controls, convention=convention)
+    tokens = template.control_tokens if asked.control_tokens == "refused" else asked.control_tokens
+    return replace(template, bos=bos, control_tokens=tokens, convention=convention)
 
 
 def _words(template: Template) -> tuple[Any, ...]:

@@ -148,7 +148,7 @@ def fluent_under(reference: nn.Module, tokenizer: Any, *, floor: float, template
         if not text.strip():
             return False
         # What a model writes may hold the letters of a control token.
-        batch = encode(tokenizer, [QA(row.question, text.strip())], template=replace(template, controls="text"))
+        batch = encode(tokenizer, [QA(row.question, text.strip())], template=replace(template, control_tokens="text"))
         return bool(-answer_stats(reference, batch).loss_N[0] >= floor)
 
     return fluent

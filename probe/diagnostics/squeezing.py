@@ -117,7 +117,7 @@ def sampled_bands(
             continue
         ranked = [QA(row.question, text, group=row.group) for text in others]
         # What a model writes may hold the letters of a control token.
-        as_text = replace(template, controls="text")
+        as_text = replace(template, control_tokens="text")
         batch = encode(tokenizer, ranked, template=as_text, max_length=max_length)
         stats = answer_stats(original, batch)
         order = (stats.loss_N * stats.n_tokens_N).argsort(kind="stable")
@@ -130,7 +130,7 @@ def sampled_bands(
             "draw more, or at higher temperatures, or pass rows of your own"
         )
     named = {"target": list(rows), **bands}
-    as_text = replace(template, controls="text")
+    as_text = replace(template, control_tokens="text")
     return {name: encode(tokenizer, kept, template=as_text, max_length=max_length) for name, kept in named.items()}
 
 

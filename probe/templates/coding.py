@@ -134,7 +134,7 @@ def check_controls(tokenizer: Any, texts: Sequence[str], template: Template, *, 
     Raises:
         ValueError: a text holds one.
     """
-    if template.controls == "text":
+    if template.control_tokens == "text":
         return
     pattern = _pattern(control_tokens(tokenizer))
     found = [(i, match.group()) for i, text in enumerate(texts) if (match := pattern.search(text))]
@@ -142,7 +142,7 @@ def check_controls(tokenizer: Any, texts: Sequence[str], template: Template, *, 
         raise ValueError(
             f"{len({i // per_row for i, _ in found})} rows hold control tokens of the tokenizer in their text (first: "
             f"{found[0][1]!r} in row {found[0][0] // per_row}), which would act as such; drop them, or write them as "
-            "text with --controls text (Template(controls='text'))"
+            "text with --control-tokens text (Template(control_tokens='text'))"
         )
 
 
@@ -174,7 +174,7 @@ def _tokens(
         asked["return_offsets_mapping"] = True
     whole = tokenizer(list(texts), **asked)
     parts = list(zip(whole["input_ids"], whole.get("offset_mapping", [[] for _ in texts]), strict=True))
-    if template.controls == "text":
+    if template.control_tokens == "text":
         pattern = _pattern(control_tokens(tokenizer))
         for i, (text, ranges) in enumerate(zip(texts, owned, strict=True)):
             if any(pattern.search(text[start:stop]) for start, stop in ranges):

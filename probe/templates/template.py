@@ -20,7 +20,7 @@ class Template:
         bos: what stands in front of the text: ``"auto"``, what the tokenizer itself puts before a text; ``"always"``,
             its bos; ``"never"``, nothing, for a text that has its own.
         stripped: whether blanks at both ends of questions and answers are dropped, as many chat templates do.
-        controls: control tokens (<|im_end|>, say) inside a question or an answer: ``"refused"``, or written as
+        control_tokens: those (<|im_end|>, say) inside a question or an answer: ``"refused"``, or written as
             ``"text"``, in ordinary tokens.
         convention: ``"open-unlearning"`` has a chat's answer end in eos besides, and nothing attends to tokens that
             equal the pad token; see docs/migrating.md.
@@ -35,7 +35,7 @@ class Template:
     end: str | None = None
     bos: Bos = "auto"
     stripped: bool = False
-    controls: Literal["refused", "text"] = "refused"
+    control_tokens: Literal["refused", "text"] = "refused"
     convention: Literal["template", "open-unlearning"] = "template"
 
     def __post_init__(self) -> None:
