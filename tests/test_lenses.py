@@ -200,7 +200,7 @@ MISTAKES = {
     "g-effect --objective ga --original {tmp}/original --out {tmp}/x": r"--original belongs to --model",
     "g-effect --objective ga --model {tmp}/other --original {tmp}/original {rows} --out {tmp}/x": r"leave it out",
     "g-effect --objective ga --out {tmp}": r"exists and is not empty",
-    "g-effect --objective ga --rows 0 --out {tmp}/x": r"--rows must be at least 1",
+    "g-effect --objective ga --rows 0 --out {tmp}/x": r"--rows must be a whole number from 1",
     "layers --original {tmp}/original {rows} --out {tmp}/x": r"--unlearned missing",
     "layers --original {tmp}/original --unlearned {tmp}/original {rows} --out {tmp}/x": r"are identical",
     "layers --original {tmp}/original --unlearned {tmp}/none {rows} --out {tmp}/x": r"none",
