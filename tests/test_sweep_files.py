@@ -73,6 +73,9 @@ def nan_default(layer: int, a: float = float("nan")):
 async def later(layer: int):
     return {}
 
+def leaves(layer: int):
+    raise SystemExit(0)
+
 def lazy(layer: int):
     import no_such_module
 
@@ -337,6 +340,14 @@ def test_r8_a_cell_that_fails_is_named_and_the_exit_code_is_1(at, capsys, name, 
     written(f'run = "study_of_sweeps:{name}"\nout = "out"\n[grid]\nlayer = [5]\n')
     assert done("night.toml") == 1
     assert re.search(rf"failed: layer=5: .*{message}", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("name", "message"), [("leaves", r"it called sys.exit\(0\)"), ("later", "a coroutine")])
+def test_r19_a_trial_of_a_cell_that_exits_or_gives_nothing_fails(at, capsys, name, message):
+    written(f'run = "study_of_sweeps:{name}"\nout = "out"\n[grid]\nlayer = [5]\n')
+    assert done("night.toml", "--smoke") == 1
+    assert re.search(rf"the first cell, layer=5, as it is .* failed: .*{message}", capsys.readouterr().out)
+    assert not Path("out").exists()
 
 
 def test_a_file_that_is_not_there_and_flags_that_do_not_go_together(at, capsys):

@@ -15,6 +15,7 @@ from probe.sweep.cell import Cell, Shard, canonical, cell_ids, read_shard, share
 from probe.sweep.fields import OUT
 from probe.sweep.file import SweepFile, Work, read_sweep
 from probe.sweep.journal import RESULTS, check_identity, finished, read_records
+from probe.sweep.outcome import outcome_of
 from probe.sweep.quiet import NoBars
 from probe.sweep.running import sweep
 from probe.sweep.slurm import script, submit
@@ -93,13 +94,18 @@ def _smoke(asked: SweepFile) -> tuple[str, int]:
     how = f" with {shown(changed)}" if changed else " as it is (a [smoke] table would make it smaller)"
     what = f"the first cell, {shown(cell)},{how}"
     started = time.monotonic()
+    given: list[Any] = []
+
+    def run(**values: Any) -> Any:
+        given.append(asked.work.run(**asked.arguments(values, Path(folder) / "cell")))
+        return given[0]
+
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            found = asked.work.run(**asked.arguments({**cell, **changed}, Path(folder) / "cell"))
-        except Exception as error:
-            traceback.print_exc()
-            return f"{what}, failed: {type(error).__name__}: {error}", 1
-    lines = [f"{name} = {tuple(getattr(value, 'shape', ())) or value}" for name, value in found.items()]
+        found = outcome_of(run, {**cell, **changed})
+    if found.cause is not None:
+        traceback.print_exception(found.cause)
+        return f"{what}, failed: {found.record['error']}", 1
+    lines = [f"{name} = {tuple(getattr(value, 'shape', ())) or value}" for name, value in given[0].items()]
     return "\n".join([*lines, f"{what}: {time.monotonic() - started:.1f} s; nothing was kept"]), 0
 
 
