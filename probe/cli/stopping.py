@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-# Seconds until a signal that was lost is sent again; by then the ``__del__`` it was lost in has returned.
+# Seconds between two looks at whether the main thread has left the place where a signal was lost.
 _SOON = 0.05
 
 
@@ -23,19 +23,26 @@ def heard() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    hook, timers = sys.unraisablehook, []
+    hook, over, main = sys.unraisablehook, threading.Event(), threading.get_ident()
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
+
+    def again(number: int) -> None:
+        while not over.wait(_SOON):
+            frame = sys._current_frames().get(main)
+            while frame is not None and frame.f_code is not lost.__code__ and frame.f_code.co_name != "__del__":
+                frame = frame.f_back
+            if frame is None:
+                _thread.interrupt_main(number)
+                return
 
     def lost(what: Any) -> None:
         numbers = {KeyboardInterrupt: signal.SIGINT, SystemExit: signal.SIGTERM}
         if what.exc_type not in numbers:
             hook(what)
             return
-        timers.append(threading.Timer(_SOON, _thread.interrupt_main, [numbers[what.exc_type]]))
-        timers[-1].daemon = True
-        timers[-1].start()
+        threading.Thread(target=again, args=[numbers[what.exc_type]], daemon=True).start()
 
     before = signal.signal(signal.SIGTERM, leave)
     sys.unraisablehook = lost
@@ -44,5 +51,4 @@ def heard() -> Iterator[None]:
     finally:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
-        for timer in timers:
-            timer.cancel()
+        over.set()
