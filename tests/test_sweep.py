@@ -134,7 +134,10 @@ def test_four_shards_equal_one_run_byte_for_byte(whole, tmp_path):
     several = [running(folder, tmp_path / f"log-{i}", i, 4) for i in (1, 2, 3)]
     # The fourth is killed and comes back when the others are through, so it is the one to join.
     process = running(folder, tmp_path / "log-4", 4, 4)
-    time.sleep(0.1)
+    journal = folder / "journal-4-of-4.jsonl"
+    while not journal.is_file() or not journal.read_bytes().count(b"\n"):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
     process.kill()
     process.wait()
     for one in several:
