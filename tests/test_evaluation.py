@@ -452,7 +452,7 @@ def test_mistakes_are_named_before_anything_is_written(places, shared, tmp_path,
 
 def test_r23_an_evaluation_that_is_stopped_goes_on_and_gives_the_same(finished, places, capsys, monkeypatch):
     out, kept, made = places["folder"] / "cut", Run.kept, []
-    given = words(places, out, "--retrained", places["retrained"], "--holdout", places["holdout"])
+    given = words(places, out, "--retrained", places["retrained"], "--holdout", places["holdout"], "--gradnorm")
 
     def stopping(self, key, make):
         if key not in self.done:
