@@ -75,7 +75,10 @@ def recomputed(log: EvaluationLog, retrained: EvaluationLog | None = None) -> di
     found |= {name: log.mean(name, "rougeL_f1") for name in MUSE_ROUGE if log.has(name, "rougeL_f1")}
     parts = utility_parts(found)
     if len(parts) == 9:
-        found["model_utility"] = model_utility(parts).value
+        try:
+            found["model_utility"] = model_utility(parts).value
+        except ValueError as error:
+            raise ValueError(f"{log.where}: {error}; mend or remove samples outside of it") from None
     attacks = [name for name in log.results if name.startswith("mia_") and "holdout" in log.results[name]]
     for name in attacks:
         found[name] = auc(log.samples(name, "score", "forget"), log.samples(name, "score", "holdout"))
