@@ -47,7 +47,7 @@ def load_dictionary(
     except ValueError as error:
         if str(source) in str(error):
             raise
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(f"{source}: {str(error)[:250]}; mend its configuration, or copy it again") from error
     _check_finite(found, f"{source} {sae_id or ''}".strip())
     return found.to(device, dtype)
 
