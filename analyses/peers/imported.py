@@ -13,7 +13,12 @@ from typing import Any
 
 @contextmanager
 def imports_from(
-    folder: Path, *, absent: Sequence[str] = (), bare: Sequence[str] = (), empty: Sequence[str] = ()
+    folder: Path,
+    *,
+    absent: Sequence[str] = (),
+    bare: Sequence[str] = (),
+    empty: Sequence[str] = (),
+    itself: Sequence[str] = (),
 ) -> Iterator[None]:
     """Within it, modules are looked for in ``folder`` first; on leaving, what was imported from there is forgotten.
 
@@ -21,6 +26,7 @@ def imports_from(
         folder: put in front of the path.
         bare: packages of the folder whose ``__init__`` is not run.
         empty: modules of the folder that an empty one stands for.
+        itself: names by which the folder's modules import it as a package.
         absent: packages that an empty module stands for where they are not installed; every name in it is a class.
 
     Raises:
@@ -35,10 +41,11 @@ def imports_from(
     sys.meta_path.append(finder)
     for name in empty:
         sys.modules[name] = _Empty(name)
-    for name in bare:
+    places = {name: folder / name.replace(".", "/") for name in bare} | dict.fromkeys(itself, folder)
+    for name, place in places.items():
         package = ModuleType(name)
-        package.__path__ = [str(folder / name.replace(".", "/"))]
-        package.__file__ = str(folder / name.replace(".", "/") / "__init__.py")
+        package.__path__ = [str(place)]
+        package.__file__ = str(place / "__init__.py")
         sys.modules[name] = package
     try:
         yield
@@ -47,7 +54,7 @@ def imports_from(
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:
             origin = getattr(sys.modules[name], "__file__", None) or ""
-            if origin.startswith(str(folder)) or name.split(".")[0] in (*absent, *empty):
+            if origin.startswith(str(folder)) or name in empty or name.split(".")[0] in (*absent, *empty):
                 del sys.modules[name]
 
 

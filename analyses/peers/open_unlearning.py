@@ -17,7 +17,7 @@ from probe.objectives.preference import DPO
 from probe.objectives.representation import NearFrozen, TowardsTarget, all_positions, answer_tokens
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO, SimNPO
-from probe.objectives.token import WGA, SatImp, ga, nll, sequence_mean
+from probe.objectives.token import WGA, Normalise, SatImp, ga, mixed_rows, nll, sequence_mean
 from probe.sites import Site
 
 # What the trainers import and no loss needs.
@@ -69,7 +69,7 @@ def on_both(forget: Objective, retain: Objective, weight: float = 1.0) -> Side:
     return lambda model, sides: forget(model, sides.forget) + weight * retain(model, sides.retain)
 
 
-def _rmu(of: Subject, retain: str) -> tuple[dict[str, Any], Callable[[nn.Module, Sides], Tensor]]:
+def _rmu(of: Subject, retain: str, normalise: Normalise) -> tuple[dict[str, Any], Side]:
     """Block 1 pushed towards a fixed direction; beside it our target, which is the same direction."""
     target_11D = torch.rand(1, 1, of.model.config.hidden_size, generator=torch.Generator().manual_seed(3)).double() * 3
     settings = {
@@ -80,8 +80,8 @@ def _rmu(of: Subject, retain: str) -> tuple[dict[str, Any], Callable[[nn.Module,
         "retain_loss_type": retain,
         "alpha": 2.0,
     }
-    push = TowardsTarget(Site(1), target_11D[0, 0], tokens=answer_tokens, normalise=sequence_mean)
-    hold = NearFrozen(of.original, Site(1), tokens=answer_tokens, normalise=sequence_mean)
+    push = TowardsTarget(Site(1), target_11D[0, 0], tokens=answer_tokens, normalise=normalise)
+    hold = NearFrozen(of.original, Site(1), tokens=answer_tokens, normalise=normalise)
     return settings, on_both(push, hold if retain == "EMBED_DIFF" else nll, 2.0)
 
 
@@ -117,6 +117,11 @@ def comparisons(of: Subject, folder: Path) -> Iterator[Comparison]:
         pdu = {"preferences": [1.0, 0.7], "retain_loss_eps": 0.0, "primal_dual": False, "loss_names": ["a", "b"]}
         ours = on_both(LogitMargin(answer_tokens), nll, 0.7)
         yield beside("pdu", "pdu", "PDU", ours, "released, lambda=0.7", log=lambda values: None, **pdu)
-        for retain in ("EMBED_DIFF", "NLL"):
-            attributes, ours = _rmu(of, retain)
-            yield beside("rmu", "rmu", "RMU", ours, f"answer tokens, retain {retain}", **attributes)
+        for retain, word, normalise in (
+            ("EMBED_DIFF", "mixed-rows", mixed_rows),
+            ("NLL", "mixed-rows", mixed_rows),
+            ("EMBED_DIFF", "rows", sequence_mean),
+        ):
+            attributes, ours = _rmu(of, retain, normalise)
+            settings = f"tokens=answers, normalise={word}, retain {retain}"
+            yield beside("rmu", "rmu", "RMU", ours, settings, **attributes)

@@ -1,7 +1,8 @@
 """The model and batches on which both sides are computed, and what is said of the difference."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,23 +51,27 @@ class Comparison:
     Args:
         method: its name here.
         settings: under which the two are compared.
-        loss: relative difference of the two losses, the larger of both sets of batches.
-        even, padded: largest absolute difference of a gradient over its largest entry.
+        loss: relative difference of the two losses, the larger of both sets of batches; None where a side gives its
+            gradient alone.
+        even, padded: largest absolute difference of a gradient, or of what else is computed, over the largest entry.
     """
 
     method: str
     settings: str
-    loss: float
+    loss: float | None
     even: float
     padded: float
 
     def __str__(self) -> str:
-        return f"| {self.method} | {self.settings} | {self.loss:.1e} | {self.even:.1e} | {self.padded:.1e} |"
+        loss = "" if self.loss is None else f"{self.loss:.1e}"
+        return f"| {self.method} | {self.settings} | {loss} | {self.even:.1e} | {self.padded:.1e} |"
 
 
 HEADER = "| method | settings | loss | gradient, even | gradient, padded |\n|---|---|---|---|---|"
 
 Side = Callable[[nn.Module, Sides], Tensor]
+# Gradients of ``parameters``, scores of rows, perturbations: what is no loss.
+Values = Callable[[nn.Module, Sides], Sequence[Tensor]]
 
 
 def subject(seed: int = 0) -> Subject:
@@ -107,6 +112,25 @@ def compared(of: Subject, method: str, settings: str, theirs: Side, ours: Side) 
     return Comparison(method, settings, max(loss for loss, _ in found), found[0][1], found[1][1])
 
 
+def alike(of: Subject, method: str, settings: str, theirs: Values, ours: Values) -> Comparison:
+    """Gradients, scores or whatever the two sides compute that is no loss, on both sets of batches."""
+    apart = []
+    for sides in (of.even, of.padded):
+        found = []
+        for side in (theirs, ours):
+            with _same_start(of.model):
+                found.append(side(of.model, sides))
+        apart.append(_apart(*found))
+    return Comparison(method, settings, None, *apart)
+
+
+def stored_gradients(model: nn.Module) -> list[Tensor]:
+    """What a backward pass left in ``.grad``, which is emptied."""
+    found = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters(model)]
+    model.zero_grad(set_to_none=True)
+    return found
+
+
 def hugging_face(batch: Batch) -> dict[str, Any]:
     """The batch as peers take it: input_ids, attention_mask and labels, which are -100 where nothing is a target."""
     labels_BT = torch.where(batch.target_BT, batch.tokens_BT, torch.full_like(batch.tokens_BT, IGNORED))
@@ -127,22 +151,32 @@ def parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 def _differences(model: nn.Module, sides: Sides, theirs: Side, ours: Side) -> tuple[float, float]:
     losses, gradients = [], []
     for side in (theirs, ours):
-        # Some objectives draw: both sides from the same state.
-        torch.manual_seed(0)
-        # Tensors that a peer makes by itself are to match the model.
-        torch.set_default_dtype(next(parameters(model)).dtype)
-        try:
+        with _same_start(model):
             loss = side(model, sides)
-        finally:
-            torch.set_default_dtype(torch.float32)
         found = torch.autograd.grad(loss, list(parameters(model)), allow_unused=True)
         losses.append(float(loss.detach()))
         gradients.append(
             [torch.zeros_like(p) if g is None else g for p, g in zip(parameters(model), found, strict=True)]
         )
-    largest = max(float(g.abs().max()) for g in gradients[0])
-    apart = max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
-    return abs(losses[0] - losses[1]) / max(abs(losses[0]), 1e-12), apart / largest if largest else apart
+    return abs(losses[0] - losses[1]) / max(abs(losses[0]), 1e-12), _apart(*gradients)
+
+
+def _apart(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
+    largest = max(float(values.abs().max()) for values in theirs)
+    apart = max(float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True))
+    return apart / largest if largest else apart
+
+
+@contextmanager
+def _same_start(model: nn.Module) -> Iterator[None]:
+    # Some objectives draw: both sides from the same state.
+    torch.manual_seed(0)
+    # Tensors that a peer makes by itself are to match the model.
+    torch.set_default_dtype(next(parameters(model)).dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _sides(seed: int, *, even: bool) -> Sides:

@@ -73,18 +73,20 @@ def flat(of: Subject, folder: Path) -> Iterator[Comparison]:
     """UCSC-REAL/FLAT, the code of Wang et al., arXiv 2410.11143: each of its eight divergences."""
     with imports_from(folder, absent=ABSENT, empty=(*_UNUSED, "utils")):
         for divergence in get_args(Divergence):
-            theirs = loss_of(of, "dataloader", "cl", others=("refusals",), cl_div=DIVERGENCES[divergence])
+            theirs = loss_of(of, "dataloader", "cl", order=("forget", "refusals"), cl_div=DIVERGENCES[divergence])
             yield compared(of, "flat", f"{divergence}, released", theirs, on_pairs(BatchFLAT(divergence)))
 
 
-def loss_of(of: Subject, module: str, name: str, others: Sequence[str] = ("retain",), **attributes: Any) -> Side:
-    """``compute_loss`` of the folder's trainer for one ``loss_type``, on forget rows and the sides named."""
+def loss_of(
+    of: Subject, module: str, name: str, order: Sequence[str] = ("forget", "retain"), **attributes: Any
+) -> Side:
+    """``compute_loss`` of the folder's trainer for one ``loss_type``, on the sides named."""
     trainer = object.__new__(attribute(module, "CustomTrainerForgetting"))
     settings = {"loss_type": name, "oracle_model": of.original, "log_dir": "/dev", **attributes}
     for key, value in settings.items():
         setattr(trainer, key, value)
 
     def loss(model: nn.Module, sides: Sides) -> Tensor:
-        return trainer.compute_loss(model, [triple(sides.forget), *(triple(getattr(sides, one)) for one in others)])
+        return trainer.compute_loss(model, [triple(getattr(sides, one)) for one in order])
 
     return loss
