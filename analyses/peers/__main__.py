@@ -14,6 +14,8 @@ PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = 
     "baldro": ("nxZhai/BalDRO", forks.baldro),
     "jensun": ("nmndeep/JensUn-Unlearning", forks.jensun),
     "g-effect": ("tmlr-group/G-effect", tofu_layout.g_effect),
+    "g-effect-masked": ("tmlr-group/G-effect", tofu_layout.g_effect_masked),
+    "npo": ("licong-lin/negative-preference-optimization", tofu_layout.npo),
     "satimp": ("tmlr-group/SatImp", tofu_layout.satimp),
     "flat": ("UCSC-REAL/FLAT", tofu_layout.flat),
     "circuit-breakers": ("ks-fahad/CircuitBreakers", others.circuit_breakers),

@@ -1,21 +1,36 @@
 """Repositories in OpenUnlearning's layout with trainers of their own."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Protocol
 
-from analyses.peers.imported import imports_from
+from torch import Tensor, nn
+
+from analyses.peers.imported import attribute, imports_from
 from analyses.peers.open_unlearning import ABSENT, on_both, on_forget, on_retain, trainer_loss
-from analyses.peers.subject import Comparison, Side, Subject, compared
+from analyses.peers.subject import (
+    Comparison,
+    Side,
+    Sides,
+    Subject,
+    Values,
+    alike,
+    compared,
+    hugging_face,
+    stored_gradients,
+)
+from probe.methods.gru import Rectified
 from probe.objectives import Objective
-from probe.objectives.bootstrap import BST, BSTW
+from probe.objectives.bootstrap import BSS, BST, BSTW
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.robust import HardestRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, SimNPO
-from probe.objectives.token import TNPO, SatImp, nll, sequence_sum
+from probe.objectives.token import TNPO, SatImp, ga, nll, sequence_sum
+from probe.train import Step, Term
+from probe.train.step import Piece
 
 
 class _Beside(Protocol):
@@ -34,6 +49,75 @@ def bootstrapping(of: Subject, folder: Path) -> Iterator[Comparison]:
         yield beside("bstw", "bstw.BSTW", bstw, "weight=0.2, k=20, beta=0.1", beta=0.1, detach_mode="yes", **given)
         tnpo = on_forget(TNPO(of.original, beta=0.1, normalise=sequence_sum))
         yield beside("tnpo", "tnpo.TNPO", tnpo, "beta=0.1, summed over answers", beta=0.1)
+        # Their cache of drawn answers holds what both sides use.
+        samples = of.padded.refusals
+        drawn = {"augmented_data_cache": hugging_face(samples), "is_in_train": False, "lambda_bss": 0.5}
+        times = {"state": SimpleNamespace(epoch=0.0), "regeneration_epochs": 2.0, "last_regeneration_epoch": 0.0}
+        bss = on_forget(BSS(ga, 0.5, lambda model, batch: samples))
+        yield beside("bs_s", "bss.BSS", bss, "weight=0.5, loss=ga, the same samples", **drawn, **times)
+        for method, name, objective in (("ga_gru", "GradAscent", ga), ("npo_gru", "NPO", NPO(of.original, beta=0.1))):
+            theirs, ours = _rectified(of, name), _rectify(objective)
+            yield alike(of, method, "smoothing=0.8, second of two steps; gradients alone", theirs, ours)
+
+
+# Rows of the two steps: forget, retain.
+_STEPS = (("refusals", "retain_refusals"), ("forget", "retain"))
+
+
+def _rectified(of: Subject, forget_loss: str) -> Values:
+    trainer = object.__new__(attribute("trainer.unlearn.gru", "GRU"))
+    given = {
+        "ref_model": of.original,
+        "forget_loss_type": forget_loss,
+        "gamma_gru": 0.8,
+        "gradient_accumulation_steps": 1,
+        "args": SimpleNamespace(gradient_accumulation_steps=1),
+        "optimizer": None,
+        "_prepare_inputs": lambda inputs: inputs,
+        "compute_loss_context_manager": nullcontext,
+    }
+
+    def gradients(model: nn.Module, sides: Sides) -> list[Tensor]:
+        fresh = {"steps": 0, "gradient_accum": {}, "retain_grad": {}, "flattened_retain_prev": 0.0}
+        for key, value in (given | fresh).items():
+            setattr(trainer, key, value)
+        with _on_cpu():
+            for forget, retain in _STEPS:
+                inputs = {
+                    "forget": hugging_face(getattr(sides, forget)),
+                    "retain": hugging_face(getattr(sides, retain)),
+                }
+                trainer.training_step(model, inputs)
+                found = stored_gradients(model)
+        model.eval()
+        return found
+
+    return gradients
+
+
+def _rectify(objective: Objective) -> Values:
+    def gradients(model: nn.Module, sides: Sides) -> list[Tensor]:
+        way = Rectified(0.8)
+        trained = dict(model.named_parameters())
+        for number, (forget, retain) in enumerate(_STEPS):
+            batches = (getattr(sides, forget), getattr(sides, retain))
+            terms = [Term(1.0, objective, batches[0], "forget"), Term(1.0, nll, batches[1], "retain")]
+            pieces = [[Piece(batch, 1.0)] for batch in batches]
+            found = way(Step(number, 0, model, trained, terms, ("forget", "retain"), pieces))[1]
+        return [found[name] for name in trained]
+
+    return gradients
+
+
+@contextmanager
+def _on_cpu() -> Iterator[None]:
+    """Within it, a tensor that is sent to "cuda" stays where it is."""
+    send = Tensor.to
+    Tensor.to = lambda self, *to, **more: self if to[:1] == ("cuda",) else send(self, *to, **more)  # type: ignore
+    try:
+        yield
+    finally:
+        Tensor.to = send  # type: ignore[method-assign]
 
 
 def baldro(of: Subject, folder: Path) -> Iterator[Comparison]:

@@ -1,19 +1,25 @@
 """Repositories that grew out of TOFU's code: one trainer whose ``loss_type`` says which loss it computes."""
 
+import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from analyses.peers.imported import attribute, imports_from
 from analyses.peers.open_unlearning import ABSENT, on_both, on_forget, on_pairs
-from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, triple
+from analyses.peers.subject import WIDTH, Comparison, Side, Sides, Subject, compared, triple
+from probe.objectives.kto import KTO
+from probe.objectives.logprobs import before_targets
+from probe.objectives.masked import TowardsMasked
 from probe.objectives.preference import BatchFLAT, Divergence
 from probe.objectives.representation import all_positions
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import TNPO, WGA, WTNPO, SatImp, ga, nll, sim_imp, sim_sat
+from probe.sites import Site
 
 # What their divergences are called here.
 DIVERGENCES = {
@@ -44,6 +50,45 @@ def g_effect(of: Subject, folder: Path) -> Iterator[Comparison]:
         ):
             theirs = loss_of(of, "dataloader", name, hyper_param=beta)
             yield compared(of, method, settings, theirs, ours)
+
+
+class _Name(str):
+    """A ``loss_type`` whose tests by ``in`` find the one branch that is meant; an earlier one would catch it."""
+
+    def __contains__(self, part: str) -> bool:
+        return part == "rmu_mask_"
+
+
+def g_effect_masked(of: Subject, folder: Path) -> Iterator[Comparison]:
+    """The branch ``rmu_mask_`` of the same repository, which none of its own names reaches."""
+    noise_11D = torch.rand(1, 1, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    ours = TowardsMasked(Site(1), noise_11D[0, 0] > 0.5, before_targets)
+    with imports_from(folder, absent=ABSENT, empty=("evaluate_util", "data_module_ge", "utils")):
+        module = importlib.import_module("dataloader_ge")
+        found: list[Tensor] = []
+        for name in ("unlearn_gradient_fcn", "retain_gradient_fcn", "gradient_unlearn_effect"):
+            setattr(module, name, lambda *given: None)
+        for name in ("gradient_retain_effect", "risk_report"):
+            setattr(module, name, lambda *given: None)
+        setattr(module, "objective_gradient_fcn", lambda model, loss: found.append(loss))
+        run = loss_of(of, "dataloader_ge", _Name("rmu_mask_2"), rmu_noise=noise_11D)
+
+        def theirs(model: nn.Module, sides: Sides) -> Tensor:
+            run(model, sides)
+            return found.pop()
+
+        yield compared(of, "rmu_mask", "positions=answers, block 1; index 2 there", theirs, on_forget(ours))
+
+
+def npo(of: Subject, folder: Path) -> Iterator[Comparison]:
+    """licong-lin/negative-preference-optimization, the code of Zhang et al., arXiv 2404.05868."""
+    original, order = of.original, ("refusals", "forget", "retain")
+    with imports_from(folder / "TOFU", absent=ABSENT, empty=("evaluate_util", "utils")):
+        theirs = loss_of(of, "dataloader", "npo", beta=0.1, ref_policy="fine_tuned")
+        yield compared(of, "npo", "beta=0.1", theirs, on_forget(NPO(original, beta=0.1)))
+        for form, name in (("npo-repo", "kto_sigmoid"), ("npo-repo-log", "kto_logsigmoid")):
+            theirs = loss_of(of, "dataloader", name, order=order, beta=0.1)
+            yield compared(of, "kto", f"beta=0.1, form={form}", theirs, on_pairs(KTO(original, 0.1, form)))
 
 
 def satimp(of: Subject, folder: Path) -> Iterator[Comparison]:
