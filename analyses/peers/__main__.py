@@ -4,11 +4,12 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from analyses.peers import closer_look, forks, open_unlearning, others, tofu_layout
+from analyses.peers import closer_look, forks, functions, muse, open_unlearning, others, scores, tofu_layout
 from analyses.peers.subject import HEADER, Comparison, Subject, subject
 
 PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = {
     "open-unlearning": ("locuslab/open-unlearning", open_unlearning.comparisons),
+    "open-unlearning-metrics": ("locuslab/open-unlearning", scores.comparisons),
     "closer-look": ("sail-sg/closer-look-LLM-unlearning", closer_look.comparisons),
     "bootstrapping": ("kemoulee/open-unlearning", forks.bootstrapping),
     "baldro": ("nxZhai/BalDRO", forks.baldro),
@@ -21,12 +22,18 @@ PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = 
     "circuit-breakers": ("ks-fahad/CircuitBreakers", others.circuit_breakers),
     "tar": ("rishub-tamirisa/tamper-resistance", others.tar),
     "loku": ("csm9493/efficient-llm-unlearning", others.loku),
+    "elm": ("rohitgandikota/erasing-llm", functions.elm),
+    "lat": ("aengusl/latent-adversarial-training", functions.lat),
+    "r2mu": ("OPTML-Group/Unlearn-R2MU", functions.r2mu),
+    "undial": ("dong-river/LLM_unlearning", functions.undial),
+    "muse": ("swj0419/muse_bench", muse.muse),
+    "smooth": ("OPTML-Group/Unlearn-Smooth", muse.smooth),
 }
 
 
 def main() -> None:
     """Print the table of one peer."""
-    known = "\n".join(f"  {name:<18} {repository}" for name, (repository, _) in PEERS.items())
+    known = "\n".join(f"  {name:<24} {repository}" for name, (repository, _) in PEERS.items())
     parser = argparse.ArgumentParser(
         prog="python -m analyses.peers",
         description=__doc__,

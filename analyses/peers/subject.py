@@ -103,6 +103,7 @@ def subject(seed: int = 0) -> Subject:
         optimizer.zero_grad()
         nll(model, batch).backward()
         optimizer.step()
+    model.zero_grad(set_to_none=True)
     return Subject(model, original, _sides(seed, even=True), _sides(seed, even=False))
 
 

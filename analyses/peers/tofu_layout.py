@@ -70,7 +70,7 @@ def g_effect_masked(of: Subject, folder: Path) -> Iterator[Comparison]:
             setattr(module, name, lambda *given: None)
         for name in ("gradient_retain_effect", "risk_report"):
             setattr(module, name, lambda *given: None)
-        setattr(module, "objective_gradient_fcn", lambda model, loss: found.append(loss))
+        module.objective_gradient_fcn = lambda model, loss: found.append(loss)
         run = loss_of(of, "dataloader_ge", _Name("rmu_mask_2"), rmu_noise=noise_11D)
 
         def theirs(model: nn.Module, sides: Sides) -> Tensor:
