@@ -2,7 +2,8 @@
 
     python -m analyses.build_testbed
 
-The folder is replaced only when everything is made.
+The folder is replaced only when everything is made. On another machine, or with other versions than the card names, the
+same recipe gives other weights.
 """
 
 import json

@@ -24,6 +24,7 @@ def draw(records: Sequence[Record], out: Path, subject: str, venue: str = "neuri
     rows = {method: map_rows(method, [r for r in runs if r["method"] == method]) for method in methods}
     together = [row for own in rows.values() for row in own]
     note = f"{subject}; means over {len({r['seed'] for r in runs})} seeds"
+    banded = f"Bands: 95 % t-intervals over seeds. {note}"
     meta = {"study": "analyses.layer_maps", "subject": subject}
     folder = out / "figures"
 
@@ -43,10 +44,10 @@ def draw(records: Sequence[Record], out: Path, subject: str, venue: str = "neuri
             saved(f"spans_{method}", figure, data, f"{method}: every span of blocks, both ways. {note}.")
         figure = new_figure(sizes.page, 2.9)
         data = part_lines(together, figure, metric=PROBABILITY, label=PROBABILITY)
-        saved("parts", figure, data, f"Whole blocks, attention or mlp alone in the original; bands are 95 %. {note}.")
+        saved("parts", figure, data, f"Whole blocks, attention or mlp alone in the original. {banded}.")
         figure = new_figure(sizes.page, 2.9)
         data = growing_spans(together, figure, metric=PROBABILITY, label=PROBABILITY)
-        saved("growing", figure, data, f"Spans of unlearned blocks that grow from either end; bands are 95 %. {note}.")
+        saved("growing", figure, data, f"Spans of unlearned blocks that grow from either end. {banded}.")
     for method in methods:
         first = next(r for r in runs if r["method"] == method)
         changed_texts(examples(first), against="original").write(out / "tables", f"texts_{method}")

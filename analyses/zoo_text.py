@@ -69,7 +69,7 @@ def _models(found: Findings) -> str:
         "scratch*), and distance does not give the truth away. Gates and filters are edits of hidden states over the "
         "original's weights. RMU, NPO and GradDiff have no truth by construction: they are *hidden* if relearning on "
         "half of the forget facts brings the other half back beyond the reference, a model that never knew (95 % "
-        "interval over authors above 0), *removed* if not. The verdict's own relearning shows the half that this one "
+        "t-interval over authors above 0), *removed* if not. The verdict's own relearning shows the half that this one "
         "scores, and the other way round; the two are still one kind of measurement, see *without relearning* below.",
         "",
         "Whatever its construction, a model is *broken* that keeps less than half of the original's retain accuracy "

@@ -1,6 +1,7 @@
 """The plan of the house, held by a test: who imports whom, who may touch what, how long a room may be."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,15 @@ def test_rooms_are_small(path):
 def test_no_rooms_without_a_subject():
     forbidden = {"utils", "helpers", "common", "base", "registry", "types"}
     assert not forbidden & {path.stem for path in MODULES}
+
+
+def test_the_architecture_draws_these_levels_and_names_every_room():
+    text = (ROOT.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = set(LEVEL) - {"__main__", "__init__"}
+    # One floor between two bars; names stand left of column 36, what they are for right of it.
+    floors = [[line[:36].split() for line in floor.splitlines()] for floor in text.split("```")[1].split("   |\n")]
+    drawn = [sorted(name for line in floor for name in line) for floor in floors]
+    levels = sorted({LEVEL[name] for name in rooms}, reverse=True)
+    assert drawn == [["analyses"], *(sorted(name for name in rooms if LEVEL[name] == level) for level in levels)]
+    table = re.findall(r"^\|([^|]*)\|", text, re.M)
+    assert rooms <= {name for cell in table for name in re.findall(r"`(\w+)/?`", cell)}

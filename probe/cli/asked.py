@@ -65,7 +65,7 @@ class Doctor:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlearn:
-    """Unlearn with one method; write model, tokenizer and a manifest of exactly what made them.
+    """Unlearn with one method; write model, tokenizer and a manifest of what made them.
 
     Without --model, --forget and --retain the testbed that comes with the package is unlearned. Hyper-parameters
     have no default: take published ones with --setting, or name them with --set. A method that acts while a text is

@@ -40,7 +40,7 @@ class ContentProbe:
     Args:
         layers: block indices, in the order of the arrays.
         accuracy_L: share of rows whose right answer comes first; ties count as wrong.
-        low_L, high_L: 95 % interval over groups of test rows (over rows where there are no groups).
+        low_L, high_L: 95 % interval over groups of test rows, or rows without groups (``intervals.grouped_share``).
         above_L: share of wrong answers ranked below the right one; 0.5 is chance, and less noisy than the accuracy.
         control_L: accuracy of probes fitted to answers shuffled among the training rows, mean over shuffles.
         control_SL: each of them.
@@ -96,10 +96,10 @@ def content_probe(
     """Ridge map from states to answer codes, fitted on retain rows; the nearest code by cosine is the answer read.
 
     A candidate's code is the mean over its tokens of the output embedding's rows, centred over the vocabulary and of
-    length one each. Scores are cosines of the predicted code with the candidates' codes, centred within the row.
-    Fitted on retain entities and tested on forget entities, what is decoded was in the state, not in the probe.
-    What can be guessed counts too, and so does what the words of a question say of its answer: a model that never saw
-    the facts lies above chance. Compare with a retrained model; without one nothing can be read from the number alone.
+    length one each. Scores are cosines of the predicted code with the candidates' codes, centred within the row. Fitted
+    on retain entities and tested on forget entities, what is decoded was in the state, not in the probe. What can be
+    guessed is in the state too, and so is what the words of a question say of its answer: a model that never saw the
+    facts lies above chance. Compare with a retrained model; without one nothing can be read from the number alone.
 
     Args:
         states: made by ``split_states``, from ``answer_values.value_split(tokenizer, split)`` to read the state that

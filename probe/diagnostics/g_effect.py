@@ -145,13 +145,13 @@ def g_effects(
 ) -> dict[str, dict[str, GEffect]]:
     """e = <grad L(on), grad R> of every objective L with every risk R, from one set of passes (arXiv 2502.19301).
 
-    Gradients are those of all rows, not running averages, and are summed in float32 under bf16 weights. Objectives
-    that depend on the model through its targets' log-probabilities alone (every reweighting: GA, WGA, TNPO, SatImp,
-    NPO, SimNPO, DPO, ...) share one forward, also with a risk on the very same batch; M of them cost 1 + 2M forwards
-    beside the risks' 3 each. They are exact for any ``batch_size``, at one more forward where it is smaller than the
-    batch. Any other objective (KL, RMU's, maximal entropy) takes a forward of its own, and in pieces its gradients
-    are averaged with weights proportional to the pieces' target tokens: exact for means over target tokens; for
-    others choose a ``batch_size`` of at least the batch.
+    Gradients are those of all rows, not running averages, and are summed in float32 under bf16 weights. Objectives that
+    depend on the model through its targets' log-probabilities alone (every reweighting: GA, WGA, TNPO, SatImp, NPO,
+    SimNPO, DPO, ...) share one forward, also with a risk on the very same batch; M of them cost 1 + 2M forwards beside
+    the risks' 3 each. Pieces of any ``batch_size`` give the gradient of the whole batch up to rounding, at one more
+    forward where it is smaller than the batch. Any other objective (KL, RMU's, maximal entropy) takes a forward of its
+    own, and in pieces its gradients are averaged with weights proportional to the pieces' target tokens: the same for
+    means over target tokens; for others choose a ``batch_size`` of at least the batch.
 
     Args:
         model: measured in eval mode; ``.grad``, modes and ``requires_grad`` stay as they are.

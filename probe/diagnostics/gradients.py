@@ -23,8 +23,8 @@ def gradients(
 
     Losses that depend on the model through log-probabilities of targets alone share forwards: for each, what is run
     again is the backward pass, from sum_t (dL / dlog p_t) log p_t. More rows than ``size`` are passed in pieces; such
-    losses are still exact, as dL / dlog p is computed for all rows at once. Any other loss is averaged over pieces
-    with weights proportional to their targets, as are the batches of a stream.
+    losses stay those of the whole batch, as dL / dlog p is computed for all rows at once. Any other loss is averaged
+    over pieces with weights proportional to their targets, as are the batches of a stream.
 
     Args:
         model: in eval mode.

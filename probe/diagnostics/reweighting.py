@@ -140,7 +140,8 @@ def best_weighting(
         max over w of -sum_t w_t pg_t(unlearn)   subject to   -sum_t w_t pg_t(retain) <= most_harm,
         0 <= w_t <= peak / n,   sum_t w_t = 1
 
-    To first order: what one gradient step does, not a run. Solved exactly by HiGHS (scipy.optimize.linprog).
+    To first order: what one gradient step does, not a run. A linear programme, solved by HiGHS
+    (scipy.optimize.linprog).
 
     Args:
         effects: from ``token_effects``, with both risks.

@@ -23,7 +23,7 @@ class RidgeProbes:
     Args:
         layers: block indices, in the order of the arrays.
         auc_L: mean over held-out folds; 0.5 is chance.
-        low_L, high_L: 95 % interval, corrected for the rows that folds share (``intervals.over_folds``).
+        low_L, high_L: 95 % t-interval over folds, corrected for the rows that they share (``intervals.over_folds``).
         null_SL: the same with labels shuffled between groups of a fold, once a row; penalties are chosen anew.
         p_L: (1 + shuffles at least as good) / (1 + shuffles).
         p_any: the same for the best layer against the best layer of each shuffle, so that looking at all is paid for.

@@ -2,8 +2,8 @@
 
 With the centred inputs X = U S V^T the fitted values at penalty a are H y with H = 1/n + U S^2 / (S^2 + a) U^T. What is
 predicted for held-out rows B by the fit to the others follows without fitting again:
-y_B - prediction_B = (I - H_BB)^-1 (y - H y)_B, with single rows the leave-one-out formula (e / (1 - h)). It is exact
-for the given inputs, the intercept included.
+y_B - prediction_B = (I - H_BB)^-1 (y - H y)_B, with single rows the leave-one-out formula (e / (1 - h)). It is an
+identity for the given inputs, the intercept included.
 """
 
 from collections.abc import Iterator, Sequence

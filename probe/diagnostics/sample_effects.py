@@ -62,9 +62,9 @@ def sample_effects(
     part of the gradient that passes through it. Each use of a parameter contributes delta . (df/dtheta grad R) with
     delta the gradient at the operation's output; for linear maps this is the outer-product identity of per-sample
     gradients (Goodfellow, arXiv 1510.01799). Uses are found as operations, not modules, so tied weights, norms,
-    biases, GPT-2's transposed maps and position embeddings are exact. About 3 forwards beside 3 for each risk's
+    biases, GPT-2's transposed maps and position embeddings are counted whole. About 3 forwards beside 3 for each risk's
     gradient, and one more for each further risk; memory as a batch gradient. Rows beyond ``batch_size`` are passed in
-    pieces, exactly where ``g_effects`` is exact.
+    pieces; for which losses that changes nothing, ``g_effects`` says.
 
     Args:
         model: measured in eval mode and left as it was, ``.grad`` included.

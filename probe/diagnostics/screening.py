@@ -1,4 +1,4 @@
-"""First-order guess of a layer map from one gradient, with what the exact map says of its worth."""
+"""First-order guess of a layer map from one gradient, with what the measured map says of its worth."""
 
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class Screening:
         return tuple(torch.sort(self.predicted_L, descending=True, stable=True).indices.tolist())
 
     def __str__(self) -> str:
-        return f"layers {self.order()}; Spearman {self.spearman:+.2f} (p {self.p_value:.2g}) with the exact map"
+        return f"layers {self.order()}; Spearman {self.spearman:+.2f} (p {self.p_value:.2g}) with the measured map"
 
     def _repr_html_(self) -> str:
         layers = range(len(self.predicted_L))
@@ -59,15 +59,15 @@ def screened(
     exact_on: Batch | None = None,
     batch_size: int = 64,
 ) -> Screening:
-    """d_l = (theta_u - theta_o)_l . grad_l NLL(theta_o) for every layer from one backward pass, and the exact map.
+    """d_l = (theta_u - theta_o)_l . grad_l NLL(theta_o) for every layer from one backward pass, and the measured map.
 
     A guess alone is not offered: with a step as long as unlearning takes, the sign, size and order can all be wrong,
-    on retained rows above all. Where the exact map on all rows is too dear, measure it on a few of them.
+    on retained rows above all. Where the measured map on all rows is too dear, measure it on a few of them.
 
     Args:
         original, unlearned: of the same architecture, left as found; ``.grad`` is neither read nor written.
         batch: rows of the gradient; NLL is the mean over all of their target tokens.
-        exact_on: rows of the exact map; None takes ``batch``.
+        exact_on: rows of the measured map; None takes ``batch``.
         batch_size: rows per pass.
 
     Raises:

@@ -30,7 +30,7 @@ class Separability:
     Args:
         layers: block indices, in the order of the arrays.
         auc_L: mean over repeats and folds; 0.5 is chance.
-        low_L, high_L: 95 % interval, corrected for the rows that folds share (``intervals.over_folds``).
+        low_L, high_L: 95 % t-interval over folds, corrected for the rows that they share (``intervals.over_folds``).
         control_L: the same protocol with labels permuted across groups. It should lie near 0.5; how far it strays
             shows what chance alone can do with so many rows.
         n: rows used.

@@ -15,7 +15,7 @@ class Dictionary(Protocol):
     """Features of hidden states, and what each adds to the reconstruction.
 
     decode(f, h) = base(h) + scale(h) * (f @ directions_FD), where base does not depend on f. So setting f to f' changes
-    the output by exactly scale(h) * ((f' - f) @ directions_FD), which is what ``delta`` gives; the reconstruction error
+    the output by scale(h) * ((f' - f) @ directions_FD), which is what ``delta`` gives; the reconstruction error
     stays where it is.
     """
 

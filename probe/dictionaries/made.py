@@ -73,7 +73,7 @@ def pca_dictionary(hidden_ND: HiddenND, n_components: int) -> Autoencoder:
 
 
 def neuron_dictionary(width: int, *, mean_D: DirectionD | None = None) -> Autoencoder:
-    """The axes of the states themselves, each in both directions: feature j + width is minus feature j. Exact.
+    """The axes of the states themselves, each in both directions: feature j + width is minus feature j.
 
     For the neurons inside an MLP, which are more than the states are wide, see ``rows_dictionary``.
     """
@@ -89,7 +89,7 @@ def oracle_dictionary(
     """Directions known to matter, each in both signs: feature j is direction j, feature j + n its opposite.
 
     f is the coordinate of h - mean in the basis that the unit directions and, with ``complete``, an orthonormal
-    complement of them form: exact then, and without it exact in the directions' span.
+    complement of them form: h is reconstructed then, and without it what lies in the directions' span.
 
     Args:
         directions_KD: linearly independent, of any length.

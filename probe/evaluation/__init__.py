@@ -1,1 +1,1 @@
-"""One model asked everything that TOFU and OpenUnlearning ask: numbers, a log that others can read, and a table."""
+"""One model asked what TOFU and OpenUnlearning ask: numbers, a log that others can read, and a table."""

@@ -26,7 +26,7 @@ IDENTICAL = "identical"
 
 
 def set_rows(model: str, name: str, found: Measured, log: EvaluationLog) -> Iterator[Row]:
-    """Every mean over the rows of one set, with its 95 % interval; a log names no groups, so rows count.
+    """Every mean over the rows of one set, with its 95 % interval over rows (Wilson's form): a log names no groups.
 
     Args:
         model: what the rows' intervention is called.

@@ -99,7 +99,7 @@ def attribute(
         dictionaries: what reads each site.
         forget, retain: rows to choose on; report on others.
         objective: what removing a feature is to raise, ``probe.objectives.token.nll``, say. Beyond one chunk it is
-            the mean over chunks, weighted by targets: exact for means over tokens.
+            the mean over chunks, weighted by targets: the same for means over tokens.
         special_ids: token ids at which nothing counts. Padding is left out through the mask.
         writes: for a dictionary that writes to another site than it reads (a transcoder): that site.
         error: also what the reconstruction error does, at the price of decoding.

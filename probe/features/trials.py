@@ -1,4 +1,4 @@
-"""An objective's value under many edits of one site: forwards are taken up again at the site where that is exact."""
+"""An objective's value under many edits of one site: forwards resume at the site where that gives the model's value."""
 
 import warnings
 from collections.abc import Callable, Sequence

@@ -229,6 +229,6 @@ SAE_LAYERS = Entry(
     "Detecting and removing, by layer",
     (LAYERS,),
     _draw_layers,
-    """Left: how well the best feature of each block tells forget from retain rows of people it was not chosen on.
-    Right: what the best suppression there does to the answers of the same people.""",
+    """Left: how well one feature of each block, the best on other people, tells forget from retain rows. Right:
+    what the suppression there that was best on those people does to the answers of these.""",
 )

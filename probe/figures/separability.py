@@ -108,6 +108,6 @@ SEPARABILITY = Entry(
     ("separability",),
     _draw,
     """How well a linear probe tells forget from retain states at each layer; bands are the rows' intervals over
-    folds. Each panel shows one method beside the original and retrained models; dotted: the same probe on
-    shuffled labels.""",
+    folds, corrected for the rows that folds share. Each panel shows one method beside the original and retrained
+    models; dotted: the same probe on shuffled labels.""",
 )

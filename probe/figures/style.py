@@ -1,4 +1,4 @@
-"""The house style: sizes of venues, one look an intervention, and files that are the same byte for byte."""
+"""The house style: sizes of venues, one look an intervention, and files of the same bytes from the same numbers."""
 
 import io
 import json

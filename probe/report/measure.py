@@ -130,7 +130,7 @@ def groups_of(rows: Sequence[QA]) -> tuple[str, ...]:
 def mean_row(
     name: str, diagnostic: str, quantity: str, value_N: Any, on: str, groups: Sequence[str] | None = None, **more: Any
 ) -> Row:
-    """A mean over examples of numbers in [0, 1], with its 95 % interval over groups (``grouped_share``).
+    """A mean over examples of numbers in [0, 1], with its 95 % interval over groups (Wilson's form, ``grouped_share``).
 
     Args:
         name, diagnostic, quantity, on, more: of the row.

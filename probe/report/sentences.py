@@ -85,7 +85,7 @@ def table(rows: Sequence[Row]) -> Table:
         "text as its own do not; no change shown where forget p is not told apart from its own; weakened where it is "
         f"lower and still {forgot}; hidden where the right answer still ranks first more often than {floor}; otherwise "
         "suppressed; at a cost where retain p is lower. Numbers are told apart where their 95 % intervals over groups "
-        "do not meet. “Suppressed” does not mean removed: that takes attacks."
+        "(Wilson's form) do not meet. “Suppressed” does not mean removed: that takes attacks."
     )
     return Table(("", *(c[0] for c in used), "read as"), tuple(body), note)
 

@@ -88,7 +88,7 @@ def text(found: DoseResponse) -> str:
     said = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     said.append("")
     said.append(
-        "Rises of the answers' loss (nats a token) on entities that nothing was chosen on, with 95 % intervals over "
+        "Rises of the answers' loss (nats a token) on entities that nothing was chosen on, with 95 % t-intervals over "
         "entities. Optimism: how much lower the retain rise was on the entities it was chosen on."
     )
     scores = {source: found.saebench(source) for source in ("SAE", *found.controls)}

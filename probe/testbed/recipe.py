@@ -19,7 +19,7 @@ PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything the shipped weights depend on; the values are those they were made with."""
+    """Everything the shipped weights depend on beside machine and libraries; values are those they were made with."""
 
     steps: int = 1200
     """Optimiser steps of each of the two models."""
