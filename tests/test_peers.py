@@ -1,13 +1,17 @@
 """The comparison with peers' code: it sees what is the same and what is not, on a checkout made here."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from analyses.peers.__main__ import main
+from analyses.peers.__main__ import PEERS, main
 from analyses.peers.imported import attribute, imports_from
 from analyses.peers.open_unlearning import on_forget
-from analyses.peers.subject import compared, hugging_face, subject
+from analyses.peers.subject import alike, compared, hugging_face, subject
+from probe.methods.catalogue import methods
 from probe.objectives.sequence import NPO
 from probe.objectives.token import GA, ga, position_mean
 
@@ -67,3 +71,21 @@ def test_the_shell_names_the_peers(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         main()
     assert "locuslab/open-unlearning" in capsys.readouterr().out
+
+
+def test_the_page_names_every_method_and_quotes_commands_that_exist():
+    page = (Path(__file__).parents[1] / "docs" / "peers.md").read_text()
+    assert [m.name for m in methods() if f"`{m.name}`" not in page] == []
+    quoted = re.findall(r"python -m analyses\.peers ([a-z]\S*)", page)
+    assert set(quoted) == set(PEERS)
+    for name, (repository, _) in PEERS.items():
+        assert f"### `{name}`: {repository}, commit " in page
+
+
+def test_what_is_no_loss_is_compared_by_its_largest_entry(of):
+    found = alike(of, "x", "", lambda m, s: [torch.tensor([4.0, 1.0])], lambda m, s: [torch.tensor([4.0, 2.0])])
+    assert (found.loss, found.even, found.padded) == (None, 0.25, 0.25)
+    assert str(found) == "| x |  |  | 2.5e-01 | 2.5e-01 |"
+    drawn = alike(of, "x", "", lambda m, s: [torch.rand(3)], lambda m, s: [torch.rand(3)])
+    assert drawn.even == 0, "both sides draw from the same state"
+    assert all(p.grad is None for p in of.model.parameters()), "gradients of a peer would be added to these"
