@@ -35,8 +35,8 @@ SHOWN = {
 _SOURCES = {
     "gradients": "`python -m analyses.g_effects` (eight methods; bands over seeds, lowest to highest)",
     "layers": "`python -m analyses.layer_maps` (four methods; 95 % t-intervals over seeds)",
-    "testbed": "`python -m analyses.gallery` (the report's models and a few runs more; 95 % intervals over rows, "
-    "relearning over three seeds)",
+    "testbed": "`python -m analyses.gallery` (the report's models and a few runs more; 95 % intervals over "
+    "groups of rows, relearning over three seeds)",
     "calibrated": "`python -m analyses.calibrated_comparison` (95 % t-intervals over seeds)",
 }
 

@@ -162,7 +162,8 @@ def _m4(records: list[dict[str, Any]]) -> str:
     return (
         f"- **M4** (robustness to jailbreaks goes with robustness to in-domain relearning, not to fine-tuning on other "
         f"data): {_says(near[1] > 0 and far[1] <= 0)}. Over {len(records)} unlearned models that still work, rank "
-        f"correlation of the best jailbreak's answer probability with what relearning brings back {_spelt(near)}, with "
+        "correlation (95 % interval over models by Fisher's z) of the best jailbreak's answer probability with what "
+        f"relearning brings back {_spelt(near)}, with "
         f"what fine-tuning on retain rows brings back {_spelt(far)}; of the latter two {_spelt(told)}. Jailbreak "
         "prefixes are foreign to so small a model and lower probabilities more often than they raise them."
     )

@@ -98,6 +98,14 @@ def test_no_command_has_two_flags_of_one_name(words, capsys):
     assert "usage: probe" in capsys.readouterr().out
 
 
+def test_the_list_of_commands_is_in_our_words(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "Train, rank, suppress and audit features" in shown
+    assert "Union" not in shown
+
+
 def test_r20_a_message_stays_short_whatever_was_given(capsys):
     said = refused(capsys, "unlearn", "ga", "--out", "never", "--set", "a" * 3000)
     assert said.startswith("probe: --set 'aaaa")

@@ -4,8 +4,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import is_dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -51,8 +53,13 @@ def main(arguments: list[str] | None = None) -> None:
         "sweep": Sweep,
         "doctor": Doctor,
     }
-    command = tyro.extras.subcommand_cli_from_dict(
-        commands,
+    # A union has no docstring of its own: Python's of unions would be shown.
+    said = {"sae": "Train, rank, suppress and audit features of sparse autoencoders."}
+    kinds: list[Any] = [
+        Annotated[kind, tyro.conf.subcommand(name, description=said.get(name))] for name, kind in commands.items()
+    ]
+    command: Any = tyro.cli(
+        reduce(or_, kinds),
         prog="probe",
         description="Find out what unlearning really does inside a language model.",
         args=given,

@@ -34,7 +34,7 @@ def heard() -> Iterator[None]:
             while frame is not None and frame.f_code is not lost.__code__ and frame.f_code.co_name != "__del__":
                 frame = frame.f_back
             if frame is None:
-                _thread.interrupt_main(number)
+                _thread.interrupt_main(signal.Signals(number))
                 return
 
     def lost(what: Any) -> None:
