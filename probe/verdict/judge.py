@@ -145,7 +145,7 @@ class Verdict:
                 f"{self.reach:.1f}; it is of a kind that the fit never saw, and its probabilities mean nothing"
             )
         (wrong, n), (wrong_all, n_all) = self.error, self.overall_error
-        most = f", at most {wilson(wrong, n)[1]:.0%} were they independent" if n else ""
+        most = f", at most {wilson(wrong, n)[1]:.0%} by Wilson's 95 % interval, were they independent" if n else ""
         return (
             f"of verdicts {self.verdict!r} on families left out of the fit {wrong} of {n} are wrong{most}; of all "
             f"{wrong_all} of {n_all}"
