@@ -11,6 +11,7 @@ from analyses.peers.open_unlearning import on_forget, on_pairs
 from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, triple
 from probe.data import paired
 from probe.objectives.distribution import KLFromUniform
+from probe.objectives.logprobs import all_but_last
 from probe.objectives.preference import DPO, AnswerPreservation, idk
 from probe.objectives.representation import all_positions
 from probe.objectives.retain import ForwardKL
@@ -43,7 +44,16 @@ def comparisons(of: Subject, folder: Path) -> Iterator[Comparison]:
         yield compared(of, "npo", "beta=0.1", theirs("npo_loss", beta=0.1), on_forget(NPO(original, beta=0.1)))
         yield compared(of, "idk", "", theirs("idk_loss"), on_pairs(idk))
         yield compared(of, "idk_dpo", "beta=0.1", theirs("dpo_loss", beta=0.1), on_pairs(DPO(original, beta=0.1)))
-        yield compared(of, "max_entropy", "KLFromUniform", theirs("me_loss"), on_forget(KLFromUniform()))
+        yield compared(of, "max_entropy", "direction=from-uniform", theirs("me_loss"), on_forget(KLFromUniform()))
+        everywhere = KLFromUniform(positions=all_but_last)
+        entropy = attribute("losses", "me_loss")
+
+        def labelled(model: nn.Module, sides: Sides) -> Tensor:
+            tokens_BT, _, attention_BT = triple(sides.forget)
+            return entropy(model, [(tokens_BT, tokens_BT, attention_BT)])
+
+        settings = "direction=from-uniform, positions=all: every token a label there"
+        yield compared(of, "max_entropy", settings, labelled, on_forget(everywhere))
         preserving = AnswerPreservation(beta=0.1)
 
         def preserved(model: nn.Module, sides: Sides) -> Tensor:

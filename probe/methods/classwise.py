@@ -36,7 +36,7 @@ def fine_tune(model: nn.Module, split: Split, *, steps: int, **training: Any) ->
 class RandomLabels:
     """L = NLL of target tokens drawn anew at each call, uniformly among ``labels`` (the true one not excluded).
 
-    Golatkar et al., arXiv 1911.04933; drawn each time as in SalUn's code (Fan et al., arXiv 2310.12508).
+    Golatkar et al., arXiv 1911.04933; SalUn's code (Fan et al., arXiv 2310.12508) draws each time, too.
 
     Args:
         labels_K: token ids to draw from: a classifier's classes.
@@ -78,7 +78,7 @@ def l1_sparse(model: nn.Module, split: Split, *, alpha: float, steps: int, **tra
     Args:
         model: trained in place.
         split: only the remaining rows are used.
-        alpha: weight of the norm at the first step; it falls linearly, as in the authors' code.
+        alpha: weight of the norm at the first step; it falls linearly, which is how the authors' code reads.
         steps: optimiser steps.
         training: see the module's text.
 

@@ -162,8 +162,8 @@ def crisp_released(
 ) -> CrispResult:
     """L = (1 - beta) L_lifted + beta MSE(h, h0) at the sites + beta gamma MSE(h, h0) after the final norm.
 
-    The loss of CRISP's released code (github.com/tomerashuach/CRISP, commit f25b8df; Ashuach et al., arXiv 2508.13650),
-    at the right blocks: see ``LiftedActivity``. Features are ranked by raw counts and chosen
+    The loss of CRISP's released code as read (github.com/tomerashuach/CRISP, commit f25b8df; Ashuach et al., arXiv
+    2508.13650), at the right blocks: see ``LiftedActivity``. Features are ranked by raw counts and chosen
     among ten times as many (``CrispRaw``).
 
     Args:

@@ -81,7 +81,7 @@ def max_entropy(
         split: forget and retain rows.
         direction: ``"to-uniform"`` minimises KL(model || uniform), as the paper; ``"from-uniform"`` KL(uniform ||
             model), as its code.
-        positions: ``"answers"``, or ``"all"`` (questions and padding too) as the code.
+        positions: ``"answers"``, or ``"all"``: questions and padding too, as the code's runs label them.
         retain_weight: weight of the retain NLL.
         training: see the module's text.
 

@@ -120,7 +120,7 @@ def fluent_text(
 ) -> Batch:
     """y_t ~ softmax(log pi0(.|x d y) - gamma [log pi0(.|expert y) - log pi0(.|novice y)]): text to stay fluent on.
 
-    Gandikota et al., arXiv 2410.02760, as in the published code: x is a row's prompt, d a sentence that changes the
+    Gandikota et al., arXiv 2410.02760, as the published code reads: x is a row's prompt, d a sentence that changes the
     subject, and the prefaces are followed by what was drawn, not by the prompt.
 
     Args:

@@ -39,7 +39,7 @@ class Rectified:
     Args:
         smoothing: gamma in (0, 1]; 1 takes each step's own retain gradient. With less, m is not in a checkpoint: a run
             that resumes from one starts it anew.
-        retain_weight: w, at least 0. 0 is GRU; above 0 the retain loss is descended too, as the code's variants do.
+        retain_weight: w, at least 0. 0 is GRU; above 0 the retain loss is descended too, as variants in the code do.
         least_cosine: c in [-1, 0); -1 bounds nothing, the code's option has -0.5. Above -1 a gradient that opposes m
             more than so still does afterwards.
         retain: name of the retain term.

@@ -28,7 +28,7 @@ class KLToUniform:
     Yuan et al., arXiv 2410.08109; its code computes ``KLFromUniform``. Both are 0 at the uniform distribution only.
 
     Args:
-        positions: where; the code takes ``all_but_last``.
+        positions: where. The code takes its labels; its runs label all, padding too: ``all_but_last``.
         normalise: how positions are averaged.
     """
 
@@ -50,7 +50,7 @@ class KLFromUniform:
     where ``KLToUniform`` does not. Published: all positions, weight 0.1 beside a retain NLL of weight 1 (TOFU).
 
     Args:
-        positions: where; the code takes ``all_but_last``.
+        positions: where. The code takes its labels; its runs label all, padding too: ``all_but_last``.
         normalise: how positions are averaged.
     """
 

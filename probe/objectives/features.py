@@ -96,7 +96,7 @@ class FeatureActivity:
 class LiftedActivity:
     """L = mean over sites of the mean of those lifted activations of chosen features that are above 0.
 
-    The unlearning term of CRISP as its code has it (github.com/tomerashuach/CRISP, commit f25b8df): before the
+    The unlearning term of CRISP as read in its code (github.com/tomerashuach/CRISP, commit f25b8df): before the
     activation function, lift * |mean over all features of their pre-activations| is added to each chosen feature
     wherever the frozen model has it on, so that one just below its threshold still has a gradient. A site at which none
     is above 0 counts as 0. That code reads hidden states one block before the one its SAEs were trained on; here the

@@ -65,7 +65,7 @@ def idk_with_retain(model: nn.Module, batch: Batch) -> Scalar:
 class DPO:
     """L = -(2/beta) mean_b log sigmoid(beta [log pi(y+)/pi0(y+) - log pi(y-)/pi0(y-)]): preference optimisation.
 
-    Rafailov et al., arXiv 2305.18290, eq. 7, times 2/beta as in NPO's and OpenUnlearning's code; TOFU's has no such
+    Rafailov et al., arXiv 2305.18290, eq. 7, times 2/beta as in OpenUnlearning's code; TOFU's has no such
     factor. log pi is the sum over the answer's tokens (SS). With refusals as y+ it is IdkDPO, with alternative
     answers AltPO (Mekala et al., arXiv 2409.13474); without the y+ term it is NPO.
 

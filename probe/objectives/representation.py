@@ -18,7 +18,7 @@ TokenChoice = Callable[[Batch], MaskBT]
 
 
 def all_positions(batch: Batch) -> MaskBT:
-    """Every position, padding included: what the published RMU code averages over (ALL)."""
+    """Every position, padding included: what the codes of RMU, R2MU and TAR average over (ALL)."""
     return torch.ones_like(batch.target_BT)
 
 

@@ -151,7 +151,7 @@ class SimNPO:
 
 @dataclass(frozen=True)
 class BatchSimNPO:
-    """L = -(2/beta) log sigmoid(beta NLL), NLL the token mean over the whole batch (TM): SimNPO in the WMDP code.
+    """L = -(2/beta) log sigmoid(beta NLL), NLL the token mean over the whole batch (TM): SimNPO, from its WMDP code.
 
     Args:
         beta: inverse temperature, above 0; published 0.1 (the authors' configuration) and 5.5 (their model card).
