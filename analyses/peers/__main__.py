@@ -10,6 +10,7 @@ from analyses.peers.subject import HEADER, Comparison, Subject, subject
 PEERS: dict[str, tuple[str, Callable[[Subject, Path], Iterator[Comparison]]]] = {
     "open-unlearning": ("locuslab/open-unlearning", open_unlearning.comparisons),
     "open-unlearning-metrics": ("locuslab/open-unlearning", scores.comparisons),
+    "tofu": ("locuslab/tofu", tofu_layout.tofu),
     "closer-look": ("sail-sg/closer-look-LLM-unlearning", closer_look.comparisons),
     "bootstrapping": ("kemoulee/open-unlearning", forks.bootstrapping),
     "baldro": ("nxZhai/BalDRO", forks.baldro),

@@ -36,6 +36,16 @@ DIVERGENCES = {
 _UNUSED = ("evaluate_util", "data_module", "data_module_base")
 
 
+def tofu(of: Subject, folder: Path) -> Iterator[Comparison]:
+    """locuslab/tofu, the code of Maini et al., arXiv 2401.06121; its DPO reads a name that it does not set."""
+    kl = ForwardKL(of.original, positions=all_positions)
+    with imports_from(folder, absent=ABSENT, empty=("evaluate_util", "data_module", "utils")):
+        yield compared(of, "ga", "", loss_of(of, "dataloader", "grad_ascent"), on_forget(ga))
+        yield compared(of, "grad_diff", "retain_weight=1", loss_of(of, "dataloader", "grad_diff"), on_both(ga, nll))
+        theirs = loss_of(of, "dataloader", "KL")
+        yield compared(of, "ga_kl", "positions=all, retain_weight=1", theirs, on_both(ga, kl))
+
+
 def g_effect(of: Subject, folder: Path) -> Iterator[Comparison]:
     """tmlr-group/G-effect, the code of Wang et al., arXiv 2502.19301."""
     original, kl = of.original, ForwardKL(of.original, positions=all_positions)
