@@ -370,9 +370,14 @@ def test_h10_every_published_setting_can_be_given_to_its_recipe(method):
 )
 def test_p7_published_forms_are_reached_from_the_shell(name, said, found, tmp_path, monkeypatch):
     taken = {}
-    monkeypatch.setattr("probe.unlearning.run.run_job", lambda name, job: taken.update(job=job) or tmp_path)
-    (tmp_path / "manifest.json").write_text("{}")
-    main(["unlearn", name, *said.split(), "--steps", "2", "--out", str(tmp_path / "new")])
+
+    def asked(name, job, **_):
+        taken["job"] = job
+        raise SystemExit
+
+    monkeypatch.setattr("probe.unlearning.run.run_job", asked)
+    with pytest.raises(SystemExit):
+        main(["unlearn", name, *said.split(), "--steps", "2", "--out", str(tmp_path / "new")])
     method, job = method_named(name), taken["job"]
     more = ("retain_weight=1", "warm_up=1", "lr=1e-5", "batch_size=2")
     known = method.hyperparameters
