@@ -56,8 +56,8 @@ def bootstrapping(of: Subject, folder: Path) -> Iterator[Comparison]:
         bss = on_forget(BSS(ga, 0.5, lambda model, batch: samples))
         yield beside("bs_s", "bss.BSS", bss, "weight=0.5, loss=ga, the same samples", **drawn, **times)
         for method, name, objective in (("ga_gru", "GradAscent", ga), ("npo_gru", "NPO", NPO(of.original, beta=0.1))):
-            theirs, ours = _rectified(of, name), _rectify(objective)
-            yield alike(of, method, "smoothing=0.8, second of two steps; gradients alone", theirs, ours)
+            settings = "smoothing=0.8, second of two steps; gradients alone"
+            yield alike(of, method, settings, _rectified(of, name), _rectify(objective))
 
 
 # Rows of the two steps: forget, retain.

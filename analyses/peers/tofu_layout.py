@@ -65,7 +65,7 @@ def g_effect(of: Subject, folder: Path) -> Iterator[Comparison]:
 class _Name(str):
     """A ``loss_type`` whose tests by ``in`` find the one branch that is meant; an earlier one would catch it."""
 
-    def __contains__(self, part: str) -> bool:
+    def __contains__(self, part: object) -> bool:
         return part == "rmu_mask_"
 
 
@@ -74,7 +74,7 @@ def g_effect_masked(of: Subject, folder: Path) -> Iterator[Comparison]:
     noise_11D = torch.rand(1, 1, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     ours = TowardsMasked(Site(1), noise_11D[0, 0] > 0.5, before_targets)
     with imports_from(folder, absent=ABSENT, empty=("evaluate_util", "data_module_ge", "utils")):
-        module = importlib.import_module("dataloader_ge")
+        module: Any = importlib.import_module("dataloader_ge")
         found: list[Tensor] = []
         for name in ("unlearn_gradient_fcn", "retain_gradient_fcn", "gradient_unlearn_effect"):
             setattr(module, name, lambda *given: None)
@@ -96,9 +96,12 @@ def npo(of: Subject, folder: Path) -> Iterator[Comparison]:
     with imports_from(folder / "TOFU", absent=ABSENT, empty=("evaluate_util", "utils")):
         theirs = loss_of(of, "dataloader", "npo", beta=0.1, ref_policy="fine_tuned")
         yield compared(of, "npo", "beta=0.1", theirs, on_forget(NPO(original, beta=0.1)))
-        for form, name in (("npo-repo", "kto_sigmoid"), ("npo-repo-log", "kto_logsigmoid")):
+        for kto, name in (
+            (KTO(original, 0.1, "npo-repo"), "kto_sigmoid"),
+            (KTO(original, 0.1, "npo-repo-log"), "kto_logsigmoid"),
+        ):
             theirs = loss_of(of, "dataloader", name, order=order, beta=0.1)
-            yield compared(of, "kto", f"beta=0.1, form={form}", theirs, on_pairs(KTO(original, 0.1, form)))
+            yield compared(of, "kto", f"beta=0.1, form={kto.form}", theirs, on_pairs(kto))
 
 
 def satimp(of: Subject, folder: Path) -> Iterator[Comparison]:
