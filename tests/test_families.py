@@ -141,15 +141,21 @@ def _steer(width):
     return Steer(d, scale=0.7), lambda h, _: h + 0.7 * d
 
 
+def unit(d):
+    """In two steps, as edits take it, so that bits can be compared."""
+    d = d / d.abs().max()
+    return d / d.norm()
+
+
 def _project(width):
     d = drawn(width)
-    u = d / d.norm()
+    u = unit(d)
     return Project(d, strength=1.5), lambda h, _: h - 1.5 * (h @ u)[..., None] * u
 
 
 def _cap(width):
     d = drawn(width)
-    u = d / d.norm()
+    u = unit(d)
 
     def formula(h, _):
         along = h @ u

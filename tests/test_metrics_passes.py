@@ -293,12 +293,14 @@ def test_duplicate_questions_and_names_in_other_scripts_are_rows_like_any_other(
     assert np.isfinite(found.loss_N).all()
 
 
-def test_rows_cut_down_to_one_token_are_named():
+def test_a_row_cut_down_to_one_token_is_warned_of_and_that_token_counts():
     model, tokenizer = roomy_gpt2(), letter_tokenizer()
     rows = [QA("who?", "me"), QA("who was that?", "me")]
     short = len(encode(tokenizer, rows[1:], template=TEMPLATE).tokens_BT[0]) - 3
-    with pytest.warns(UserWarning, match="cut at"), pytest.raises(ValueError, match=r"1 of 2 rows .*first: row 1"):
-        answer_suite(model, tokenizer, rows, TEMPLATE, max_length=short, with_generation=False)
+    with pytest.warns(UserWarning, match="cut at"):
+        found = answer_suite(model, tokenizer, rows, TEMPLATE, max_length=short, with_generation=False)
+    assert found.exact_memorisation_N[1] in (0.0, 1.0)
+    assert found.extraction_strength_N[1] in (0.0, 1.0)
 
 
 def test_a_retrained_model_that_is_the_unlearned_one_is_labelled_48():
