@@ -126,6 +126,7 @@ def row_of(record):
         **plain,
         perturbed_answer=(wrong,) if isinstance(wrong, str) else tuple(wrong),
         group="" if group is None else str(group),
+        entity=record.get("entity") or "",
     )
 
 

@@ -1,6 +1,7 @@
 """Gemma Scope, Llama Scope and sparsify as they lie on disk, read without sae-lens and checked array by array."""
 
 import json
+import operator
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,7 +123,7 @@ def llama_scope(path: Path) -> Autoencoder:
     source = path.parents[1] / "hyperparams.json"
     settings = read_settings(source)
     try:
-        width, size = int(settings["d_model"]), int(settings["d_sae"])
+        width, size = operator.index(settings["d_model"]), operator.index(settings["d_sae"])
         threshold, norm = float(settings["jump_relu_threshold"]), settings["dataset_average_activation_norm"]
         scale = width**0.5 / float(norm["in"])
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:

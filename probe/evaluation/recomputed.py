@@ -67,6 +67,16 @@ def recomputed(log: EvaluationLog, retrained: EvaluationLog | None = None) -> di
         ValueError: samples that are broken: negative losses, lists of unequal length, missing fields, or metrics that
             are compared sample by sample and hold different samples.
     """
+    try:
+        return _recomputed(log, retrained)
+    except ValueError as error:
+        places = [one.where for one in (log, retrained) if one is not None]
+        if str(error).startswith(tuple(places)):
+            raise
+        raise ValueError(f"{' or '.join(places)}: {error}; mend or remove the samples") from None
+
+
+def _recomputed(log: EvaluationLog, retrained: EvaluationLog | None) -> dict[str, float]:
     found: dict[str, float] = {}
     for on in SETS:
         found |= _set_values(log, on)
@@ -75,10 +85,7 @@ def recomputed(log: EvaluationLog, retrained: EvaluationLog | None = None) -> di
     found |= {name: log.mean(name, "rougeL_f1") for name in MUSE_ROUGE if log.has(name, "rougeL_f1")}
     parts = utility_parts(found)
     if len(parts) == 9:
-        try:
-            found["model_utility"] = model_utility(parts).value
-        except ValueError as error:
-            raise ValueError(f"{log.where}: {error}; mend or remove samples outside of it") from None
+        found["model_utility"] = model_utility(parts).value
     attacks = [name for name in log.results if name.startswith("mia_") and "holdout" in log.results[name]]
     for name in attacks:
         found[name] = auc(log.samples(name, "score", "forget"), log.samples(name, "score", "holdout"))

@@ -90,11 +90,15 @@ class SweepFile:
             ValueError: a file or model that is not there.
         """
         packages = ("unlearn-probe", "torch", "transformers")
+        try:
+            inputs = hashes(self.known, self.work.models, self.fixed)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{self.path}, [fixed]: {error}") from None
         return {
             "run": self.name,
             **({} if self.version is None else {"version": self.version}),
             "fixed": dict(self.fixed),
-            "inputs": hashes(self.known, self.work.models, self.fixed),
+            "inputs": inputs,
             "packages": {name: version(name) for name in packages},
         }
 
