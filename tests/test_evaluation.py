@@ -188,6 +188,21 @@ def test_f15_logs_of_forks_and_nulls_are_read_as_their_own_code_reads_them(tmp_p
     assert recomputed(EvaluationLog({"mia_min_k": sides}))["privleak"] == pytest.approx(-50)
 
 
+def test_p15_two_denominators_carry_the_constant_and_two_do_not():
+    """As ``recomputed`` says; OpenUnlearning adds 1e-10 in all four."""
+    results = {
+        "ra_Q_A_Prob": indexed(avg_loss=[20.0]),
+        "ra_Q_A_PERT_Prob": indexed(avg_loss=[[21.0, 22.0]]),
+        "forget_Q_A_PARA_Prob": indexed(avg_loss=[20.0]),
+        "forget_Q_A_PERT_Prob": indexed(avg_loss=[[19.0]]),
+        "mia_min_k": {"forget": indexed(score=[1.0, 2.0]), "holdout": indexed(score=[1.5, 3.0])},
+    }
+    found, right, wrong = recomputed(EvaluationLog(results)), math.exp(-20), math.exp(-21) + math.exp(-22)
+    assert found["ra_Q_A_Prob_normalised"] == pytest.approx(right / (right + wrong + 1e-10), rel=1e-12)
+    assert found["forget_truth_ratio"] == pytest.approx((right + 1e-10) / math.exp(-19), rel=1e-12)
+    assert found["privleak"] == pytest.approx(100 * ((1 - 0.75) - 0.5) / 0.5, rel=1e-14)
+
+
 @pytest.mark.parametrize("with_losses", [True, False])
 def test_f15_truth_ratios_of_the_form_prob_mean_stay_in_it(golden, with_losses):
     results = published(golden["full"])

@@ -205,7 +205,7 @@ def test_gradient_norm_is_that_of_backward_and_leaves_no_trace():
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
-def test_p3_gradient_norm_as_open_unlearning_computes_it(p):
+def test_p3_h5_gradient_norm_as_open_unlearning_computes_it(p):
     """Its token-wise log-probabilities drop the last label; the loss is their mean, the norm one of each tensor."""
     model, batch = tiny_gpt2(), random_batch(rows=3)
     found = gradient_norm(model, batch, mode="train", p=p, eos=False)

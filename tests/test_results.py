@@ -123,7 +123,7 @@ def test_r10_two_at_once_are_one_too_many(tmp_path):
     assert len((tmp_path / "run" / "rows.jsonl").read_text().splitlines()) == 5
 
 
-def test_r11_complete_is_written_last_and_what_failed_says_so(tmp_path):
+def test_r11_f41_complete_is_written_last_and_what_failed_says_so(tmp_path):
     out, part = tmp_path / "run", tmp_path / ".run.part"
     with pytest.raises(Killed) as caught:
         whole(out, until=3, kill=stop)

@@ -137,7 +137,7 @@ def test_cut_rows_keep_every_token_that_is_answer(tokenizer, chat):
 # What stands before a text
 
 
-def test_f8_bos_is_put_where_the_tokenizer_puts_it(tokenizer):
+def test_f8_h3_bos_is_put_where_the_tokenizer_puts_it(tokenizer):
     bare = words_tokenizer(adds_bos=False)
     for one in (tokenizer, bare):
         text = Template().asked("who is a") + Template().answered("it is b")
