@@ -91,7 +91,7 @@ class TopK:
     thresholded = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.k <= len(self.bias_F):
+        if isinstance(self.k, bool) or not 1 <= self.k <= len(self.bias_F):
             raise ValueError(
                 f"k is {shortened(self.k)}; from 1 to all {len(self.bias_F)} features can be active, so mend k"
             )

@@ -170,7 +170,8 @@ def sparsify(path: Path) -> Autoencoder:
         ValueError: missing settings or arrays, other shapes, another activation than topk.
     """
     settings = read_settings(path.with_name("cfg.json"))
-    if not isinstance(settings.get("k"), int):
+    # true is an int to Python.
+    if type(settings.get("k")) is not int:
         raise ValueError(f"{path.with_name('cfg.json')} must give k, the number of active features; copy it again")
     if settings.get("activation", "topk") != "topk" or settings.get("signed"):
         raise ValueError(
