@@ -102,6 +102,17 @@ _EAGER: list[Any] = []
 
 
 @contextmanager
+def _alone() -> Iterator[None]:
+    # What is done under it takes microseconds: after a second, an interrupt has left it locked.
+    held = _LOCK.acquire(timeout=1.0)
+    try:
+        yield
+    finally:
+        if held:
+            _LOCK.release()
+
+
+@contextmanager
 def eager() -> Iterator[None]:
     """Have nothing run compiled code inside: what was compiled before a hook was added does not run the hook.
 
@@ -112,13 +123,13 @@ def eager() -> Iterator[None]:
         return
     mine = object()
     try:
-        with _LOCK:
+        with _alone():
             if not _EAGER:
                 _EAGER.append(torch.compiler.set_stance("force_eager"))
             _EAGER.append(mine)
         yield
     finally:
-        with _LOCK:
+        with _alone():
             if mine in _EAGER:
                 _EAGER.remove(mine)
             if len(_EAGER) == 1:

@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -20,8 +20,8 @@ class _Block:
     outlived_by: str = ""
 
 
-_LOCK = threading.RLock()
-# Weak on both ends: neither a model nor a block that an interrupt cut short is kept alive.
+# Weak on both ends: neither a model nor a block that an interrupt cut short is kept alive. There is no lock, which an
+# interrupt could leave locked: lists are appended to and removed from in one step.
 _OPEN: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[_Block]]] = weakref.WeakKeyDictionary()
 
 
@@ -42,16 +42,11 @@ def nested(
         ValueError: another thread has a block open on this model; or, on leaving, one entered later is still open.
     """
     block = _Block(name, [] if undo is None else [undo], alone)
-    with _LOCK:
-        for held in _open(model):
-            if held.thread != block.thread and (held.alone or alone):
-                raise ValueError(
-                    f"{name} was entered while another thread is inside {held.name} of the same model; each would see "
-                    "what the other does. Run them one after the other, or give each thread a model of its own"
-                )
-        _OPEN.setdefault(model, []).append(weakref.ref(block))
+    # Noted first and checked then: of two threads that enter at once, one sees the other at least.
+    _OPEN.setdefault(model, []).append(weakref.ref(block))
     try:
         try:
+            _check_alone(model, block)
             yield
         finally:
             try:
@@ -64,6 +59,17 @@ def nested(
         raise
     if block.outlived_by:
         raise ValueError(_too_early(block))
+
+
+def _check_alone(model: nn.Module, block: _Block) -> None:
+    for held in _open(model):
+        if held.thread != block.thread and (held.alone or block.alone):
+            # What was noted is taken back without an undo: nothing was changed yet.
+            block.undo.clear()
+            raise ValueError(
+                f"{block.name} was entered while another thread is inside {held.name} of the same model; each would "
+                "see what the other does. Run them one after the other, or give each thread a model of its own"
+            )
 
 
 def check_thread(owner: int, name: str) -> None:
@@ -85,18 +91,20 @@ def _open(model: nn.Module) -> list[_Block]:
 
 def _leave(model: nn.Module, block: _Block) -> None:
     """Put back what the block changed, unless one inside it still has to."""
-    with _LOCK:
-        stack = _open(model)
-        if block not in stack:
-            return
-        above = [held for held in stack[stack.index(block) + 1 :] if held.undo] if block.undo else []
-        if above:
-            above[0].undo += [step for step in block.undo if step not in above[0].undo]
-            block.outlived_by = above[0].name
-        else:
-            for step in block.undo:
-                step()
-        _OPEN[model] = [weakref.ref(held) for held in stack if held is not block]
+    stack = _open(model)
+    if block not in stack:
+        return
+    above = [held for held in stack[stack.index(block) + 1 :] if held.undo] if block.undo else []
+    if above:
+        above[0].undo += [step for step in block.undo if step not in above[0].undo]
+        block.outlived_by = above[0].name
+    else:
+        for step in block.undo:
+            step()
+    kept = _OPEN[model]
+    for one in [one for one in kept if one() in (None, block)]:
+        with suppress(ValueError):  # another thread took it out
+            kept.remove(one)
 
 
 def _too_early(block: _Block) -> str:
