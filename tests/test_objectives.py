@@ -37,7 +37,7 @@ from probe.objectives.representation import (
     hidden_at,
     real_tokens,
 )
-from probe.objectives.retain import EmbeddingDifference, ForwardKL, ReverseKL
+from probe.objectives.retain import ForwardKL, ReverseKL
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, BatchNPO, BatchSimNPO, LogitNPO, SimNPO
 from probe.objectives.token import (
@@ -218,7 +218,7 @@ OF_STATES = {
     "DistanceFromFrozen": lambda o: DistanceFromFrozen(o, SITES),
     "HiddenStatesFromFrozen": lambda o: HiddenStatesFromFrozen(o, 2),
     "NearFrozen mixed": lambda o: NearFrozen(o, SITES[1], answer_tokens, mixed_rows),
-    "EmbeddingDifference": lambda o: EmbeddingDifference(o, SITES[1]),
+    "EMBED_DIFF": lambda o: NearFrozen(o, SITES[1], answer_tokens, sequence_mean),
     "TowardsMasked": lambda o: TowardsMasked(SITES[1], torch.arange(16) % 2 == 0, before_targets),
     "NearFrozen": lambda o: NearFrozen(o, SITES[1]),
     "TowardsTarget": lambda o: TowardsTarget(SITES[1], torch.ones(16, dtype=torch.float64)),
@@ -762,16 +762,14 @@ def test_circuit_breakers_by_hand(original, model):
 
 def test_embedding_difference_counts_answers_alike(original, model):
     batch, site = random_batch(), Site(1)
-    same(
-        model,
-        EmbeddingDifference(original, site, normalise=token_mean),
-        NearFrozen(original, site, answer_tokens),
-        batch,
-    )
     with torch.no_grad():
         ours, theirs = hidden_at(model, batch, site), hidden_at(original, batch, site)
         rows = [mse_loss(a[t], b[t]) for a, b, t in zip(ours, theirs, batch.target_BT, strict=True)]
-        torch.testing.assert_close(EmbeddingDifference(original, site)(model, batch), torch.stack(rows).mean())
+        every = mse_loss(ours[batch.target_BT], theirs[batch.target_BT])
+        torch.testing.assert_close(NearFrozen(original, site, answer_tokens)(model, batch), every)
+        by_row = NearFrozen(original, site, answer_tokens, sequence_mean)(model, batch)
+    torch.testing.assert_close(by_row, torch.stack(rows).mean())
+    assert not torch.isclose(by_row, every, rtol=1e-6)
 
 
 # --- a reference that is looked up ---

@@ -11,9 +11,10 @@ from torch import nn
 
 from probe.axes import MaskBT, Scalar
 from probe.data import Batch
-from probe.objectives.logprobs import TokensN, before_targets, logprobs_at, next_tokens, scattered
-from probe.objectives.reference import Reference, check_vocabulary, reference_distributions
+from probe.objectives.logprobs import LogpN, LogpNV, TokensN, before_targets, logprobs_at, next_tokens, scattered
+from probe.objectives.reference import Reference
 from probe.objectives.representation import TokenChoice
+from probe.objectives.retain import divergence
 from probe.objectives.token import Normalise, token_mean
 
 
@@ -75,10 +76,10 @@ class JensenShannon:
     normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
-        positions_BT = self.positions(batch)
-        logp_NV = logprobs_at(model, batch, positions_BT)
-        before_NV = reference_distributions(self.original, batch, positions_BT)
-        check_vocabulary(before_NV, logp_NV)
-        mixed_NV = torch.logaddexp(logp_NV, before_NV) - math.log(2)
-        value_NV = logp_NV.exp() * (logp_NV - mixed_NV) + before_NV.exp() * (before_NV - mixed_NV)
-        return self.normalise(scattered(value_NV.sum(-1) / 2, positions_BT), positions_BT)
+        return divergence(self, model, batch, _jensen_shannon)
+
+
+def _jensen_shannon(before_NV: LogpNV, logp_NV: LogpNV) -> LogpN:
+    mixed_NV = torch.logaddexp(logp_NV, before_NV) - math.log(2)
+    value_NV = logp_NV.exp() * (logp_NV - mixed_NV) + before_NV.exp() * (before_NV - mixed_NV)
+    return value_NV.sum(-1) / 2

@@ -1,21 +1,22 @@
 """Terms that hold on to what must stay. The plain one is ``probe.objectives.token.nll``.
 
-Others: ``probe.objectives.representation.NearFrozen`` (RMU) and ``DistanceFromFrozen`` (circuit breakers),
-``probe.objectives.preference.AnswerPreservation`` (IDK+AP).
+Others: ``probe.objectives.representation.NearFrozen`` (RMU; with ``answer_tokens`` and ``sequence_mean`` it is
+OpenUnlearning's EMBED_DIFF, each answer averaged by itself, with ``mixed_rows`` as its code runs),
+``DistanceFromFrozen`` there (circuit breakers), and ``probe.objectives.preference.AnswerPreservation`` (IDK+AP).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import nn
 
 from probe.axes import Scalar
 from probe.data import Batch
-from probe.objectives.logprobs import LogpN, before_targets, logprobs_at, scattered
+from probe.objectives.logprobs import LogpN, LogpNV, before_targets, logprobs_at, scattered
 from probe.objectives.reference import Reference, check_vocabulary, reference_distributions
-from probe.objectives.representation import TokenChoice, answer_tokens, hidden_at
-from probe.objectives.token import Normalise, sequence_mean, token_mean
-from probe.sites import Site
+from probe.objectives.representation import TokenChoice
+from probe.objectives.token import Normalise, token_mean
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ForwardKL:
     normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
-        return _divergence(self, model, batch, forward=True)
+        return divergence(self, model, batch, _kl)
 
 
 @dataclass(frozen=True)
@@ -64,41 +65,27 @@ class ReverseKL:
     normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
-        return _divergence(self, model, batch, forward=False)
+        return divergence(self, model, batch, lambda before_NV, after_NV: _kl(after_NV, before_NV))
 
 
-@dataclass(frozen=True)
-class EmbeddingDifference:
-    """L = mean over answers of the mean over tokens and width of (h - h0)^2: OpenUnlearning's EMBED_DIFF (SM).
-
-    What its RMU holds retain rows with; the published run divides each row by other rows' token counts too when
-    lengths differ, which is not reproduced. With ``normalise=token_mean`` it is ``NearFrozen``.
+def divergence(term: Any, model: nn.Module, batch: Batch, between: Callable[[LogpNV, LogpNV], LogpN]) -> Scalar:
+    """``between`` (log pi0, log pi) at the positions of a term, averaged as it says.
 
     Args:
-        frozen: the model before unlearning.
-        site: where both hidden states are read.
-        tokens: which positions are averaged over.
-        normalise: how they are averaged.
+        term: holds ``original``, ``positions`` and ``normalise``.
+        model: whose distributions carry a gradient.
+        batch: rows.
+        between: one number a position.
+
+    Raises:
+        ValueError: the vocabularies differ.
     """
-
-    frozen: nn.Module = field(repr=False)
-    site: Site
-    tokens: TokenChoice = answer_tokens
-    normalise: Normalise = sequence_mean
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
-        mask_BT = self.tokens(batch)
-        with torch.no_grad():
-            before_BTD = hidden_at(self.frozen, batch, self.site)
-        square_BT = (hidden_at(model, batch, self.site) - before_BTD).square().mean(-1)
-        return self.normalise(square_BT * mask_BT, mask_BT)
-
-
-def _divergence(term: ForwardKL | ReverseKL, model: nn.Module, batch: Batch, *, forward: bool) -> Scalar:
     positions_BT = term.positions(batch)
     logp_NV = logprobs_at(model, batch, positions_BT)
     before_NV = reference_distributions(term.original, batch, positions_BT)
     check_vocabulary(before_NV, logp_NV)
-    from_NV, to_NV = (before_NV, logp_NV) if forward else (logp_NV, before_NV)
-    value_N: LogpN = (from_NV.exp() * (from_NV - to_NV)).sum(-1)
-    return term.normalise(scattered(value_N, positions_BT), positions_BT)
+    return term.normalise(scattered(between(before_NV, logp_NV), positions_BT), positions_BT)
+
+
+def _kl(from_NV: LogpNV, to_NV: LogpNV) -> LogpN:
+    return (from_NV.exp() * (from_NV - to_NV)).sum(-1)
