@@ -101,12 +101,12 @@ class Batch:
             unseen_BT=None if self.unseen_BT is None else self.unseen_BT[index, :longest],
         )
 
-    def chunks(self, size: int) -> Iterator["Batch"]:
-        """Consecutive pieces of at most ``size`` rows, each trimmed to its longest row."""
-        if size < 1:
-            raise ValueError(f"chunk size must be at least 1, got {size}")
-        for start in range(0, len(self), size):
-            yield self.select(range(start, min(start + size, len(self))))
+    def chunks(self, batch_size: int) -> Iterator["Batch"]:
+        """Consecutive pieces of at most ``batch_size`` rows, each trimmed to its longest row."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        for start in range(0, len(self), batch_size):
+            yield self.select(range(start, min(start + batch_size, len(self))))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""

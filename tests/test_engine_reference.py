@@ -13,7 +13,7 @@ from probe.train.configuration import described
 
 
 def remembered(original, batch, **how):
-    return Reference(original, batch, chunk=3, **how)
+    return Reference(original, batch, batch_size=3, **how)
 
 
 def gradient(model, objective, batch):

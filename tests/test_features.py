@@ -101,7 +101,7 @@ def test_counts_are_those_of_whole_matrices_at_every_site(kind, monkeypatch):
     given = {Site(0): made(kind), Site(2): made(kind, seed=1), Site(1, "mlp"): made(kind, seed=2)}
     whole = observe(model, given, forget, retain, special_ids=SPECIAL)
     monkeypatch.setattr(activity_module, "_ENTRIES", 17 * FEATURES)
-    found = observe(model, given, forget, retain, special_ids=SPECIAL, chunk=2, values=True)
+    found = observe(model, given, forget, retain, special_ids=SPECIAL, batch_size=2, values=True)
     for site, sae in given.items():
         for batch, one in ((forget, found[site].forget), (retain, found[site].retain)):
             f_BTF = sae.encode(states(model, batch, site))
@@ -408,8 +408,10 @@ def test_effects_do_not_depend_on_chunks_and_follow_any_objective():
     given = {Site(1): made("topk")}
     for objective in (nll, GA(2.0)):
         whole, cut = (
-            attribute(model, given, forget, retain, objective=objective, special_ids=SPECIAL, chunk=chunk)[Site(1)]
-            for chunk in (32, 2)
+            attribute(model, given, forget, retain, objective=objective, special_ids=SPECIAL, batch_size=batch_size)[
+                Site(1)
+            ]
+            for batch_size in (32, 2)
         )
         torch.testing.assert_close(whole.forget.positive_GF, cut.forget.positive_GF, rtol=1e-4, atol=1e-7)
         a_NF = spliced(model, given[Site(1)], forget, Site(1), objective)
@@ -471,7 +473,7 @@ def test_resumed_trials_equal_whole_forwards(site):
     model, (forget, retain) = tiny_llama(), sides()
     for kind in ("jumprelu", "topk"):
         sae, ids = made(kind), (0, 3, 7, 11)
-        given = {"objective": nll, "special_ids": SPECIAL, "chunk": 2}
+        given = {"objective": nll, "special_ids": SPECIAL, "batch_size": 2}
         found = exact_ablation(model, sae, site, forget, retain, ids, **given)
         assert not found.why
         tried = trials(model, sae, site, forget, ids, **given)
@@ -506,7 +508,7 @@ def test_ablations_make_a_table_and_greedy_selection_keeps_its_budget():
     model, (forget, retain) = tiny_llama(), sides()
     sae, site = made("topk"), Site(1)
     ids = tuple(range(12))
-    given = {"objective": nll, "special_ids": SPECIAL, "chunk": 2}
+    given = {"objective": nll, "special_ids": SPECIAL, "batch_size": 2}
     found = exact_ablation(model, sae, site, forget, retain, ids, **given)
     table = rank(ByAblation(), found, site, stable_at=(2,), resamples=10)
     assert table.role == "edit"
@@ -626,7 +628,7 @@ def test_the_positive_part_follows_exact_ablation_on_the_testbed(bed):
     effects = attribute(bed.original, {site: bed.sae}, forget, retain, **given)[site]
     on_K = effects.fires_F.nonzero().flatten()
     ids = on_K[torch.randperm(len(on_K), generator=torch.Generator().manual_seed(0))[:100]].tolist()
-    found = exact_ablation(bed.original, bed.sae, site, forget, retain, ids, **given, chunk=10)
+    found = exact_ablation(bed.original, bed.sae, site, forget, retain, ids, **given, batch_size=10)
     assert not found.why
     costs = found.forget_K > 0
 

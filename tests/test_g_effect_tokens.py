@@ -41,7 +41,9 @@ def one_by_one(model, on, over):
 )
 def test_several_risks_and_layers_agree_with_one_backward_pass_per_token(make, tolerance):
     model, on, over = make(), random_batch(0), random_batch(1)
-    effects = token_effects(model, on, {"u": (nll, on), "r": (nll, over)}, by_layer=True, batch_size=3, head_chunk=7)
+    effects = token_effects(
+        model, on, {"u": (nll, on), "r": (nll, over)}, by_layer=True, batch_size=3, targets_at_once=7
+    )
     for risk, rows in (("u", on), ("r", over)):
         total_BT, layer_BTL = one_by_one(model, on, rows)
         scale = total_BT.abs().max().item()

@@ -221,7 +221,7 @@ def test_p14_gates_are_reached_by_name_and_calibrated_on_retain_rows():
     model, found = concept()
     split = Split(texts(12, 14, 0.5, seed=1), texts(30, 14, 0.1, seed=2))
     edit = Suppress(found, (3,), Constant(-8.0))
-    given = {"positions": CONTENT, "chunk": 8}
+    given = {"positions": CONTENT, "batch_size": 8}
     retain = firing(model, split.retain, SITE, found, (3,), **given)
     for name, gate in NAMED.items():
         behind = gated(model, SITE, split, found, (3,), gate, **given)(edit)
@@ -388,7 +388,9 @@ def test_a_planted_trigger_is_found_at_its_rate_and_behind_filler_but_by_a_rate(
         "forget": texts(40, 11, 0.85, 2),
         "filler": texts(60, 61, 0.15, 3),
     }
-    seen = {name: firing(model, batch, SITE, found, (3,), positions=CONTENT, chunk=64) for name, batch in sides.items()}
+    seen = {
+        name: firing(model, batch, SITE, found, (3,), positions=CONTENT, batch_size=64) for name, batch in sides.items()
+    }
     triggers = torch.isin(sides["forget"].tokens_BT, torch.tensor(TRIGGERS))
     assert torch.equal(seen["forget"].fired_BT, triggers)
     assert not seen["forget"].counted_BT[:, 0].any()
@@ -403,7 +405,7 @@ def test_a_planted_trigger_is_found_at_its_rate_and_behind_filler_but_by_a_rate(
     lengths = [10 * times for times in (0, 1, 5, 20, 50)]
     rate, cusum, window = dilution_curve(
         model, gates, sides["forget"], sides["filler"], SITE, found, (3,),
-        positions=CONTENT, lengths=lengths, seed=0, chunk=20,
+        positions=CONTENT, lengths=lengths, seed=0, batch_size=20,
     )  # fmt: skip
     assert [point.filler for point in cusum] == lengths
     assert rate[0].true_positive.share > 0.9
@@ -422,7 +424,7 @@ def test_firing_counts_what_the_gate_counts():
     batch = texts(6, 12, 0.4, 0)
     real_BT = torch.arange(12)[None] < torch.arange(7, 13)[:, None]
     shorter = Batch(batch.tokens_BT, batch.target_BT, real_BT, batch.group_B, batch.prompt_B)
-    seen = firing(model, shorter, SITE, found, (3,), positions=CONTENT, chunk=4)
+    seen = firing(model, shorter, SITE, found, (3,), positions=CONTENT, batch_size=4)
     assert torch.equal(seen.counted_BT, shorter.attention_BT & (batch.tokens_BT != BOS))
     assert [len(row) for row in seen.rows] == list(range(6, 12))
     for gate in (Cusum(0.3, 0.8), Rate(0.4), Window(3, 0.5)):

@@ -150,6 +150,12 @@ def test_no_rooms_without_a_subject():
     assert not forbidden & {path.stem for path in MODULES}
 
 
+def test_rows_a_pass_have_one_name():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.arg) and node.arg == "chunk"), f"{path.name}: chunk is batch_size"
+
+
 def test_the_architecture_draws_these_levels_and_names_every_room():
     page = text(ROOT.parent / "ARCHITECTURE.md")
     rooms = set(LEVEL) - {"__main__", "__init__"}

@@ -228,7 +228,7 @@ def test_difference_of_means_agrees_with_numpy_and_refuses_equal_means_55():
 
 def test_direction_at_reads_answer_tokens_whatever_the_chunks():
     model, split = tiny_gpt2(), Split(random_batch(0, rows=5), random_batch(1, rows=3))
-    found_D = direction_at(model, split, Site(1), chunk=2)
+    found_D = direction_at(model, split, Site(1), batch_size=2)
     means = []
     for batch in (split.forget, split.retain):
         with torch.no_grad():

@@ -369,7 +369,7 @@ def test_the_planted_concept_is_ranked_first_and_its_clamp_is_local():
     model, sae = concept_model()
     forget, retain = triggered()
     for rule in (Frequency(0.01), SquaredMeanRatio(95.0), MeanDifference()):
-        ranking = rank_features(model, sae, Site(1), forget, retain, rule=rule, special_ids=(1, 2), chunk=3)
+        ranking = rank_features(model, sae, Site(1), forget, retain, rule=rule, special_ids=(1, 2), batch_size=3)
         assert ranking.order[0] == 3 or rule == MeanDifference()
         assert 3 in ranking.order
     ranking = rank_features(model, sae, Site(1), forget, retain, rule=Frequency(0.01), special_ids=())

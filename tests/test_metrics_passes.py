@@ -48,10 +48,10 @@ def by_hand(model, row):
 
 # gemma2 caps its logits and cohere scales them, so their heads alone would be wrong.
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "cohere", "bloom", "opt"])
-@pytest.mark.parametrize("chunk", [3, 512])
-def test_token_statistics_are_those_of_whole_distributions(name, chunk):
+@pytest.mark.parametrize("targets_at_once", [3, 512])
+def test_token_statistics_are_those_of_whole_distributions(name, targets_at_once):
     model, batch = family(name), random_batch(rows=7, length=16)
-    found = token_stats(model, batch, batch_size=3, chunk=chunk, moments=True)
+    found = token_stats(model, batch, batch_size=3, targets_at_once=targets_at_once, moments=True)
     for i in range(len(batch)):
         logp_T, correct_T, mean_T, variance_T = by_hand(model, batch.select([i]))
         np.testing.assert_allclose(found.logp[i], logp_T, rtol=1e-5, atol=1e-5)
@@ -110,7 +110,7 @@ def test_no_more_distributions_than_the_chunk_are_held(name):
     model, batch = family(name, vocab_size=331), random_batch(rows=12, length=24)
     assert int(batch.target_BT.sum()) > 80
     with Widest(331) as widest:
-        token_stats(model, batch, batch_size=6, chunk=16, moments=True)
+        token_stats(model, batch, batch_size=6, targets_at_once=16, moments=True)
     # gemma2 gives whole logits, of one row at least.
     assert widest.most == 16 if name == "llama" else widest.most <= 24
 
@@ -137,8 +137,8 @@ def test_a_hook_on_the_head_is_not_passed_by():
 
 def test_token_statistics_refuse_sizes_and_give_what_answer_stats_gives():
     model, batch = tiny_gpt2(), random_batch(rows=4)
-    with pytest.raises(ValueError, match="chunk 0"):
-        token_stats(model, batch, chunk=0)
+    with pytest.raises(ValueError, match="targets_at_once 0"):
+        token_stats(model, batch, targets_at_once=0)
     tokens, answers = token_stats(model, batch, batch_size=2), answer_stats(model, batch)
     np.testing.assert_allclose(tokens.loss_N, answers.loss_N, rtol=1e-12)
     assert tokens.mean is tokens.variance is None

@@ -776,7 +776,7 @@ def test_embedding_difference_counts_answers_alike(original, model):
 
 
 def remembered(original, batch, **how):
-    return Reference(original, batch, chunk=3, **how)
+    return Reference(original, batch, batch_size=3, **how)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [2], [3, 1, 3]])

@@ -292,7 +292,7 @@ def test_draws_are_uniform_and_belong_to_seed_feature_token_and_place():
 
 def seen(model, batch, found=None, *, special_ids=(1, 2), features=CHOSEN) -> Retained:
     found = found or made("jumprelu", dtype=torch.float32)
-    return retained(model, batch, SITE, found, features, special_ids=special_ids, chunk=3)
+    return retained(model, batch, SITE, found, features, special_ids=special_ids, batch_size=3)
 
 
 def test_retain_values_are_statistics_of_retain_tokens():
@@ -360,7 +360,7 @@ def test_reach_is_measured_where_the_edit_acts():
     hidden_ND = there[SITE][batch.attention_BT & (batch.tokens_BT != 30)]
     f_N = found.encode(hidden_ND)[:, 2]
     moved_N = ((f_N + 4) * found.directions_FD[2].norm() / hidden_ND.norm(dim=1))[f_N > 0]
-    measured = reach(model, batch, SITE, At(edit, kept), positions=kept, chunk=3)
+    measured = reach(model, batch, SITE, At(edit, kept), positions=kept, batch_size=3)
     assert measured.n_tokens == len(f_N)
     assert measured.touched == pytest.approx((f_N > 0).float().mean().item())
     assert 0 < measured.touched < 1

@@ -58,10 +58,10 @@ class SetFeatures:
 
 
 def mean_features(
-    model: nn.Module, facts: Facts, site: Site, sae: Any, *, tokens: Literal["answers", "content"], chunk: int
+    model: nn.Module, facts: Facts, site: Site, sae: Any, *, tokens: Literal["answers", "content"], batch_size: int
 ) -> MeanF:
     """Mean activation of every feature over the shown rows' tokens."""
-    hidden_ND = activations(model, facts.shown_batch, [site], tokens=TOKENS[tokens], chunk=chunk)[site]
+    hidden_ND = activations(model, facts.shown_batch, [site], tokens=TOKENS[tokens], batch_size=batch_size)[site]
     with torch.no_grad():
         return dictionary(sae).encode(hidden_ND).mean(0)
 
@@ -77,7 +77,7 @@ def reactivate(
     factors: Sequence[float] = (1.0,),
     tokens: Literal["answers", "content"] = "content",
     choose_by: Measure = "probability",
-    chunk: int = 32,
+    batch_size: int = 32,
     reference: nn.Module | None = None,
 ) -> Recovery:
     """Set the features that fell most from original to model back to factor * their mean in the original.
@@ -92,7 +92,7 @@ def reactivate(
         factors: how many times the original mean they are set to; several are tried.
         tokens: means run over answer tokens, or over all but the first of each row; edits act on the latter.
         choose_by: what the chosen edit raises most.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
         reference: a model that never knew the facts; its own fallen features are set.
 
     Returns:
@@ -108,7 +108,7 @@ def reactivate(
     if tokens not in TOKENS:
         raise ValueError(f"tokens must be 'answers' or 'content', got {tokens!r}")
     check_site(original, sae, site, facts.shown_batch)
-    target_F = mean_features(original, facts, site, sae, tokens=tokens, chunk=chunk)
+    target_F = mean_features(original, facts, site, sae, tokens=tokens, batch_size=batch_size)
 
     def under(one: nn.Module, rows: Sequence[QA], chosen: Sequence[int], factor: float) -> Score:
         value_K = float(factor) * target_F[list(chosen)]
@@ -117,7 +117,7 @@ def reactivate(
 
     def act(one: nn.Module) -> Outcome:
         before = facts.score(one, facts.held, facts.template)
-        fallen_F = target_F - mean_features(one, facts, site, sae, tokens=tokens, chunk=chunk)
+        fallen_F = target_F - mean_features(one, facts, site, sae, tokens=tokens, batch_size=batch_size)
         order = fallen_F.argsort(descending=True, stable=True).tolist()
         tried = {
             (n, factor): float(under(one, facts.shown, order[:n], factor).of(choose_by).mean())

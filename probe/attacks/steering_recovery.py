@@ -29,7 +29,7 @@ def added_directions(
     layers: Sequence[int],
     *,
     tokens: Literal["answers", "content"] = "content",
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> Mapping[int, DirectionD]:
     """d_l = mean h_model - mean h_original at the output of block l over the shown rows; in activation units.
 
@@ -39,7 +39,7 @@ def added_directions(
         facts: the shown rows are read.
         layers: blocks.
         tokens: the mean runs over answer tokens, or over all but the first of each row.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: models that do not fit together, a layer outside them, or unknown tokens.
@@ -48,8 +48,8 @@ def added_directions(
         raise ValueError(f"tokens must be 'answers' or 'content', got {tokens!r}")
     check_same_architecture(model, original)
     sites = [Site(layer) for layer in layers]
-    ours = activations(model, facts.shown_batch, sites, tokens=TOKENS[tokens], chunk=chunk)
-    theirs = activations(original, facts.shown_batch, sites, tokens=TOKENS[tokens], chunk=chunk)
+    ours = activations(model, facts.shown_batch, sites, tokens=TOKENS[tokens], batch_size=batch_size)
+    theirs = activations(original, facts.shown_batch, sites, tokens=TOKENS[tokens], batch_size=batch_size)
     return {
         site.layer: (ours[site].double().mean(0) - theirs[site].to(ours[site].device).double().mean(0)).float()
         for site in sites
@@ -66,7 +66,7 @@ def steer_back(
     strengths: Sequence[float] = (1.0,),
     tokens: Literal["answers", "content"] = "content",
     choose_by: Measure = "probability",
-    chunk: int = 32,
+    batch_size: int = 32,
     reference: nn.Module | None = None,
 ) -> Recovery:
     """Subtract the added direction, or project it out, at one layer; the layer is chosen on the shown rows.
@@ -83,7 +83,7 @@ def steer_back(
         strengths: what to try; 1 takes exactly the mean shift, or the whole component.
         tokens: as in ``added_directions``; edits act on every token but the first.
         choose_by: what the chosen edit raises most.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
         reference: a model that never knew the facts; the direction from the original to it is tried alike.
 
     Returns:
@@ -101,7 +101,7 @@ def steer_back(
         )
 
     def act(one: nn.Module) -> Outcome:
-        found = added_directions(one, original, facts, chosen, tokens=tokens, chunk=chunk)
+        found = added_directions(one, original, facts, chosen, tokens=tokens, batch_size=batch_size)
         before = facts.score(one, facts.held, facts.template)
         tried: dict[tuple[int, Mode, float], float] = {}
         for layer, direction_D in found.items():

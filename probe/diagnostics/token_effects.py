@@ -60,11 +60,11 @@ def token_effects(
     *,
     by_layer: bool = False,
     batch_size: int = 32,
-    head_chunk: int = 1024,
+    targets_at_once: int = 1024,
 ) -> TokenEffects:
     """pg_t = d log p_t along grad R: the point-wise G-effect (Wang et al., arXiv 2502.19301) of all tokens at once.
 
-    One pass in forward mode (dual numbers) per chunk of rows gives all tokens, at 1 + 2K forwards for K risks beside
+    One pass in forward mode (dual numbers) per batch of rows gives all tokens, at 1 + 2K forwards for K risks beside
     3 for each risk's gradient. Memory does not grow with depth. The head is passed in closed form, at target
     positions only: d log p_y = dz_y - sum_v p_v dz_v with dz = W dh + dW h + db.
 
@@ -79,7 +79,7 @@ def token_effects(
         by_layer: split every effect over decoder blocks too, by one forward-mode pass for each: about 1.5 forwards
             a block for one risk, 2.5 for two.
         batch_size: rows per pass.
-        head_chunk: targets whose logits are held at a time.
+        targets_at_once: targets whose logits are held at a time.
 
     Raises:
         ValueError: no risk, a parameter is frozen or quantised, or a risk depends on no parameter.
@@ -100,7 +100,7 @@ def token_effects(
         }
         found.clear()
         with forward_mode(model) as kernels:
-            ahead = _Ahead(model, direction, len(risks), head_chunk)
+            ahead = _Ahead(model, direction, len(risks), targets_at_once)
             sides = [on] if on.preferred is None else [on, on.preferred]
             measured = [_of_side(ahead, side, by_layer, batch_size) for side in sides]
     after = None
@@ -162,8 +162,8 @@ def _of_side(ahead: "_Ahead", side: Batch, by_layer: bool, size: int) -> tuple[T
 class _Ahead:
     """Log-probabilities of targets and their derivatives along K directions in the space of parameters."""
 
-    def __init__(self, model: nn.Module, direction: dict[str, Tensor], n_risks: int, head_chunk: int) -> None:
-        self.model, self.direction, self.n_risks, self.head_chunk = model, direction, n_risks, head_chunk
+    def __init__(self, model: nn.Module, direction: dict[str, Tensor], n_risks: int, targets_at_once: int) -> None:
+        self.model, self.direction, self.n_risks, self.targets_at_once = model, direction, n_risks, targets_at_once
         self.linear_head: bool | None = None
 
     def along(self, piece: Batch, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -218,8 +218,8 @@ class _Ahead:
         hidden_ND, moved_KND, y_N = hidden_ND.to(device), moved_KND.to(device), y_N.to(device)
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
         logps, effects = [], []
-        for start in range(0, len(y_N), self.head_chunk):
-            cut = slice(start, start + self.head_chunk)
+        for start in range(0, len(y_N), self.targets_at_once):
+            cut = slice(start, start + self.targets_at_once)
             h_ND, y_N1 = hidden_ND[cut], y_N[cut, None]
             logp_NV = torch.log_softmax(nn.functional.linear(h_ND, weight_VD, bias_V).to(wide), -1)
             p_NV = logp_NV.exp()

@@ -116,7 +116,7 @@ def exact_ablation(
     objective: Objective,
     special_ids: Sequence[int],
     edit_of: EditOf | None = None,
-    chunk: int = 8,
+    batch_size: int = 8,
     progress: bool = False,
 ) -> Ablation:
     """Edit one feature at a time and measure the objective: the stage after attribution, for its best 100 to 200.
@@ -130,7 +130,7 @@ def exact_ablation(
         objective: what the edit is to raise on forget rows, ``nll``, say.
         special_ids: token ids that are not edited.
         edit_of: the edit of some features; None sets them to zero where they are on.
-        chunk: rows per piece; pieces are what a bootstrap of the table draws.
+        batch_size: rows per piece; pieces are what a bootstrap of the table draws.
         progress: show a bar.
 
     Raises:
@@ -138,7 +138,7 @@ def exact_ablation(
     """
     made = edit_of or (lambda ids: Suppress(sae, ids, Zero()))
     sides = [
-        trials(model, sae, site, batch, features, objective=objective, special_ids=special_ids, chunk=chunk)
+        trials(model, sae, site, batch, features, objective=objective, special_ids=special_ids, batch_size=batch_size)
         for batch in (forget, retain)
     ]
     changes: list[list[Tensor]] = [[], []]

@@ -86,7 +86,7 @@ def account(
     objective: Objective,
     special_ids: Sequence[int],
     writes: Site | None = None,
-    chunk: int = 32,
+    batch_size: int = 32,
     resamples: int = 200,
     seed: int = 0,
     level: float = 0.95,
@@ -103,7 +103,7 @@ def account(
         objective: what removing features is to raise, ``nll``, say.
         special_ids: token ids at which nothing counts and nothing is changed; padding likewise.
         writes: the site that a transcoder writes to.
-        chunk: rows per pass.
+        batch_size: rows per pass.
         resamples, seed, level: of the bootstrap over groups; 0 resamples give intervals of NaN.
 
     Raises:
@@ -120,12 +120,12 @@ def account(
         special_ids=special_ids,
         writes=elsewhere,
         error=True,
-        chunk=chunk,
+        batch_size=batch_size,
     )[site]
     sides = []
     for effects, batch in ((given.forget, forget), (given.retain, retain)):
         values = [
-            _value(model, objective, batch, chunk, partial(_only, model, found, site, to, special_ids, keep))
+            _value(model, objective, batch, batch_size, partial(_only, model, found, site, to, special_ids, keep))
             for keep in ("reconstruction", "error")
         ]
         outside, lumped = (_share(effects, as_one, resamples, seed, level) for as_one in (False, True))
@@ -182,8 +182,12 @@ def _only(
 
 
 def _value(
-    model: nn.Module, objective: Objective, batch: Batch, chunk: int, inside: Callable[[], AbstractContextManager[None]]
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    batch_size: int,
+    inside: Callable[[], AbstractContextManager[None]],
 ) -> float:
     device = next(model.parameters()).device
     with evaluating(model), torch.no_grad(), inside():
-        return sum(share * float(objective(model, piece.to(device))) for piece, share in shares(batch, chunk))
+        return sum(share * float(objective(model, piece.to(device))) for piece, share in shares(batch, batch_size))

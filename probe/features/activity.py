@@ -164,7 +164,7 @@ def observe(
     *,
     special_ids: Sequence[int],
     values: bool = False,
-    chunk: int = 32,
+    batch_size: int = 32,
     progress: bool = False,
 ) -> dict[Site, Activity]:
     """Rates, means and counts of every feature on both sides; any number of sites in one model pass a side.
@@ -176,7 +176,7 @@ def observe(
         special_ids: token ids left out, ``tokenizer.all_special_ids``, say; bos above all, whose activations are
             unlike any other. Padding is left out through the mask.
         values: keep every activation for AUROC: memory then grows with tokens times active features.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
         progress: show a bar.
 
     Raises:
@@ -200,7 +200,7 @@ def observe(
             for site, hidden_BTD in states.items():
                 tallies[side, site].add(found[site], hidden_BTD, mask_BT, block_B, f"{site} on {side} rows")
 
-        visit(model, batch.chunks(chunk), list(found), take, progress=progress)
+        visit(model, batch.chunks(batch_size), list(found), take, progress=progress)
         if not int(tallies[side, next(iter(found))].tokens_G.sum()):
             raise ValueError(
                 f"no token of the {len(batch)} {side} rows is left: all of them are special ids or padding"
@@ -211,7 +211,7 @@ def observe(
 
 
 class _Tally:
-    """Sums over one corpus at one site, on the CPU, filled chunk by chunk."""
+    """Sums over one corpus at one site, on the CPU, filled batch by batch."""
 
     def __init__(self, n_features: int, n_blocks: int, keep: bool) -> None:
         self.tokens_G, self.rows_G = (torch.zeros(n_blocks, dtype=torch.float64) for _ in range(2))

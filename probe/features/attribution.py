@@ -90,20 +90,20 @@ def attribute(
     special_ids: Sequence[int],
     writes: Mapping[Site, Site] | None = None,
     error: bool = False,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> dict[Site, Attribution]:
-    """Effects of every feature of every dictionary, from one forward and backward of the plain model for each chunk.
+    """Effects of every feature of every dictionary, from one forward and backward of the plain model for each batch.
 
     Args:
         model: any Hugging Face decoder; measured in eval mode and left as it was.
         dictionaries: what reads each site.
         forget, retain: rows to choose on; report on others.
-        objective: what removing a feature is to raise, ``probe.objectives.token.nll``, say. Beyond one chunk it is
-            the mean over chunks, weighted by targets: the same for means over tokens.
+        objective: what removing a feature is to raise, ``probe.objectives.token.nll``, say. Beyond one batch it is
+            the mean over batches, weighted by targets: the same for means over tokens.
         special_ids: token ids at which nothing counts. Padding is left out through the mask.
         writes: for a dictionary that writes to another site than it reads (a transcoder): that site.
         error: also what the reconstruction error does, at the price of decoding.
-        chunk: rows per pass.
+        batch_size: rows per pass.
 
     Raises:
         ValueError: no dictionary, one of another width, a transcoder without the site that it writes to, no token
@@ -112,7 +112,7 @@ def attribute(
     found = checked(dictionaries, writes)
     with evaluating(model):
         sides = [
-            _effects(model, found, batch, side, objective, special_ids, error, chunk, None)
+            _effects(model, found, batch, side, objective, special_ids, error, batch_size, None)
             for side, batch in (("forget", forget), ("retain", retain))
         ]
     return {site: Attribution(sides[0][site], sides[1][site]) for site in found}
@@ -128,7 +128,7 @@ def integrated(
     special_ids: Sequence[int],
     steps: int = 10,
     writes: Mapping[Site, Site] | None = None,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> dict[Site, Attribution]:
     """As ``attribute`` with gradients averaged while all features of a site go from 0 to their values.
 
@@ -146,7 +146,7 @@ def integrated(
     with evaluating(model):
         for site, (sae, to) in checked(dictionaries, writes).items():
             sides = [
-                _effects(model, {site: (sae, to)}, batch, side, objective, special_ids, False, chunk, steps)[site]
+                _effects(model, {site: (sae, to)}, batch, side, objective, special_ids, False, batch_size, steps)[site]
                 for side, batch in (("forget", forget), ("retain", retain))
             ]
             result[site] = Attribution(*sides)
@@ -177,7 +177,7 @@ def _effects(
     objective: Objective,
     special_ids: Sequence[int],
     error: bool,
-    chunk: int,
+    batch_size: int,
     steps: int | None,
 ) -> dict[Site, Effects]:
     tokens = check_some(batch, special_ids, side)
@@ -186,7 +186,7 @@ def _effects(
     sums = {site: Sums(n_blocks(batch.group_B), sae.n_features, error) for site, (sae, _) in found.items()}
     targets_G = torch.zeros(n_blocks(batch.group_B), dtype=torch.float64)
     value = 0.0
-    for piece, share in shares(batch, chunk):
+    for piece, share in shares(batch, batch_size):
         block_B = block_of(piece.group_B.cpu(), batch.group_B.cpu())
         targets_G.index_add_(0, block_B, piece.target_BT[:, 1:].sum(1).double().cpu())
         loss, forwards = _averaged(model, objective, piece.to(device), found, sites, special_ids, steps)

@@ -61,7 +61,7 @@ class Effects:
 
 
 class Sums:
-    """Effects on one corpus at one site, on the CPU in float64, filled chunk by chunk."""
+    """Effects on one corpus at one site, on the CPU in float64, filled batch by batch."""
 
     def __init__(self, n_blocks: int, n_features: int, error: bool) -> None:
         # positive, signed, absolute, square

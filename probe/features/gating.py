@@ -111,7 +111,7 @@ def dilution_curve(
     lengths: Sequence[int],
     seed: int,
     level: float = 0.95,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> tuple[tuple[Diluted, ...], ...]:
     """Forget rows behind more and more retain text: a gate that takes an average over the prompt goes blind.
 
@@ -123,7 +123,7 @@ def dilution_curve(
         gates: with thresholds; all see the same texts.
         forget: rows that each gate should find.
         filler: retain rows; their tokens but the first of each row are laid end to end.
-        site, sae, features, positions, chunk: as for ``firing``.
+        site, sae, features, positions, batch_size: as for ``firing``.
         lengths: numbers of filler tokens, 0 among them for comparison.
         seed: where the runs start.
         level: confidence of the intervals.
@@ -146,7 +146,7 @@ def dilution_curve(
     points: list[list[Diluted]] = [[] for _ in gates]
     for length in lengths:
         texts = _behind(forget, pool_N, start_B, length)
-        found = firing(model, texts, site, sae, features, positions=positions, chunk=chunk)
+        found = firing(model, texts, site, sae, features, positions=positions, batch_size=batch_size)
         for curve, gate in zip(points, gates, strict=True):
             begun_BT = opened(gate, found.fired_BT[:, : length + 1], found.counted_BT[:, : length + 1])
             before = _share(begun_BT[:, -1] if length else torch.zeros(len(forget), dtype=torch.bool), level)

@@ -115,7 +115,7 @@ def quality(
         )
     near = [layer for layer in range(site.layer - 1, site.layer + 2) if 0 <= layer < n_layers(model)]
     sites = {layer: replace(site, layer=layer) for layer in (near if site.part not in ("embedding", "norm") else [0])}
-    found = activations(model, judged, list(sites.values()), tokens=content, chunk=batch_size)
+    found = activations(model, judged, list(sites.values()), tokens=content, batch_size=batch_size)
     hidden_ND = found[site]
     check_hidden(dictionary, hidden_ND)
     fvu_by_layer = {layer: fvu(dictionary, found[there]) for layer, there in sites.items()}

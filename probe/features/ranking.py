@@ -200,7 +200,7 @@ def rank_features(
     *,
     rule: Rule,
     special_ids: Sequence[int],
-    chunk: int = 32,
+    batch_size: int = 32,
     stable_at: Sequence[int] = (),
     seed: int = 0,
 ) -> FeatureTable:
@@ -213,14 +213,16 @@ def rank_features(
         forget, retain: rows to choose on; report on others.
         rule: one of ``probe.features.rules``.
         special_ids: token ids left out, ``tokenizer.all_special_ids``, say.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
         stable_at, seed: see ``rank``.
 
     Raises:
         ValueError: no token is left on a side, no feature is on, or the SAE has another width than the model.
     """
     values = getattr(rule, "needs_values", False)
-    found = observe(model, {site: sae}, forget, retain, special_ids=special_ids, values=values, chunk=chunk)[site]
+    found = observe(model, {site: sae}, forget, retain, special_ids=special_ids, values=values, batch_size=batch_size)[
+        site
+    ]
     return rank(rule, found, site, stable_at=stable_at, seed=seed)
 
 

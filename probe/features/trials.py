@@ -137,7 +137,7 @@ def trials(
     *,
     objective: Objective,
     special_ids: Sequence[int],
-    chunk: int = 8,
+    batch_size: int = 8,
 ) -> Trials:
     """Run the model once on every row and keep what edits of ``site`` need.
 
@@ -153,7 +153,7 @@ def trials(
         objective: ``(model, batch) -> scalar``; those that need more than the targets' log-probabilities take whole
             forwards. Over several pieces it is their mean weighted by targets.
         special_ids: token ids that are not edited. Padding is not either.
-        chunk: rows per piece, as far as groups allow.
+        batch_size: rows per piece, as far as groups allow.
 
     Raises:
         ValueError: unknown features, a transcoder, a dictionary of another width, or no token left.
@@ -162,7 +162,7 @@ def trials(
     if getattr(found, "transcodes", False):
         raise ValueError("a transcoder writes to another site than it reads; only features edited in place are tried")
     check_some(batch, special_ids, "given")
-    rows = _by_group(batch.group_B, chunk)
+    rows = _by_group(batch.group_B, batch_size)
     total = int(batch.target_BT[:, 1:].sum())
     device = next(model.parameters()).device
     pieces: list[Piece] = []
@@ -253,14 +253,14 @@ def _resumed(replay: Replay, batch: Batch, site: Site, after_BTD: HiddenBTD, obj
     return objective(LogprobsAlone([batch], lambda i: logp_BT), batch)
 
 
-def _by_group(group_B: GroupB, chunk: int) -> list[list[int]]:
-    """Rows in pieces of about ``chunk``, no group in two of them."""
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+def _by_group(group_B: GroupB, batch_size: int) -> list[list[int]]:
+    """Rows in pieces of about ``batch_size``, no group in two of them."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     pieces: list[list[int]] = []
     for group in torch.unique(group_B).tolist():
         rows = (group_B == group).nonzero().flatten().tolist()
-        if pieces and len(pieces[-1]) + len(rows) <= chunk:
+        if pieces and len(pieces[-1]) + len(rows) <= batch_size:
             pieces[-1] += rows
         else:
             pieces.append(rows)

@@ -116,10 +116,10 @@ def watched(
     return float(value.detach()), result
 
 
-def shares(batch: Batch, chunk: int) -> Iterator[tuple[Batch, float]]:
+def shares(batch: Batch, batch_size: int) -> Iterator[tuple[Batch, float]]:
     """Pieces of the batch, each with its share of the targets: the weight of its mean over tokens in the whole's."""
     total = int(batch.target_BT[:, 1:].sum())
-    for piece in batch.chunks(chunk):
+    for piece in batch.chunks(batch_size):
         n = int(piece.target_BT[:, 1:].sum())
         if n:
             yield piece, n / total

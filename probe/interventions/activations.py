@@ -32,7 +32,7 @@ def activations(
     sites: Sequence[Site],
     *,
     tokens: Callable[[Batch], MaskBT],
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> dict[Site, HiddenND]:
     """Hidden states at ``sites`` at the chosen tokens of every row, in order; no gradients.
 
@@ -43,7 +43,7 @@ def activations(
         batch: the rows.
         sites: where to read; the forward passes end at the last of them.
         tokens: which tokens, ``answers`` or ``content``, say.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: no token is chosen.
@@ -55,7 +55,7 @@ def activations(
         for site in kept:
             kept[site].append(states[site][mask_BT])
 
-    visit(model, batch.chunks(chunk), sites, take)
+    visit(model, batch.chunks(batch_size), sites, take)
     found = {site: torch.cat(pieces) for site, pieces in kept.items()}
     if any(len(hidden_ND) == 0 for hidden_ND in found.values()):
         raise ValueError(f"no token of the {len(batch)} rows is chosen; check the batch and the choice of tokens")

@@ -86,7 +86,7 @@ def firing(
     features: Sequence[int],
     *,
     positions: Positions,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> Firing:
     """Run rows through the model and note where a chosen feature fires.
 
@@ -97,7 +97,7 @@ def firing(
         sae: anything ``probe.dictionaries.adapters.dictionary`` takes.
         features: ids of the features whose firing counts.
         positions: as for ``Gated``: which tokens count.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: unknown features, no feature, or a row without a token that counts.
@@ -122,7 +122,7 @@ def firing(
         counted_BT[rows, columns], fired_BT[rows, columns] = mask_BT, on_BT & mask_BT
         done += len(piece)
 
-    visit(model, batch.chunks(chunk), [site], take)
+    visit(model, batch.chunks(batch_size), [site], take)
     ids_BT = batch.tokens_BT.cpu()
     rows = tuple(tuple(ids_T[mask_T].tolist()) for ids_T, mask_T in zip(ids_BT, counted_BT, strict=True))
     return Firing(fired_BT, counted_BT, rows)

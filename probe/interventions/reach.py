@@ -36,7 +36,7 @@ def reach(
     edit: Intervention | Sequence[Intervention],
     *,
     positions: Positions,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> Reach:
     """Measure an edit, within ``At`` or behind a gate too, on rows of text.
 
@@ -46,7 +46,7 @@ def reach(
         site: where the edit acts.
         edit: as for ``probe.hooks.edited``.
         positions: which tokens are looked at: ``NotIds(tokenizer.all_special_ids)``, say.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: no token is looked at.
@@ -58,7 +58,7 @@ def reach(
         def take(piece: Batch, states: dict[Site, Tensor]) -> None:
             kept.append(states[site])
 
-        visit(model, batch.chunks(chunk), [site], take, positions=positions)
+        visit(model, batch.chunks(batch_size), [site], take, positions=positions)
 
     keep(before)
     with edited(model, {site: edit}):

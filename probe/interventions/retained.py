@@ -89,7 +89,7 @@ def retained(
     features: Sequence[int],
     *,
     special_ids: Sequence[int],
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> Retained:
     """Measure what the values made of retain statistics need.
 
@@ -101,13 +101,13 @@ def retained(
         features: ids of the chosen features, in the order of the edit.
         special_ids: token ids left out, ``tokenizer.all_special_ids``, say: bos above all, whose norm may be hundreds
             of times larger. Padding is left out through the mask.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: no token is left, unknown features, or a dictionary of another width than the model.
     """
     kept = NotIds(tuple(special_ids))
-    hidden_ND = harvest(model, batch.chunks(chunk), [site], positions=kept)[site]
+    hidden_ND = harvest(model, batch.chunks(batch_size), [site], positions=kept)[site]
     return retained_in(sae, features, hidden_ND)
 
 

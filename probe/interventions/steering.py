@@ -73,17 +73,17 @@ def difference_of_means(forget_hidden_ND: HiddenND, retain_hidden_ND: OtherND) -
     return direction_D
 
 
-def direction_at(model: nn.Module, split: Split, site: Site, *, chunk: int = 32) -> DirectionD:
+def direction_at(model: nn.Module, split: Split, site: Site, *, batch_size: int = 32) -> DirectionD:
     """``difference_of_means`` of the activations at ``site`` over the answer tokens of forget and retain rows.
 
     Args:
         model: any Hugging Face decoder.
         split: both sides.
         site: where to read; steer at the same place.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
     """
 
     def side(batch: Batch) -> HiddenND:
-        return activations(model, batch, [site], tokens=answers, chunk=chunk)[site]
+        return activations(model, batch, [site], tokens=answers, batch_size=batch_size)[site]
 
     return difference_of_means(side(split.forget), side(split.retain))

@@ -118,7 +118,7 @@ def answer_suite(
     with_generation: bool = True,
     with_wrong_answers: bool = True,
     with_moments: bool = False,
-    chunk: int = 512,
+    targets_at_once: int = 512,
 ) -> SuiteResult:
     """Measure one model on rows: probability, memorisation, truth ratio, multiple choice, and ROUGE.
 
@@ -134,7 +134,7 @@ def answer_suite(
         max_new_tokens, max_length: longest generation, and longest text, in tokens.
         with_generation, with_wrong_answers: whether to run these; most of the time goes to generation.
         with_moments: whether ``tokens`` holds what Min-K%++ needs.
-        chunk: target tokens whose distributions over the vocabulary are held at once.
+        targets_at_once: target tokens whose distributions over the vocabulary are held at once.
 
     Returns:
         arrays with one entry per row.
@@ -145,7 +145,7 @@ def answer_suite(
     _check(rows, with_wrong_answers)
     texts, plain, asked, right, wrong = _texts(rows, with_wrong_answers)
     batch = encode(tokenizer, texts, template=template, max_length=max_length)
-    stats = token_stats(model, batch, batch_size=batch_size, chunk=chunk, moments=with_moments)
+    stats = token_stats(model, batch, batch_size=batch_size, targets_at_once=targets_at_once, moments=with_moments)
     loss_N = stats.loss_N
     matches = stats.without_eos().correct
     bare = [i for i, where in enumerate(plain) if len(matches[where]) == 0]

@@ -83,20 +83,20 @@ class TokenStats:
 
 
 def token_stats(
-    model: nn.Module, batch: Batch, *, batch_size: int = 64, chunk: int = 512, moments: bool = False
+    model: nn.Module, batch: Batch, *, batch_size: int = 64, targets_at_once: int = 512, moments: bool = False
 ) -> TokenStats:
     """ln p of each row's target tokens, with what memorisation and membership attacks read, from one forward pass.
 
-    Final hidden states are gathered where targets are predicted, and only those meet the head, ``chunk`` at a time:
-    at most four arrays of ``chunk`` x vocabulary exist at once, whatever the number of rows. A model whose logits are
-    more than its head of the final norm (soft caps, scaled logits), or that cannot be hooked, gives them itself;
-    then fewer rows go together, so that its logits stay within ``chunk`` x vocabulary or those of one row.
+    Final hidden states are gathered where targets are predicted, and only those meet the head, ``targets_at_once`` at a
+    time: at most four arrays of that many x vocabulary exist at once, whatever the number of rows. A model whose logits
+    are more than its head of the final norm (soft caps, scaled logits), or that cannot be hooked, gives them itself;
+    then fewer rows go together, so that its logits stay within those arrays or those of one row.
 
     Args:
         model: any Hugging Face decoder; edits and blends that are in force act here too.
         batch: rows in any order; they are run sorted by length, which changes nothing but the time taken.
         batch_size: rows per pass.
-        chunk: target tokens whose distributions are held at once.
+        targets_at_once: target tokens whose distributions are held at once.
         moments: whether mean and variance of ln p over the vocabulary are computed, for Min-K%++.
 
     Returns:
@@ -109,13 +109,14 @@ def token_stats(
     empty = (~batch.target_BT[:, 1:].any(1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"{len(empty)} of {len(batch)} rows have no target token (first: row {empty[0]}); drop them")
-    if batch_size < 1 or chunk < 1:
-        raise ValueError(f"batch_size and chunk must be at least 1, got batch_size {batch_size} and chunk {chunk}")
+    if batch_size < 1 or targets_at_once < 1:
+        sizes = f"batch_size {batch_size} and targets_at_once {targets_at_once}"
+        raise ValueError(f"batch_size and targets_at_once must be at least 1, got {sizes}")
     length_B = batch.attention_BT.sum(1)
     check_context(model, int(length_B.max()))
     order = torch.argsort(length_B, stable=True)
     kept: list[Any] = [None] * len(batch)
-    with evaluating(model), torch.no_grad(), _reading(model, chunk) as read:
+    with evaluating(model), torch.no_grad(), _reading(model, targets_at_once) as read:
         for rows in order.split(batch_size):
             part = batch.select(rows).to(device_of(model))
             found = [_joined(values) for values in zip(*read(part, moments), strict=True)]
@@ -139,13 +140,13 @@ def _joined(values: Any) -> np.ndarray | None:
 
 
 @contextmanager
-def _reading(model: nn.Module, chunk: int) -> Iterator[Callable[[Batch, bool], Iterator[_PerToken]]]:
+def _reading(model: nn.Module, targets_at_once: int) -> Iterator[Callable[[Batch, bool], Iterator[_PerToken]]]:
     """How to get from a batch to its target tokens' numbers, in pieces."""
     inner: Any = unwrapped(model)
     takes = inspect.signature(inner.forward).parameters
     head: _Head | None = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if head is None or "logits_to_keep" not in takes or not _has_norm(model):
-        yield lambda part, moments: _from_logits(model, part, chunk, moments, "logits_to_keep" in takes)
+        yield lambda part, moments: _from_logits(model, part, targets_at_once, moments, "logits_to_keep" in takes)
         return
     found = head
     with captured(model, [_NORM]) as states:
@@ -155,10 +156,10 @@ def _reading(model: nn.Module, chunk: int) -> Iterator[Callable[[Batch, bool], I
             hidden_BTD = states.pop(_NORM)
             # The model's own logits, had for little, say whether the head is all that follows the norm.
             if not _same(found, hidden_BTD[:, -1:], last_B1V):
-                return _from_logits(model, part, chunk, moments, True)
+                return _from_logits(model, part, targets_at_once, moments, True)
             predicted_BT = part.target_BT[:, 1:]
             return _from_hidden(
-                hidden_BTD[:, :-1][predicted_BT], part.tokens_BT[:, 1:][predicted_BT], found, chunk, moments
+                hidden_BTD[:, :-1][predicted_BT], part.tokens_BT[:, 1:][predicted_BT], found, targets_at_once, moments
             )
 
         yield read
@@ -180,14 +181,18 @@ def _same(head: _Head, hidden_B1D: Tensor, logits_B1V: Tensor) -> bool:
         return False
 
 
-def _from_hidden(hidden_ND: HiddenND, target_N: Tensor, head: _Head, chunk: int, moments: bool) -> Iterator[_PerToken]:
-    for hidden_CD, target_C in zip(hidden_ND.split(chunk), target_N.split(chunk), strict=True):
+def _from_hidden(
+    hidden_ND: HiddenND, target_N: Tensor, head: _Head, targets_at_once: int, moments: bool
+) -> Iterator[_PerToken]:
+    for hidden_CD, target_C in zip(hidden_ND.split(targets_at_once), target_N.split(targets_at_once), strict=True):
         yield token_numbers(head(hidden_CD), target_C, moments)
 
 
-def _from_logits(model: nn.Module, part: Batch, chunk: int, moments: bool, selects: bool) -> Iterator[_PerToken]:
+def _from_logits(
+    model: nn.Module, part: Batch, targets_at_once: int, moments: bool, selects: bool
+) -> Iterator[_PerToken]:
     widest = int(part.target_BT[:, 1:].any(0).sum()) if selects else part.tokens_BT.shape[1]
-    for rows in part.chunks(max(1, chunk // widest)):
+    for rows in part.chunks(max(1, targets_at_once // widest)):
         predicted_BT = rows.target_BT[:, 1:]
         # Only positions that some row needs.
         union_T = predicted_BT.any(0).nonzero().flatten() if selects else slice(predicted_BT.shape[1])
@@ -195,7 +200,7 @@ def _from_logits(model: nn.Module, part: Batch, chunk: int, moments: bool, selec
         logits_BTV = model(**rows.inputs, use_cache=False, **keep).logits
         logits_NV = (logits_BTV if selects else logits_BTV[:, union_T])[predicted_BT[:, union_T]]
         for logits_CV, target_C in zip(
-            logits_NV.split(chunk), rows.tokens_BT[:, 1:][predicted_BT].split(chunk), strict=True
+            logits_NV.split(targets_at_once), rows.tokens_BT[:, 1:][predicted_BT].split(targets_at_once), strict=True
         ):
             yield token_numbers(logits_CV, target_C, moments)
 

@@ -34,7 +34,7 @@ class CachedFrozen:
         model: run in eval mode, and not kept.
         batch: every row that will be asked for.
         site: where hidden states are read.
-        chunk: rows per pass.
+        batch_size: rows per pass.
 
     Raises:
         ValueError: weights that are not loaded, or a site outside the model.
@@ -43,14 +43,17 @@ class CachedFrozen:
     model: InitVar[nn.Module]
     batch: InitVar[Batch]
     site: Site
-    chunk: InitVar[int] = 16
+    batch_size: InitVar[int] = 16
     states: HiddenBTD = field(init=False, repr=False)
     places: dict[bytes, int] = field(init=False, repr=False)
 
-    def __post_init__(self, model: nn.Module, batch: Batch, chunk: int) -> None:
+    def __post_init__(self, model: nn.Module, batch: Batch, batch_size: int) -> None:
         device = next(model.parameters()).device
         with evaluating(model), torch.no_grad():
-            pieces = [hidden_at(model, _rows(batch, at, chunk).to(device), self.site) for at in _starts(batch, chunk)]
+            pieces = [
+                hidden_at(model, _rows(batch, at, batch_size).to(device), self.site)
+                for at in _starts(batch, batch_size)
+            ]
         object.__setattr__(self, "states", torch.cat(pieces))
         object.__setattr__(self, "places", {key: i for i, key in enumerate(row_keys(batch))})
 
@@ -131,7 +134,9 @@ class AboveFrozen:
             return self.objective(model, batch)
 
 
-def above_frozen(model: nn.Module, objective: Objective, batch: Batch, layer: int, *, chunk: int = 16) -> AboveFrozen:
+def above_frozen(
+    model: nn.Module, objective: Objective, batch: Batch, layer: int, *, batch_size: int = 16
+) -> AboveFrozen:
     """The same objective, but each call runs only the blocks from ``layer`` on.
 
     For training that leaves everything below ``layer`` as it is (RMU trains blocks l-2 to l): what enters the layer
@@ -142,15 +147,15 @@ def above_frozen(model: nn.Module, objective: Objective, batch: Batch, layer: in
         objective: reads nothing below the layer; runs each batch once, whole.
         batch: every row of the term.
         layer: the first block that still runs; above 0.
-        chunk: rows per pass.
+        batch_size: rows per pass.
 
     Raises:
         ValueError: no block below the layer, or a family whose blocks cannot be skipped (compared on the first rows).
     """
     if layer < 1:
         raise ValueError(f"layer must be at least 1, got {layer}: nothing lies below it")
-    entering = CachedFrozen(model, batch, Site(layer, "block", "in"), chunk)
-    first = _rows(batch, 0, chunk).to(next(model.parameters()).device)
+    entering = CachedFrozen(model, batch, Site(layer, "block", "in"), batch_size)
+    first = _rows(batch, 0, batch_size).to(next(model.parameters()).device)
     returned: list[type] = []
     with evaluating(model), torch.no_grad():
         with _forwards_of([blocks(model)[0]], [_noting(blocks(model)[0], returned)]):
@@ -216,10 +221,10 @@ def _forwards_of(modules: Sequence[nn.Module], forwards: Sequence[Callable[..., 
                 vars(module)["forward"] = own
 
 
-def _starts(batch: Batch, chunk: int) -> range:
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
-    return range(0, len(batch), chunk)
+def _starts(batch: Batch, batch_size: int) -> range:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    return range(0, len(batch), batch_size)
 
 
 def _rows(batch: Batch, start: int, size: int) -> Batch:

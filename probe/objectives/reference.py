@@ -35,7 +35,7 @@ class Reference:
             ones.
         states: know the whole distribution before each target, but keep only what enters the head there, targets *
             width numbers, and one copy of the head; distributions are computed from them when asked for.
-        chunk: rows per pass.
+        batch_size: rows per pass.
         limit_gib: most memory that ``full`` or ``states`` may take.
 
     Raises:
@@ -47,7 +47,7 @@ class Reference:
     batch: InitVar[Batch]
     full: InitVar[bool] = False
     states: InitVar[bool] = False
-    chunk: InitVar[int] = 16
+    batch_size: InitVar[int] = 16
     limit_gib: InitVar[float] = 2.0
     logps: dict[bytes, Tensor] = field(init=False, repr=False)
     # Which positions of a row are known, and there either log-probabilities or what the head makes them from.
@@ -55,7 +55,7 @@ class Reference:
     head: Head | None = field(init=False, repr=False)
 
     def __post_init__(
-        self, original: nn.Module, batch: Batch, full: bool, states: bool, chunk: int, limit_gib: float
+        self, original: nn.Module, batch: Batch, full: bool, states: bool, batch_size: int, limit_gib: float
     ) -> None:
         if full and states:
             raise ValueError("full and states are two ways to keep the same distributions; ask for one")
@@ -66,7 +66,7 @@ class Reference:
         n_targets = sum(int(side.target_BT[:, 1:].sum()) for side in sides)
         device = next(original.parameters()).device
         with evaluating(original), torch.no_grad():
-            for piece in (piece for side in sides for piece in side.chunks(chunk)):
+            for piece in (piece for side in sides for piece in side.chunks(batch_size)):
                 here, keys = piece.to(device), row_keys(piece)
                 whole = _all_tokens(here)
                 if states and self.head is None:

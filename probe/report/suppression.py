@@ -44,7 +44,7 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
         controls=_CONTROLS,
         special_ids=special_ids,
         seed=seed,
-        chunk=size,
+        batch_size=size,
     )
     full, quick = (AnswerScorer(study.tokenizer, size, split.max_length, choices=choices) for choices in (True, False))
     found = dose_response(

@@ -198,7 +198,7 @@ def audit(
     reference: nn.Module | None = None,
     training: Training | None = None,
     reference_run: Run | None = None,
-    chunk: int = 32,
+    batch_size: int = 32,
     progress: bool = False,
 ) -> Audit:
     """Compare a model whose weights were edited with the one before, without any hook.
@@ -214,7 +214,7 @@ def audit(
         reference: a model that never knew the facts.
         training: relearn so on the shown rows (``probe.attacks.relearning``); None leaves that out.
         reference_run: the reference's relearning curves, where they are known from an earlier audit.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
         progress: show bars.
 
     Raises:
@@ -238,7 +238,10 @@ def audit(
         for on, few in rows.items()
     }
     check_site(original, found, site, batches["retain"].select(range(min(_SITE_ROWS, len(retain)))))
-    changes = {on: changed(original, edited, found, site, chosen, batch, chunk=chunk) for on, batch in batches.items()}
+    changes = {
+        on: changed(original, edited, found, site, chosen, batch, batch_size=batch_size)
+        for on, batch in batches.items()
+    }
     if not float(changes["forget"].before_F[list(chosen)].sum()) > 0:
         raise ValueError(
             f"features {list(chosen)[:5]} are never on at {site} on forget rows, so they cannot fall silent"

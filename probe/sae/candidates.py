@@ -119,7 +119,7 @@ def candidates(
     controls: Sequence[Source] = CONTROLS,
     special_ids: Sequence[int],
     seed: int = 0,
-    chunk: int = 32,
+    batch_size: int = 32,
     gate: Calibratable | None = None,
 ) -> list[Candidate]:
     """Every rule x number of features x strength, for the SAE and for the controls.
@@ -141,7 +141,7 @@ def candidates(
         controls: which controls; none is allowed and warned about by those who report.
         special_ids: tokens that count nowhere.
         seed: of random features and dictionary.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
         gate: features are edited only where it is open (``sae.gates``); directions always.
 
     Raises:
@@ -157,7 +157,7 @@ def candidates(
         raise ValueError(f"no control {sorted(unknown)[0]!r}; there are {', '.join(CONTROLS)}")
     found = dictionary(sae)
     check_site(model, found, site, select.retain.select(range(min(_SITE_ROWS, len(select.retain)))))
-    given = _Given(model, site, select, tuple(special_ids), chunk, gate)
+    given = _Given(model, site, select, tuple(special_ids), batch_size, gate)
     made: list[Candidate] = []
     tables = _ranked(given, found, rules)
     made += _of_features(given, found, "SAE", tables, counts, strengths)
@@ -193,7 +193,7 @@ class _Given:
     site: Site
     select: Split
     special_ids: tuple[int, ...]
-    chunk: int
+    batch_size: int
     gate: Calibratable | None
     forget_ND: HiddenND = field(init=False)
     retain_ND: HiddenND = field(init=False)
@@ -201,7 +201,7 @@ class _Given:
     def __post_init__(self) -> None:
         kept = NotIds(self.special_ids)
         for side, batch in (("forget_ND", self.select.forget), ("retain_ND", self.select.retain)):
-            states = harvest(self.model, batch.chunks(self.chunk), [self.site], positions=kept)[self.site]
+            states = harvest(self.model, batch.chunks(self.batch_size), [self.site], positions=kept)[self.site]
             object.__setattr__(self, side, states)
 
 
@@ -222,7 +222,7 @@ def _ranked(given: _Given, found: Dictionary, rules: Sequence[Any]) -> dict[str,
                     *sides,
                     special_ids=given.special_ids,
                     values=any(getattr(r, "needs_values", False) for r in rules),
-                    chunk=given.chunk,
+                    batch_size=given.batch_size,
                 )
             )[given.site]
         table = rank(rule, evidence[kind], given.site)
@@ -284,7 +284,7 @@ def _edits(
     like = retained_in(found, features, given.retain_ND)
     behind = gated(
         given.model, given.site, given.select, found, features, given.gate,
-        positions=NotIds(given.special_ids), chunk=given.chunk,
+        positions=NotIds(given.special_ids), batch_size=given.batch_size,
     )  # fmt: skip
     if behind is None:
         return

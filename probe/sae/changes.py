@@ -70,7 +70,7 @@ def changed(
     features: Sequence[int],
     batch: Batch,
     *,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> Change:
     """Run the same rows through both models and compare the features, token by token.
 
@@ -80,7 +80,7 @@ def changed(
         site: where it reads.
         features: those meant to be silenced.
         batch: the rows; the first token of each is left out.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: another width, or a dictionary that writes elsewhere.
@@ -88,7 +88,7 @@ def changed(
     if sae.width != sae.out_width:
         raise ValueError("a transcoder writes elsewhere than it reads, so what its features write is not in the states")
     before_ND, after_ND = (
-        activations(model, batch, [site], tokens=content, chunk=chunk)[site] for model in (original, edited)
+        activations(model, batch, [site], tokens=content, batch_size=batch_size)[site] for model in (original, edited)
     )
     check_hidden(sae, before_ND)
     rows_FD = sae.directions_FD

@@ -29,7 +29,7 @@ def gated(
     gate: Calibratable | None,
     *,
     positions: Positions,
-    chunk: int,
+    batch_size: int,
 ) -> Callable[[Suppress], Suppress | Gated] | None:
     """What puts an edit of ``features`` behind a gate; its threshold is the 95 % quantile of the retain rows.
 
@@ -41,7 +41,7 @@ def gated(
         features: whose firing opens the gate.
         gate: of ``GATES``; None leaves edits as they are.
         positions: tokens that count.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Returns:
         a function of the edit; None, with a warning, where the gate would never open.
@@ -49,7 +49,7 @@ def gated(
     if gate is None:
         return lambda edit: edit
     retain, forget = (
-        firing(model, rows, site, found, features, positions=positions, chunk=chunk)
+        firing(model, rows, site, found, features, positions=positions, batch_size=batch_size)
         for rows in (split.retain, split.forget)
     )
     if float(torch.quantile(retain.scores(gate), _LEVEL)) >= gate.ceiling:

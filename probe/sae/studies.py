@@ -59,7 +59,14 @@ def run_rank(job: RankJob, data: Data) -> Path:
         shown = first.top(min(job.view, first.available))
         sides = (at.at.split.forget, at.at.split.retain)
         views = feature_views(
-            at.model, at.sae, at.site, at.at.tokenizer, *sides, shown, special_ids=at.special_ids, chunk=data.batch_size
+            at.model,
+            at.sae,
+            at.site,
+            at.at.tokenizer,
+            *sides,
+            shown,
+            special_ids=at.special_ids,
+            batch_size=data.batch_size,
         )
         views.write(folder / "features.html")
         draw_all(_read(folder), folder / "figures", only=("sae_features",), metadata=origin(folder))
@@ -101,7 +108,7 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
         tried = candidates(
             at.model, at.sae, at.site, parts.select, rules=rules, counts=job.counts, strengths=strengths,
             controls=CONTROLS if job.control_edits else (), special_ids=at.special_ids, seed=job.seed,
-            chunk=data.batch_size, gate=GATES.get(job.gate),
+            batch_size=data.batch_size, gate=GATES.get(job.gate),
         )  # fmt: skip
         score, quick = (
             AnswerScorer(at.at.tokenizer, data.batch_size, split.max_length, choices=choices)
@@ -131,7 +138,7 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
 def _ranked(at: Fitted, rules: dict[str, Any], job: RankJob, data: Data) -> tuple[dict[str, FeatureTable], Activity]:
     sides = (at.at.split.forget, at.at.split.retain)
     values = any(getattr(rule, "needs_values", False) for rule in rules.values())
-    given: dict[str, Any] = {"special_ids": at.special_ids, "chunk": data.batch_size}
+    given: dict[str, Any] = {"special_ids": at.special_ids, "batch_size": data.batch_size}
     activity = observe(at.model, {at.site: at.sae}, *sides, values=values, **given)[at.site]
     effects = None
     if any(isinstance(rule, ByEffect) for rule in rules.values()):

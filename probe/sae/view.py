@@ -95,7 +95,7 @@ def feature_views(
     special_ids: Sequence[int],
     contexts: int = 5,
     writes: int = 8,
-    chunk: int = 32,
+    batch_size: int = 32,
 ) -> FeatureViews:
     """Look at features on both sides.
 
@@ -108,7 +108,7 @@ def feature_views(
         special_ids: tokens at which nothing counts.
         contexts: rows shown of a feature, at most.
         writes: tokens shown that it writes.
-        chunk: rows per forward pass.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: unknown features, or a dictionary of another width.
@@ -116,7 +116,7 @@ def feature_views(
     found, ids = dictionary(sae), check_features(sae, features)
     index_K = torch.tensor(ids, dtype=torch.long, device=found.directions_FD.device)
     sides = {
-        on: _seen(model, found, site, batch, index_K, special_ids, chunk)
+        on: _seen(model, found, site, batch, index_K, special_ids, batch_size)
         for on, batch in (("forget", forget), ("retain", retain))
     }
     rates = {on: ((f_BTK > 0).sum((0, 1)) / mask_BT.sum()).tolist() for on, (f_BTK, mask_BT) in sides.items()}
@@ -139,7 +139,7 @@ def feature_views(
 
 
 def _seen(
-    model: nn.Module, found: Any, site: Site, batch: Batch, index_K: Tensor, special_ids: Sequence[int], chunk: int
+    model: nn.Module, found: Any, site: Site, batch: Batch, index_K: Tensor, special_ids: Sequence[int], batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Activations of the chosen features at every ordinary token, 0 elsewhere, and which tokens are ordinary."""
     f_BTK = torch.zeros(*batch.tokens_BT.shape, len(index_K))
@@ -152,7 +152,7 @@ def _seen(
         f_BTK[done : done + len(piece), : one_BTK.shape[1]] = (one_BTK * on_BTK).float().cpu()
         done += len(piece)
 
-    visit(model, batch.chunks(chunk), [site], take)
+    visit(model, batch.chunks(batch_size), [site], take)
     return f_BTK * mask_BT[..., None], mask_BT
 
 

@@ -59,7 +59,7 @@ def build(out: Path, recipe: Recipe) -> dict[str, Any]:
         began = time.perf_counter()
         batch = encode(tokenizer, rows.original)
         site = Site(recipe.sae_layer)
-        fit_sae(activations(bed.original, batch, [site], tokens=content, chunk=128)[site], recipe, folder / "sae")
+        fit_sae(activations(bed.original, batch, [site], tokens=content, batch_size=128)[site], recipe, folder / "sae")
         card["seconds"]["sae"] = round(time.perf_counter() - began, 1)
         card |= measured(bed)
         card["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

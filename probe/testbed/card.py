@@ -56,7 +56,7 @@ def exact_recall(model: nn.Module, tokenizer: Any, rows: Sequence[QA]) -> float:
 def residual_norms(bed: Bed, model: nn.Module) -> list[float]:
     """Mean Euclidean norm of each block's output over all tokens but the first, forget and retain rows alike."""
     sites = [Site(layer) for layer in range(n_layers(model))]
-    states = activations(model, _all_rows(bed), sites, tokens=content, chunk=128)
+    states = activations(model, _all_rows(bed), sites, tokens=content, batch_size=128)
     return [states[site].norm(dim=1).mean().item() for site in sites]
 
 
@@ -67,7 +67,7 @@ def sae_quality(bed: Bed) -> dict[str, Any]:
     """
     layer = bed.sae_site.layer
     near = [Site(other) for other in (layer - 1, layer, layer + 1) if 0 <= other < n_layers(bed.original)]
-    states = activations(bed.original, _all_rows(bed), near, tokens=content, chunk=128)
+    states = activations(bed.original, _all_rows(bed), near, tokens=content, batch_size=128)
     sae = dictionary(bed.sae)
     with torch.no_grad():
         active_NF = sae.active(sae.encode(states[bed.sae_site]))
