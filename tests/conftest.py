@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # Models here are tiny: a second thread costs more in waiting than it brings.
 torch.set_num_threads(1)
+
+# On a busy machine any example may take long.
+settings.register_profile("probe", deadline=None)
+settings.load_profile("probe")
 
 
 def shared_folder() -> Path:

@@ -197,7 +197,7 @@ def test_forget_quality_agrees_with_scipy(n):
     assert forget_quality(np.ones(n), np.append(np.ones(n - 1), 2.0)).p == pytest.approx(1, abs=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=30), st.lists(st.floats(0.01, 100), min_size=2, max_size=30))
 def test_forget_quality_ignores_inversion_and_side(first, second):
     a, b = np.array(first), np.array(second)
@@ -287,7 +287,7 @@ def test_repetition_and_compression_63():
     assert compression_ratio("naïve") == len(zlib.compress("naïve".encode())) / 6
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 5), max_size=40))
 def test_text_numbers_stay_in_range(tokens):
     assert 0 <= token_entropy(tokens) <= 1 + 1e-12
@@ -298,7 +298,7 @@ def test_text_numbers_stay_in_range(tokens):
 # Privacy
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.lists(st.integers(0, 6), min_size=1, max_size=20))
 def test_auc_agrees_with_scikit_learn(member, other):
     from sklearn.metrics import roc_auc_score

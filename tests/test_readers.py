@@ -216,7 +216,7 @@ def test_plain_texts(tmp_path):
 # Where a record begins
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(
         st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=5), min_size=1), min_size=1, max_size=6

@@ -210,7 +210,7 @@ def server(llama, tokenizer, tmp_path_factory):
         CONFIG.APP.REMOTE_LOGGING = False
         yield url, TransformersModel(str(folder), tokenizer=tokenizer, task="text-generation")
         process.stdin.close()
-        process.wait(20)
+        process.wait()
 
 
 def test_the_server_gives_the_hooks_bits_without_the_package(llama, server):

@@ -20,6 +20,7 @@ from probe.sweep.cell import read_shard, share
 from probe.sweep.quiet import NoBars
 
 # Without torch, so that starting it 30 times is quick. Runs as shard i of n if two more arguments say so.
+# Each cell takes a byte of stdin and waits for one while it is open, so no test has to be faster than this is.
 SLOW_SWEEP = """
 import os, sys, time
 import numpy as np
@@ -27,7 +28,8 @@ from probe.sweep import grid, sweep
 def run(layer, seed):
     with open(sys.argv[2], "a") as log:
         log.write(f"{layer} {seed}\\n")
-    time.sleep(0.01)
+    os.read(0, 1)
+    time.sleep(0.001)
     drawn = float(np.random.random())
     return {"score": layer / 7 + seed, "drawn": drawn, "name": "line\\u2028end", "curve_T": np.arange(50) * drawn}
 shard = tuple(map(int, sys.argv[3:])) or None
@@ -41,19 +43,30 @@ def score(layer, seed):
     return {"score": layer * 10.0 + seed}
 
 
-def started(folder, log, *shard):
+def started(folder, log, *shard, stdin=subprocess.DEVNULL):
     command = [sys.executable, "-c", SLOW_SWEEP, str(folder), str(log), *map(str, shard)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=stdin, stderr=subprocess.PIPE, text=True)
 
 
-def running(folder, log, *shard):
-    """The process once it has the sweep's lock."""
-    process = started(folder, log, *shard)
+def running(folder, log, *shard, cells=0):
+    """The process once it has the sweep's lock; after so many cells it waits in the next one."""
+    process = started(folder, log, *shard, stdin=subprocess.PIPE)
+    process.stdin.write("." * cells)
+    process.stdin.flush()
     lock = folder / ("lock-{}-of-{}".format(*shard) if shard else "lock")
     while not lock.is_file() or f"process {process.pid} on" not in lock.read_text():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.002)
     return process
+
+
+def kill_after(process, folder, cells):
+    """Kill it once so many cells are in the journals."""
+    while len(finished(folder)) < cells:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
 
 
 def finished(folder):
@@ -78,7 +91,7 @@ def content(folder):
 def whole(tmp_path_factory):
     """The sweep as it ends if nothing happens to it."""
     folder = tmp_path_factory.mktemp("sweep") / "whole"
-    assert started(folder, folder.parent / "log").wait(60) == 0
+    assert started(folder, folder.parent / "log").wait() == 0
     assert len(load(folder)) == CELLS
     return folder
 
@@ -102,16 +115,11 @@ def test_results_are_read_back_flat(tmp_path):
 def test_kills_lose_and_repeat_nothing_and_leave_the_same_bytes(whole, tmp_path):
     folder, log = tmp_path / "killed", tmp_path / "log"
     moment, kills, seen = random.Random(0), 12, [(0, set())]
-    for kill in range(kills):
-        process = running(folder, log)
-        # However busy the machine is, cells are finished before most kills, and some are left after the last one.
-        wanted = min(len(seen[-1][1]) + moment.randint(0, 9), CELLS - 3 * (kills - kill))
-        while len(finished(folder)) < wanted:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.002)
-        time.sleep(moment.uniform(0, 0.01))
-        process.kill()
-        process.wait()
+    for _ in range(kills):
+        # The kill comes anywhere among a few cells, or while it waits in the one after them.
+        ahead = moment.randint(1, 10)
+        process = running(folder, log, cells=ahead)
+        kill_after(process, folder, len(seen[-1][1]) + moment.randint(0, ahead))
         assert not (folder / "results.jsonl").exists()
         done = finished(folder)
         # Whatever was finished before is still there, and can be read.
@@ -120,7 +128,7 @@ def test_kills_lose_and_repeat_nothing_and_leave_the_same_bytes(whole, tmp_path)
             assert len(load(folder)) == len(done)
         seen.append((len(log.read_text().splitlines()) if log.is_file() else 0, done))
     assert 0 < len(seen[-1][1]) < CELLS
-    assert started(folder, log).wait(60) == 0
+    assert started(folder, log).wait() == 0
     assert content(folder) == content(whole)
     # A cell under way when the kill came is run again; one in the journal never is.
     runs = log.read_text().splitlines()
@@ -131,20 +139,13 @@ def test_kills_lose_and_repeat_nothing_and_leave_the_same_bytes(whole, tmp_path)
 
 def test_four_shards_equal_one_run_byte_for_byte(whole, tmp_path):
     folder = tmp_path / "shards"
-    several = [running(folder, tmp_path / f"log-{i}", i, 4) for i in (1, 2, 3)]
     # The fourth is killed and comes back when the others are through, so it is the one to join.
-    process = running(folder, tmp_path / "log-4", 4, 4)
-    journal = folder / "journal-4-of-4.jsonl"
-    while not journal.is_file() or not journal.read_bytes().count(b"\n"):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    for one in several:
-        assert one.wait(60) == 0, one.stderr.read()
+    kill_after(running(folder, tmp_path / "log-4", 4, 4, cells=5), folder, 2)
+    for one in [started(folder, tmp_path / f"log-{i}", i, 4) for i in (1, 2, 3)]:
+        assert one.wait() == 0, one.stderr.read()
     assert not (folder / "results.jsonl").exists()
     assert CELLS * 3 // 4 <= len(load(folder)) < CELLS
-    assert started(folder, tmp_path / "log-4", 4, 4).wait(60) == 0
+    assert started(folder, tmp_path / "log-4", 4, 4).wait() == 0
     assert content(folder) == content(whole)
     runs = [line for i in (1, 2, 3) for line in (tmp_path / f"log-{i}").read_text().splitlines()]
     assert len(runs) == len(set(runs)) == CELLS * 3 // 4
@@ -461,12 +462,12 @@ def test_changed_code_is_warned_about_and_keeps_what_is_finished_72(tmp_path):
 
 
 def test_sigterm_ends_with_143_and_keeps_what_is_done_77(tmp_path):
-    process = running(tmp_path, tmp_path / "log")
+    process = running(tmp_path, tmp_path / "log", cells=5)
     journal = tmp_path / "journal.jsonl"
-    while not journal.is_file() or journal.read_bytes().count(b"\n") < 3:
-        time.sleep(0.01)
+    while len(finished(tmp_path)) < 3:
+        time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait() == 143
     assert len(load(tmp_path)) >= 3
     assert all(json.loads(line) for line in journal.read_bytes().split(b"\n")[:-1])
 
