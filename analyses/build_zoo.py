@@ -17,7 +17,6 @@ import tyro
 
 from analyses.zoo_claims import METHOD_FAMILIES, extras
 from analyses.zoo_models import MEMBERS, Ground, Label, Member, Subject, ground
-from probe.attacks.curves import Training
 from probe.attacks.relearning import relearn
 from probe.attacks.score import Score
 from probe.datasets import rows_hash
@@ -128,8 +127,8 @@ def part_of(arguments: Arguments, seed: int, part: int) -> Path:
 def relearned(model: Any, other: Material) -> Score:
     """Held-out scores at the end of relearning, on rows that the verdict's own relearning only shows."""
     p = other.protocol
-    training = Training(steps=p.late, lr=p.lr, batch_size=p.batch_size, seeds=(p.seed + 1,))
-    return relearn(model, other.facts, training).model.held[0][-1]
+    settings = {"steps": p.late, "lr": p.lr, "batch_size": p.batch_size}
+    return relearn(model, other.facts, seeds=(p.seed + 1,), **settings).model.held[0][-1]
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from analyses.subjects import Subject
-from probe.attacks.curves import Run, Training
+from probe.attacks.curves import Run
 from probe.attacks.facts import Facts, divided
 from probe.attacks.relearning import relearn
 from probe.data import QA, Batch, encode
@@ -26,7 +26,7 @@ GROUPS = {"rephrased": ("rephrased",), "collapsed": ("gibberish", "empty"), "wro
 LONGEST = 16
 DRAWS = 4
 # A short attack: what is asked is whether knowledge is near, not how much of it a long one brings back.
-RELEARNING = Training(steps=8, lr=3e-4, batch_size=12)
+RELEARNING = {"steps": 8, "lr": 3e-4, "batch_size": 12}
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def material(study: Subject) -> Material:
     forgotten = {name: float(np.quantile(values_N, 0.95)) for name, values_N in _metrics(suite).items()}
     facts = divided(study.tokenizer, rows, share=0.5, by="row", seed=0, template=split.template, choices=False)
     retain = [split.retain.select(range(start, start + study.rows[1])) for start in (0, 400)]
-    never = relearn(study.retrained, facts, RELEARNING).model
+    never = relearn(study.retrained, facts, **RELEARNING).model
     forget = split.forget.select(range(len(rows)))
     return Material(study, rows, forget, responses, retain[0], retain[1], floor, forgotten, facts, never)
 
@@ -99,7 +99,7 @@ def questions(given: Material) -> dict[str, Callable[[nn.Module], Mapping[str, f
         return dict(zip(found.names, found.loglikelihood, strict=True))
 
     def relearning(model: nn.Module) -> Mapping[str, float]:
-        curves = relearn(model, given.facts, RELEARNING, reference=given.never)
+        curves = relearn(model, given.facts, retrained=given.never, **RELEARNING)
         return {"after": curves.curve()[0, -1], "excess": curves.excess_at(RELEARNING.steps).mean}
 
     return {

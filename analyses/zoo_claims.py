@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from analyses.zoo_models import Ground
-from probe.attacks.curves import Training
 from probe.attacks.facts import Facts
 from probe.attacks.finetuning import finetune
 from probe.attacks.prompts import JAILBREAKS, prompted
@@ -51,8 +50,9 @@ def extras(model: nn.Module, given: Ground, asked: Material) -> dict[str, float]
     facts, p = asked.facts, asked.protocol
     plain = Facts(facts.shown, facts.held, facts.tokenizer, AnswerScorer(facts.tokenizer, choices=False))
     asking = prompted(model, plain, JAILBREAKS).best
-    training = Training(steps=p.late, lr=p.lr, batch_size=p.batch_size)
-    other = finetune(model, facts, encode(given.tokenizer, given.half.retain), training).recovery.model.after
+    elsewhere = encode(given.tokenizer, given.half.retain)
+    curves = finetune(model, facts, data=elsewhere, steps=p.late, lr=p.lr, batch_size=p.batch_size)
+    other = curves.recovery.model.after
     rounded = quantise(model, facts, bits=4).model.after
     found = {
         "jailbreak_probability": float(asking.model.after.probability_N.mean()),

@@ -32,15 +32,15 @@ def curves_of_seeds(bed: Any, facts: Facts, training: Training, repeats: int) ->
 
     def one_by_one() -> list[Curves]:
         alone = [replace(training, seeds=(seed,)) for seed in training.seeds]
-        return [relearn(bed.original, facts, one, reference=bed.retrained) for one in alone]
+        return [relearn(bed.original, facts, retrained=bed.retrained, **vars(one)) for one in alone]
 
     def together() -> Curves:
-        return relearn(bed.original, facts, training, reference=bed.retrained)
+        return relearn(bed.original, facts, retrained=bed.retrained, **vars(training))
 
-    kept = together().reference
+    kept = together().retrained
 
     def reused() -> Curves:
-        return relearn(bed.original, facts, training, reference=kept)
+        return relearn(bed.original, facts, retrained=kept, **vars(training))
 
     judge, found, again = one_by_one(), together(), reused()
     for of in ("model", "reference"):

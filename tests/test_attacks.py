@@ -160,12 +160,12 @@ def recovery(before, after, reference_before=None, reference_after=None):
 
 def test_findings_say_what_the_reference_implies():
     assert recovery(0.1, 0.1).finding() == "nothing recovered"
-    assert recovery(0.1, 0.9).finding() == "recovered; no reference to compare with"
+    assert recovery(0.1, 0.9).finding() == "recovered; no retrained model to compare with"
     assert recovery(0.1, 0.9, 0.3, 0.3).finding() == "recovered"
     assert recovery(0.1, 0.9, 0.3, 0.6).finding() == "recovered, though part of it was never known"
     assert recovery(0.1, 0.9, 0.3, 0.9).finding() == "extracts what was never known"
     assert recovery(0.1, 0.3, 0.3, 0.3).finding() == "no more than a model that never knew"
-    with pytest.raises(ValueError, match="without a reference"):
+    with pytest.raises(ValueError, match="without a retrained model"):
         recovery(0.1, 0.9).excess()
 
 
@@ -203,7 +203,7 @@ def test_a_reference_that_knows_is_refused_with_the_number(bed):
     known = check_never_known(bed.retrained, facts, limit=0.3)
     suite = answer_suite(bed.retrained, bed.tokenizer, bed.split.forget_rows[:20], Template(), with_generation=False)
     assert known == pytest.approx((suite.means()["choice_accuracy"] - 1 / 6) / (5 / 6))
-    with pytest.raises(ValueError, match=r"the reference knows 1 of the facts \(chosen among wrong answers"):
+    with pytest.raises(ValueError, match=r"the retrained model knows 1 of the facts \(chosen among wrong answers"):
         check_never_known(bed.original, facts, limit=0.2)
     plain = replace(facts, score=AnswerScorer(bed.tokenizer, choices=False))
     with pytest.raises(ValueError, match="given back by greedy decoding"):
@@ -222,20 +222,19 @@ def test_scores_of_other_rows_are_not_averaged():
 
 def test_relearning_gets_hidden_facts_back_that_were_not_shown_and_leaves_no_trace(bed, hidden, facts):
     before = weights_hash(hidden), weights_hash(bed.retrained)
-    training = Training(steps=16, lr=3e-4, batch_size=15, at=(8,))
-    curves = relearn(hidden, facts, training, reference=bed.retrained)
+    curves = relearn(hidden, facts, steps=16, lr=3e-4, batch_size=15, at=(8,), retrained=bed.retrained)
     assert (weights_hash(hidden), weights_hash(bed.retrained)) == before
     assert curves.steps == (0, 8, 16)
     assert curves.curve()[0, -1] > 0.8
-    assert curves.curve(of="reference")[0, -1] < 0.5
-    assert curves.curve(on="shown", of="reference")[0, -1] > 0.9
+    assert curves.curve(of="retrained")[0, -1] < 0.5
+    assert curves.curve(on="shown", of="retrained")[0, -1] > 0.9
     assert curves.recovery.finding() == "recovered"
-    assert curves.excess().mean == pytest.approx(curves.area().mean - curves.area(of="reference").mean)
-    assert curves.excess_at(16).mean == pytest.approx(curves.curve()[0, -1] - curves.curve(of="reference")[0, -1])
+    assert curves.excess().mean == pytest.approx(curves.area().mean - curves.area(of="retrained").mean)
+    assert curves.excess_at(16).mean == pytest.approx(curves.curve()[0, -1] - curves.curve(of="retrained")[0, -1])
     with pytest.raises(ValueError, match="step 3 was not scored"):
         curves.excess_at(3)
-    short = Training(steps=3, lr=3e-4, batch_size=15)
-    np.testing.assert_array_equal(relearn(hidden, facts, short).curve(), relearn(hidden, facts, short).curve())
+    short = {"steps": 3, "lr": 3e-4, "batch_size": 15}
+    np.testing.assert_array_equal(relearn(hidden, facts, **short).curve(), relearn(hidden, facts, **short).curve())
 
 
 def test_no_steps_change_nothing_and_untouched_seeds_differ(facts):
@@ -245,10 +244,10 @@ def test_no_steps_change_nothing_and_untouched_seeds_differ(facts):
 
     model = tiny_llama(vocab_size=1024)
     blank = replace(facts, score=at_random)
-    still = relearn(model, blank, Training(steps=0, lr=1e-3, batch_size=4))
+    still = relearn(model, blank, steps=0, lr=1e-3, batch_size=4)
     assert still.steps == (0,)
     assert still.recovery.gain().mean == 0
-    moved = relearn(model, blank, Training(steps=2, lr=1e-3, batch_size=4, seeds=(0, 1)))
+    moved = relearn(model, blank, steps=2, lr=1e-3, batch_size=4, seeds=(0, 1))
     assert moved.curve()[0, 0] == moved.curve()[1, 0]
     assert moved.curve()[0, 1] != moved.curve()[1, 1]
 
@@ -264,7 +263,7 @@ def test_weights_come_back_after_an_exception(facts):
         return Score(np.zeros(len(rows)), np.zeros(len(rows)))
 
     with pytest.raises(RuntimeError, match="fell over"):
-        relearn(model, replace(facts, score=falls_over), Training(steps=2, lr=1e-2, batch_size=4))
+        relearn(model, replace(facts, score=falls_over), steps=2, lr=1e-2, batch_size=4)
     assert same(model, before)
     assert not model.lm_head.weight.requires_grad
     addresses = [p.data_ptr() for p in model.parameters()]
@@ -282,7 +281,7 @@ def test_training_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="different numbers"):
         Training(steps=5, lr=1e-3, batch_size=4, seeds=(0, 0))
     rob = RELEARNING["rob-rel"]
-    assert (rob.steps, rob.batch_size, rob.lr, FINETUNING["rob-ft"].steps) == (100, 4, 2e-5, 250)
+    assert (rob["steps"], rob["batch_size"], rob["lr"], FINETUNING["rob-ft"]["steps"]) == (100, 4, 2e-5, 250)
 
 
 def test_fine_tuning_refuses_rows_that_are_facts(bed, facts):
@@ -290,13 +289,15 @@ def test_fine_tuning_refuses_rows_that_are_facts(bed, facts):
         finetune(
             bed.retrained,
             facts,
-            encode(bed.tokenizer, (*bed.world[:3], *facts.held[:2])),
-            Training(steps=1, lr=1e-4, batch_size=4),
+            data=encode(bed.tokenizer, (*bed.world[:3], *facts.held[:2])),
+            steps=1,
+            lr=1e-4,
+            batch_size=4,
         )
 
 
 def test_fine_tuning_elsewhere_is_measured_on_the_facts(bed, hidden, facts):
-    curves = finetune(hidden, facts, bed.world_batch, Training(steps=10, lr=3e-4, batch_size=16))
+    curves = finetune(hidden, facts, data=bed.world_batch, steps=10, lr=3e-4, batch_size=16)
     assert curves.attack == "fine-tuning"
     assert curves.curve()[0, -1] > curves.curve()[0, 0]
 
@@ -390,24 +391,24 @@ def test_nf4_is_that_of_bitsandbytes():
 
 
 def test_eight_bits_hardly_change_a_score(bed, hidden, facts):
-    fine = quantise(hidden, facts, bits=16, reference=bed.retrained)
+    fine = quantise(hidden, facts, bits=16, retrained=bed.retrained)
     np.testing.assert_allclose(fine.model.after.probability_N, fine.model.before.probability_N, atol=2e-3)
     coarse = quantise(bed.original, facts, bits=3)
     assert coarse.model.after.probability_N.mean() < coarse.model.before.probability_N.mean()
 
 
 def test_mixing_ends_are_the_two_models(bed, hidden, facts):
-    line = mix_back(hidden, facts, bed.original, [0.5, 1.0], reference=bed.retrained)
+    line = mix_back(hidden, facts, alphas=[0.5, 1.0], original=bed.original, retrained=bed.retrained)
     own, whole = (facts.score(model, facts.held, facts.template) for model in (hidden, bed.original))
     assert line.alphas == (0.0, 0.5, 1.0)
     np.testing.assert_array_equal(line.scores[0].probability_N, own.probability_N)
     np.testing.assert_array_equal(line.scores[-1].probability_N, whole.probability_N)
-    np.testing.assert_array_equal(line.reference_scores[-1].probability_N, whole.probability_N)
+    np.testing.assert_array_equal(line.retrained_scores[-1].probability_N, whole.probability_N)
     assert line.recovery(1.0).gain().mean == pytest.approx(line.curve()[-1] - line.curve()[0])
     with pytest.raises(ValueError, match=r"alpha 0.3 was not measured"):
         line.recovery(0.3)
     with pytest.raises(ValueError, match="mixing weight"):
-        mix_back(hidden, facts, bed.original, [1.5])
+        mix_back(hidden, facts, alphas=[1.5], original=bed.original)
 
 
 # Prompts
@@ -437,7 +438,7 @@ def test_prompts_refuse_to_give_answers_away(bed, facts):
 
 def test_the_best_prompt_is_chosen_on_shown_rows(bed, hidden, facts):
     found = prompted(
-        hidden, facts, [JAILBREAKS[0], JAILBREAKS[-1], few_shot(bed.split.retain_rows, 2)], reference=bed.retrained
+        hidden, facts, [JAILBREAKS[0], JAILBREAKS[-1], few_shot(bed.split.retain_rows, 2)], retrained=bed.retrained
     )
     reached = found.best.model.found["on_shown"]
     chosen = found.best.model.found["prompt"]
@@ -491,11 +492,11 @@ def test_vectors_in_front_equal_embeddings_given_to_the_model(bed):
 
 def test_soft_prompts_learn_and_are_run_against_the_reference(bed, hidden, facts):
     settings = {"length": 4, "lr": 0.05, "batch_size": 8, "seed": 0}
-    found = soft_prompt(hidden, facts, steps=15, reference=bed.retrained, **settings)
+    found = soft_prompt(hidden, facts, steps=15, retrained=bed.retrained, **settings)
     losses = found.model.found["losses"]
     assert len(losses) == 15
     assert losses[-1] < 0.8 * losses[0]
-    assert len(found.reference.found["losses"]) == 15
+    assert len(found.retrained.found["losses"]) == 15
     assert not our_hooks(hidden)
     still = soft_prompt(hidden, facts, steps=0, **settings)
     assert still.model.found["losses"] == ()
@@ -505,8 +506,8 @@ def test_soft_prompts_learn_and_are_run_against_the_reference(bed, hidden, facts
 
 def test_gcg_never_makes_it_worse_and_scores_what_it_searched(bed, hidden, facts):
     few = replace(facts, shown=facts.shown[:4])
-    search = Search(length=4, steps=4, top_k=16, candidates=12, seed=0)
-    found = gcg(hidden, few, search).model.found
+    search = {"length": 4, "steps": 4, "top_k": 16, "candidates": 12}
+    found = gcg(hidden, few, **search).model.found
     losses = found["losses"]
     assert len(losses) == 5
     assert all(later <= earlier for earlier, later in pairwise(losses))
@@ -520,8 +521,8 @@ def test_gcg_never_makes_it_worse_and_scores_what_it_searched(bed, hidden, facts
     with torch.no_grad():
         judged = hidden(**{**batch.inputs, "input_ids": ids_BT}, labels=ids_BT.masked_fill(~batch.target_BT, -100)).loss
     assert float(judged) == pytest.approx(losses[-1], rel=1e-5)
-    assert gcg(hidden, few, search).model.found["tokens"] == found["tokens"]
-    assert gcg(hidden, few, replace(search, batch_size=4)).model.found["tokens"] == found["tokens"]
+    assert gcg(hidden, few, **search).model.found["tokens"] == found["tokens"]
+    assert gcg(hidden, few, **search | {"batch_size": 4}).model.found["tokens"] == found["tokens"]
     with pytest.raises(ValueError, match="at least 1"):
         Search(length=0, steps=1, top_k=1, candidates=1, seed=0)
 
@@ -590,7 +591,7 @@ def test_a_direction_that_was_added_is_found_and_taken_away(bed, facts):
     push_D = 40 * torch.nn.functional.normalize(torch.randn(128, generator=torch.Generator().manual_seed(0)), dim=0)
     # Llama has no bias to shift; a unit of the MLP that is always on would do the same, so an edit stands in.
     with edited(shifted, {Site(5): Steer(push_D, scale=1.0)}):
-        found = steer_back(shifted, facts, bed.original, layers=[4, 5], modes=["subtract"])
+        found = steer_back(shifted, facts, original=bed.original, layers=[4, 5], modes=["subtract"])
     # Below the push nothing differs, so only layer 5 is left.
     assert found.model.found["layer"] == 5
     assert found.model.found["norms"][4] == 0
@@ -599,11 +600,11 @@ def test_a_direction_that_was_added_is_found_and_taken_away(bed, facts):
 
 
 def test_steering_back_refuses_and_finds_nothing_where_nothing_was_added(bed, facts):
-    same_model = steer_back(bed.original, facts, bed.original)
+    same_model = steer_back(bed.original, facts, original=bed.original)
     assert same_model.model.found["layer"] is None
     assert same_model.finding() == "nothing recovered"
     with pytest.raises(ValueError, match="modes among subtract and ablate"):
-        steer_back(bed.original, facts, bed.original, modes=[])
+        steer_back(bed.original, facts, original=bed.original, modes=[])
     with pytest.raises(ValueError, match="different architecture"):
         added_directions(bed.original, tiny_llama(), facts, [0])
 
@@ -628,15 +629,17 @@ def test_setting_features_is_exact_on_the_chosen_and_leaves_the_rest(bed):
 
 
 def test_features_that_fell_are_set_back(bed, hidden, facts):
-    found = reactivate(hidden, facts, bed.original, bed.sae, bed.sae_site, n_features=[0, 5], reference=bed.retrained)
+    found = reactivate(
+        hidden, facts, original=bed.original, sae=bed.sae, site=bed.sae_site, n_features=[0, 5], retrained=bed.retrained
+    )
     on_shown = found.model.found["on_shown"]
     assert set(on_shown) == {(0, 1.0), (5, 1.0)}
     plain = facts.score(hidden, facts.shown, facts.template).probability_N.mean()
     assert on_shown[0, 1.0] == pytest.approx(plain)
     with pytest.raises(ValueError, match=r"n_features must lie in 0..1024"):
-        reactivate(hidden, facts, bed.original, bed.sae, bed.sae_site, n_features=[2000])
+        reactivate(hidden, facts, original=bed.original, sae=bed.sae, site=bed.sae_site, n_features=[2000])
     with pytest.raises(ValueError, match="the SAE"):
-        reactivate(hidden, facts, bed.original, bed.sae, Site(0), n_features=[1])
+        reactivate(hidden, facts, original=bed.original, sae=bed.sae, site=Site(0), n_features=[1])
 
 
 def test_nothing_is_left_on_the_models(bed, hidden):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from probe.attacks.curves import Training
 from probe.attacks.facts import divided
 from probe.attacks.relearning import relearn
 from probe.checkpoints import weights_hash
@@ -57,7 +56,7 @@ def questions(bed, rows):
     facts = divided(bed.tokenizer, rows, share=0.5, by="row", seed=0, choices=False)
     return {
         "careless": careless,
-        "relearning": lambda m: relearn(m, facts, Training(2, 1e-2, 4)).recovery.model.after.means(),
+        "relearning": lambda m: relearn(m, facts, steps=2, lr=1e-2, batch_size=4).recovery.model.after.means(),
         "rows": lambda m: [Row("?", "norms", "norm", m.lm_head.weight.norm().item(), layer=1)],
     }
 

@@ -91,7 +91,7 @@ class Curves:
         attack: its name.
         training: how it trained.
         steps: where rows were scored.
-        model, reference: the scores.
+        model, retrained: the scores.
         groups: the group of each held-out row.
     """
 
@@ -99,7 +99,7 @@ class Curves:
     training: Training
     steps: tuple[int, ...]
     model: Run = field(repr=False)
-    reference: Run | None = field(repr=False)
+    retrained: Run | None = field(repr=False)
     groups: tuple[str, ...] = field(repr=False)
 
     def curve(
@@ -107,35 +107,35 @@ class Curves:
         measure: Measure = "probability",
         *,
         on: Literal["held", "shown"] = "held",
-        of: Literal["model", "reference"] = "model",
+        of: Literal["model", "retrained"] = "model",
     ) -> CurveKS:
         """Mean over rows, by seed and step."""
-        run = self.model if of == "model" else self._reference()
+        run = self.model if of == "model" else self._retrained()
         scores = run.held if on == "held" else run.shown
         return np.array([[score.of(measure).mean() for score in seed] for seed in scores])
 
-    def area(self, measure: Measure = "probability", *, of: Literal["model", "reference"] = "model") -> Interval:
+    def area(self, measure: Measure = "probability", *, of: Literal["model", "retrained"] = "model") -> Interval:
         """Mean height of the held-out curve over the steps (trapezoids), with its interval over seeds."""
         return interval(_heights(self.curve(measure, of=of), self.steps), within=(0.0, 1.0))
 
     def excess(self, measure: Measure = "probability") -> Interval:
-        """Area of the model less that of the reference, seed by seed: above 0, knowledge was left to come back.
+        """Area of the model less that of the retrained model, seed by seed: above 0, knowledge was left to come back.
 
-        A model that starts far below the reference pays for its start in the area; ``excess_at`` does not.
+        A model that starts far below the retrained model pays for its start in the area; ``excess_at`` does not.
         """
-        ours, theirs = self.curve(measure), self.curve(measure, of="reference")
+        ours, theirs = self.curve(measure), self.curve(measure, of="retrained")
         return interval(_heights(ours - theirs, self.steps), within=(-1.0, 1.0))
 
     def excess_at(self, step: int, measure: Measure = "probability") -> Interval:
-        """The model less the reference after ``step`` steps, with its interval over seeds.
+        """The model less the retrained model after ``step`` steps, with its interval over seeds.
 
         Raises:
-            ValueError: there is no reference, or a step at which nothing was scored.
+            ValueError: there is no retrained model, or a step at which nothing was scored.
         """
         if step not in self.steps:
             raise ValueError(f"step {step} was not scored; the steps are {self.steps}")
         k = self.steps.index(step)
-        apart_K = self.curve(measure)[:, k] - self.curve(measure, of="reference")[:, k]
+        apart_K = self.curve(measure)[:, k] - self.curve(measure, of="retrained")[:, k]
         return interval(apart_K, within=(-1.0, 1.0))
 
     @property
@@ -148,20 +148,22 @@ class Curves:
             "seeds": self.training.seeds,
             "parameters": self.training.parameters,
         }
-        theirs = None if self.reference is None else _outcome(self.reference)
+        theirs = None if self.retrained is None else _outcome(self.retrained)
         return Recovery(self.attack, settings, _outcome(self.model), theirs, self.groups)
 
     def _repr_html_(self) -> str:
         columns = {"model": self.curve().mean(0)}
-        if self.reference is not None:
-            columns["never knew"] = self.curve(of="reference").mean(0)
+        if self.retrained is not None:
+            columns["never knew"] = self.curve(of="retrained").mean(0)
         note = f"{self.attack}: probability of held-out answers; {self.recovery.finding()}"
         return table({"step": self.steps, **columns}, note=note)
 
-    def _reference(self) -> Run:
-        if self.reference is None:
-            raise ValueError(f"{self.attack} was run without a reference; pass a model that never knew the facts")
-        return self.reference
+    def _retrained(self) -> Run:
+        if self.retrained is None:
+            raise ValueError(
+                f"{self.attack} was run without a retrained model; pass retrained=, one that never knew the facts"
+            )
+        return self.retrained
 
 
 def trained(
@@ -172,13 +174,13 @@ def trained(
     data: Batch,
     training: Training,
     *,
-    reference: nn.Module | Run | None,
+    retrained: nn.Module | Run | None,
     progress: bool,
 ) -> Curves:
     """Fine-tune for every seed, score on the way, and give every weight its bits back.
 
     Raises:
-        ValueError: the reference's curves are of another attack.
+        ValueError: the retrained model's curves are of another attack.
     """
     conditions = _conditions(attack, facts, objective, data, training)
 
@@ -191,15 +193,15 @@ def trained(
         held, shown_rows = (tuple(tuple(pair[side] for pair in seed) for seed in seeds) for side in (0, 1))
         return Run(held, shown_rows, conditions)
 
-    if isinstance(reference, Run):
-        theirs: Run | None = reference
-        if reference.conditions != conditions:
+    if isinstance(retrained, Run):
+        theirs: Run | None = retrained
+        if retrained.conditions != conditions:
             raise ValueError(
-                f"the reference's curves were not made by this {attack}: its rows, scoring, objective or training "
-                "differ; pass the reference model itself"
+                f"the retrained model's curves were not made by this {attack}: its rows, scoring, objective or "
+                "training differ; pass the retrained model itself"
             )
     else:
-        theirs = None if reference is None else run(reference, f"{attack} (reference)")
+        theirs = None if retrained is None else run(retrained, f"{attack} (retrained)")
     return Curves(attack, training, training.scored, run(model, attack), theirs, facts.held_groups)
 
 

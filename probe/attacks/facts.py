@@ -3,12 +3,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 
 from probe.attacks.score import AnswerScorer, Scorer
-from probe.data import QA, Batch, Template, encode
+from probe.data import QA, Batch, Split, Template, encode
+
+
+@runtime_checkable
+class Studied(Protocol):
+    """What an attack reads of a study (``probe.Study``): rows, tokenizer, and the models beside the one attacked."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def split(self) -> Split: ...
+    @property
+    def original(self) -> nn.Module: ...
+    @property
+    def retrained(self) -> nn.Module | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +83,9 @@ def divided(
     tokenizer: Any,
     rows: Sequence[QA],
     *,
-    share: float,
-    by: Literal["row", "group"],
-    seed: int,
+    share: float = 0.5,
+    by: Literal["row", "group"] = "row",
+    seed: int = 0,
     template: Template = Template(),
     batch_size: int = 64,
     max_length: int = 256,
@@ -112,3 +127,53 @@ def divided(
     shown = tuple(row for i, row in enumerate(rows) if i in chosen)
     held = tuple(row for i, row in enumerate(rows) if i not in chosen)
     return Facts(shown, held, tokenizer, scorer, template, max_length)
+
+
+def facts_of(
+    study: Facts | Studied, *, share: float = 0.5, by: Literal["row", "group"] = "row", seed: int = 0
+) -> Facts:
+    """The forget rows of a study, divided by ``divided`` and scored under its own template; facts stay as they are.
+
+    Args:
+        study: anything with ``tokenizer`` and ``split``.
+        share, by, seed: as in ``divided``; facts are divided already, and these are not read.
+
+    Raises:
+        ValueError: as ``divided``.
+    """
+    if isinstance(study, Facts):
+        return study
+    split = study.split
+    return divided(
+        study.tokenizer,
+        split.forget_rows,
+        share=share,
+        by=by,
+        seed=seed,
+        template=split.template,
+        max_length=split.max_length,
+    )
+
+
+def prepared(study: Facts | Studied, retrained: Any) -> tuple[Facts, Any]:
+    """What every attack begins with: divided facts, and the model that never knew, from the study where none is given.
+
+    Raises:
+        ValueError: as ``divided``.
+    """
+    if retrained is None and not isinstance(study, Facts):
+        return facts_of(study), study.retrained
+    return facts_of(study), retrained
+
+
+def original_of(study: Facts | Studied, original: nn.Module | None) -> nn.Module:
+    """The model before unlearning: the one given, or the study's.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if original is not None:
+        return original
+    if isinstance(study, Facts):
+        raise ValueError("facts hold no original model; pass original=, the model before unlearning, or a study")
+    return study.original

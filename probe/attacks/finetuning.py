@@ -1,26 +1,35 @@
 """Out-of-domain fine-tuning: train on something else and see whether the forgotten comes back."""
 
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
 from probe.attacks.curves import Curves, Run, Training, trained
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, prepared
 from probe.data import Batch
 from probe.objectives import Objective
 from probe.objectives.token import nll
 
 # Rob_FT of arXiv 2510.07626, on GSM8K, SST2 or MNLI, 7 B models; its README has a batch size of 16.
-PUBLISHED = MappingProxyType({"rob-ft": Training(steps=250, lr=2e-5, batch_size=32)})
+PUBLISHED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"rob-ft": MappingProxyType({"steps": 250, "lr": 2e-5, "batch_size": 32})}
+)
 
 
 def finetune(
     model: nn.Module,
-    facts: Facts,
-    data: Batch,
-    training: Training,
+    study: Facts | Studied,
     *,
-    reference: nn.Module | Run | None = None,
+    steps: int,
+    lr: float,
+    batch_size: int,
+    data: Batch | None = None,
+    at: Sequence[int] = (),
+    seeds: Sequence[int] = (0,),
+    parameters: str = ".",
+    retrained: nn.Module | Run | None = None,
     objective: Objective = nll,
     progress: bool = False,
 ) -> Curves:
@@ -28,18 +37,24 @@ def finetune(
 
     Args:
         model: attacked in place and restored bit for bit, after an exception as well.
-        facts: only scored here; ``shown`` rows are as unseen as the others.
-        data: what is trained on: retain rows, world facts, any text.
-        training: steps, learning rate, batch size, seeds; see ``PUBLISHED``.
-        reference: a model that never knew the facts; trained on the same rows in the same order, or what it
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; ``shown`` rows are only scored here, as unseen as the others.
+        steps, lr, batch_size, at, seeds, parameters: as in ``Training``; published: ``**PUBLISHED["rob-ft"]``.
+        data: what is trained on: world facts, any text; the retain rows of the study unless given.
+        retrained: a model that never knew the facts; trained on the same rows in the same order, or what it
             gave in an earlier attack of the same kind.
         objective: what is minimised.
         progress: show bars.
 
     Raises:
-        ValueError: a row of ``data`` is one of the facts, or as ``minimise``.
+        ValueError: no ``data`` beside facts of your own, a row of it is one of the facts, or as ``minimise``.
         FloatingPointError: the attack diverged; lower its learning rate.
     """
+    facts, never = prepared(study, retrained)
+    if data is None:
+        if isinstance(study, Facts):
+            raise ValueError("facts hold no retain rows; pass data=, what the attacker trains on, or a study")
+        data = study.split.retain
     facts_seen = {_text(batch, i) for batch in (facts.shown_batch, facts.held_batch) for i in range(len(batch))}
     inside = [i for i in range(len(data)) if _text(data, i) in facts_seen]
     if inside:
@@ -47,7 +62,8 @@ def finetune(
             f"{len(inside)} rows of the fine-tuning data are among the facts (the first is row {inside[0]}); this "
             "would be relearning: use relearn, or leave them out"
         )
-    return trained("fine-tuning", model, facts, objective, data, training, reference=reference, progress=progress)
+    training = Training(steps, lr, batch_size, tuple(at), tuple(seeds), parameters)
+    return trained("fine-tuning", model, facts, objective, data, training, retrained=never, progress=progress)
 
 
 def _text(batch: Batch, row: int) -> tuple[int, ...]:

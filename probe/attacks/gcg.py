@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.placeholders import EMBEDDING, Placed, placed
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.data import Batch, encode
@@ -54,10 +54,15 @@ class Search:
 
 def gcg(
     model: nn.Module,
-    facts: Facts,
-    search: Search,
+    study: Facts | Studied,
     *,
-    reference: nn.Module | None = None,
+    length: int,
+    steps: int,
+    top_k: int = 256,
+    candidates: int = 512,
+    seed: int = 0,
+    batch_size: int = 256,
+    retrained: nn.Module | None = None,
     progress: bool = False,
 ) -> Recovery:
     """One string of tokens for all questions that lowers the NLL of the shown answers (Zou et al., arXiv 2307.15043).
@@ -69,17 +74,20 @@ def gcg(
 
     Args:
         model: its weights are not changed.
-        facts: searched on the shown rows, all at once; scored on the held-out ones.
-        search: sizes of the search.
-        reference: a model that never knew the facts; it gets a search of its own.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; searched on the shown rows, all at once, scored on the held-out ones.
+        length, steps, top_k, candidates, seed, batch_size: as in ``Search``.
+        retrained: a model that never knew the facts; it gets a search of its own.
         progress: show a bar.
 
     Returns:
         ``found`` holds ``losses``, before the first step and after each, ``tokens``, ``text`` and ``survives_text``.
 
     Raises:
-        ValueError: a tokenizer without room for tokens.
+        ValueError: a number out of range, or a tokenizer without room for tokens.
     """
+    search = Search(length, steps, top_k, candidates, seed, batch_size=batch_size)
+    facts, never = prepared(study, retrained)
     room = placed(facts.tokenizer, facts.template, search.length)
     batch = encode(facts.tokenizer, facts.shown, template=room.template, max_length=facts.max_length + search.length)
 
@@ -98,7 +106,7 @@ def gcg(
         "candidates": search.candidates,
         "seed": search.seed,
     }
-    return compared("GCG", settings, act, facts, model, reference)
+    return compared("GCG", settings, act, facts, model, never)
 
 
 def _search(

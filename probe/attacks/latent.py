@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.attacks.score import Score
 from probe.data import Batch
@@ -17,7 +17,7 @@ from probe.modes import evaluating
 from probe.objectives.logprobs import before_targets, logits_at, predicted_targets
 from probe.objectives.token import nll
 from probe.positions import At, not_first
-from probe.sites import Site
+from probe.sites import Site, n_layers
 from probe.train.adversary import Perturb
 
 DeltaBD = Float[Tensor, "B D"]
@@ -25,13 +25,13 @@ DeltaBD = Float[Tensor, "B D"]
 
 def latent(
     model: nn.Module,
-    facts: Facts,
-    site: Site,
+    study: Facts | Studied,
+    site: Site | int | None = None,
     *,
     epsilon: float,
     steps: int,
-    step_size: float,
-    reference: nn.Module | None = None,
+    step_size: float = 0.3,
+    retrained: nn.Module | None = None,
     progress: bool = False,
 ) -> Recovery:
     """One push for all rows: argmin over |d| <= epsilon |h| of the NLL of the shown answers under h + d.
@@ -42,12 +42,13 @@ def latent(
 
     Args:
         model: not changed.
-        facts: fitted on the shown rows, all at once; scored on the held-out ones.
-        site: where the push is added.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; fitted on the shown rows, all at once, scored on the held-out ones.
+        site: where the push is added; a number is that block's output, None that of the middle block.
         epsilon: largest length of the push, in residual norms; 0 changes nothing.
         steps: gradient steps; 0 changes nothing.
         step_size: length of a step, as a share of ``epsilon``.
-        reference: a model that never knew the facts; it gets a push of its own.
+        retrained: a model that never knew the facts; it gets a push of its own.
         progress: show a bar.
 
     Returns:
@@ -57,6 +58,8 @@ def latent(
         ValueError: negative numbers, or a push that has no effect on the answers.
     """
     _check(epsilon, steps, step_size)
+    facts, never = prepared(study, retrained)
+    site = _site(model, site)
 
     def act(one: nn.Module) -> Outcome:
         before = facts.score(one, facts.held, facts.template)
@@ -73,29 +76,29 @@ def latent(
         return Outcome(before, after, {"losses": losses, "delta_D": delta_1D[0], "radius": radius})
 
     settings = {"site": site, "epsilon": epsilon, "steps": steps, "step_size": step_size}
-    return compared("latent push, shared", settings, act, facts, model, reference)
+    return compared("latent push, shared", settings, act, facts, model, never)
 
 
 def latent_each(
     model: nn.Module,
-    facts: Facts,
-    site: Site,
+    study: Facts | Studied,
+    site: Site | int | None = None,
     *,
     epsilon: float,
     steps: int,
-    step_size: float,
+    step_size: float = 0.3,
     batch_size: int = 64,
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
     progress: bool = False,
 ) -> Recovery:
     """A push for every held-out row, fitted on that row's own answer: an upper bound, not a way to learn anything.
 
-    What it reaches on the reference is what pushing alone can spell out; only the excess speaks of knowledge. Wrong
-    answers have no push of their own, so there is no choice to score.
+    What it reaches on the retrained model is what pushing alone can spell out; only the excess speaks of knowledge.
+    Wrong answers have no push of their own, so there is no choice to score.
 
     Args:
         batch_size: rows fitted together; changes nothing but memory.
-        model, facts, site, epsilon, steps, step_size, reference, progress: as for ``latent``; the shown rows give
+        model, study, site, epsilon, steps, step_size, retrained, progress: as for ``latent``; the shown rows give
             the norm only.
 
     Returns:
@@ -105,6 +108,8 @@ def latent_each(
         ValueError: as ``latent``.
     """
     _check(epsilon, steps, step_size)
+    facts, never = prepared(study, retrained)
+    site = _site(model, site)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
@@ -132,7 +137,7 @@ def latent_each(
         return Outcome(_score(scores["before"]), _score(scores["after"]), found)
 
     settings = {"site": site, "epsilon": epsilon, "steps": steps, "step_size": step_size}
-    return compared("latent push, each row", settings, act, facts, model, reference)
+    return compared("latent push, each row", settings, act, facts, model, never)
 
 
 def _descent(
@@ -194,6 +199,12 @@ def _teacher_forced(model: nn.Module, rows: Batch) -> Float[Tensor, "B two"]:
 def _score(pieces: list[Tensor]) -> Score:
     both = torch.cat(pieces).double().cpu().numpy()
     return Score(both[:, 0], both[:, 1])
+
+
+def _site(model: nn.Module, site: Site | int | None) -> Site:
+    if isinstance(site, Site):
+        return site
+    return Site(n_layers(model) // 2 if site is None else site)
 
 
 def _norm(model: nn.Module, batch: Batch, site: Site) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.data import QA, Template
@@ -95,31 +95,36 @@ class Prompting:
 
 def prompted(
     model: nn.Module,
-    facts: Facts,
-    prompts: Sequence[Prompt],
+    study: Facts | Studied,
+    prompts: Sequence[Prompt] | None = None,
     *,
     choose_by: Measure = "probability",
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
 ) -> Prompting:
     """Ask the held-out rows in every way, and choose the best way by the shown rows.
 
     Args:
         model: not changed.
-        facts: choice on the shown rows, scores on the held-out ones.
-        prompts: ``JAILBREAKS``, ``few_shot(...)`` or others.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; choice on the shown rows, scores on the held-out ones.
+        prompts: ``few_shot(...)``, others, or None: all ``JAILBREAKS`` that the rows allow.
         choose_by: what the best prompt raises most.
-        reference: a model that never knew the facts; it has its own best prompt.
+        retrained: a model that never knew the facts; it has its own best prompt.
 
     Raises:
         ValueError: no prompts, two of one name, or what a prompt refuses.
     """
+    facts, never = prepared(study, retrained)
+    if prompts is None:
+        worded = all(row.paraphrased_question for row in (*facts.shown, *facts.held))
+        prompts = [prompt for prompt in JAILBREAKS if worded or not prompt.paraphrase]
     if not prompts or len({prompt.name for prompt in prompts}) != len(prompts):
         raise ValueError(f"expected prompts of different names, got {[prompt.name for prompt in prompts]}")
 
     def asked(one: nn.Module, rows: Sequence[QA], prompt: Prompt) -> Score:
         return facts.score(one, prompt.rows(rows), prompt.template(facts.template))
 
-    models = {"model": model} if reference is None else {"model": model, "reference": reference}
+    models = {"model": model} if never is None else {"model": model, "retrained": never}
     before = {id(one): facts.score(one, facts.held, facts.template) for one in models.values()}
     held = {(id(one), p.name): asked(one, facts.held, p) for one in models.values() for p in prompts}
 
@@ -135,9 +140,9 @@ def prompted(
             lambda one, name=p.name: Outcome(before[id(one)], held[id(one), name]),  # type: ignore[misc]
             facts,
             model,
-            reference,
+            never,
         )
         for p in prompts
     }
     settings = {"prompts": tuple(p.name for p in prompts), "choose_by": choose_by}
-    return Prompting(each, compared("best prompt", settings, best, facts, model, reference))
+    return Prompting(each, compared("best prompt", settings, best, facts, model, never))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.attacks.restoring import kept
 from probe.quantised import quantised
@@ -42,27 +42,30 @@ _NF4 = (
 
 def quantise(
     model: nn.Module,
-    facts: Facts,
+    study: Facts | Studied,
     *,
-    bits: int,
+    bits: int = 4,
     scheme: Scheme = "round-to-nearest",
     group: int = 64,
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
 ) -> Recovery:
     """Score the held-out rows with quantised weights (Zhang et al., arXiv 2410.16454).
 
     Args:
         model: restored bit for bit, after an exception as well.
-        facts: the held-out rows are scored; nothing is fitted.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; the held-out rows are scored, nothing is fitted.
         bits: as in ``rounded``.
         scheme: as in ``rounded``; the libraries' are there if the libraries are.
         group: as in ``rounded``.
-        reference: a model that never knew the facts.
+        retrained: a model that never knew the facts.
 
     Raises:
         ValueError: as ``rounded``.
         ImportError: a library's scheme without the library.
     """
+
+    facts, never = prepared(study, retrained)
 
     def act(one: nn.Module) -> Outcome:
         before = facts.score(one, facts.held, facts.template)
@@ -70,7 +73,7 @@ def quantise(
             return Outcome(before, facts.score(one, facts.held, facts.template))
 
     settings = {"bits": bits, "scheme": scheme, "group": group}
-    return compared("quantisation", settings, act, facts, model, reference)
+    return compared("quantisation", settings, act, facts, model, never)
 
 
 @contextmanager

@@ -32,57 +32,57 @@ class Outcome:
 
 @dataclass(frozen=True, eq=False)
 class Recovery:
-    """One attack on a model and, where given, on a reference that never knew the facts.
+    """One attack on a model and, where given, on a retrained model that never knew the facts.
 
     Args:
         attack: its name.
         settings: what it was run with.
-        model, reference: what came of it.
+        model, retrained: what came of it.
         groups: the group of each held-out row.
     """
 
     attack: str
     settings: Mapping[str, Any]
     model: Outcome
-    reference: Outcome | None
+    retrained: Outcome | None
     groups: tuple[str, ...] = field(repr=False)
 
     def gain(self, measure: Measure = "probability") -> Interval:
         """After less before, on the model."""
         return self._mean(self.model.after.of(measure) - self.model.before.of(measure), measure)
 
-    def reference_gain(self, measure: Measure = "probability") -> Interval:
-        """After less before, on the reference.
+    def retrained_gain(self, measure: Measure = "probability") -> Interval:
+        """After less before, on the retrained model.
 
         Raises:
             ValueError: there is none.
         """
-        other = self._reference()
+        other = self._retrained()
         return self._mean(other.after.of(measure) - other.before.of(measure), measure)
 
     def excess(self, measure: Measure = "probability") -> Interval:
-        """Under the attack: the model less the reference. Levels, not gains: a broken model regains form first.
+        """Under the attack: the model less the retrained one. Levels, not gains: a broken model regains form first.
 
         Raises:
-            ValueError: there is no reference.
+            ValueError: there is no retrained model.
         """
-        return self._mean(self.model.after.of(measure) - self._reference().after.of(measure), measure)
+        return self._mean(self.model.after.of(measure) - self._retrained().after.of(measure), measure)
 
     def extracts_unknown(self, measure: Measure = "probability") -> bool:
         """Whether the attack raises the score of the model that never knew.
 
         Raises:
-            ValueError: there is no reference.
+            ValueError: there is no retrained model.
         """
-        return self.reference_gain(measure).above_zero
+        return self.retrained_gain(measure).above_zero
 
     def recovered(self, measure: Measure = "probability") -> bool | None:
-        """Whether knowledge came back: more than before and, where there is a reference, more than that has.
+        """Whether knowledge came back: more than before and, where there is a retrained model, more than that has.
 
         None where these rows cannot tell. An effect is there where its interval over groups lies above 0, and absent
         where all of the interval lies below ``NOTHING``; an interval with both in it allows either.
         """
-        found = [self.gain(measure)] if self.reference is None else [self.gain(measure), self.excess(measure)]
+        found = [self.gain(measure)] if self.retrained is None else [self.gain(measure), self.excess(measure)]
         if any(one.high < NOTHING and not one.above_zero for one in found):
             return False
         return True if all(one.above_zero for one in found) else None
@@ -94,8 +94,8 @@ class Recovery:
             return "nothing recovered" if gain.high < NOTHING else "no more than a model that never knew"
         if recovered is None and not gain.above_zero:
             return f"cannot tell whether anything is recovered: {_spelt(gain)}"
-        if self.reference is None:
-            return "recovered; no reference to compare with"
+        if self.retrained is None:
+            return "recovered; no retrained model to compare with"
         unknown = self.extracts_unknown(measure)
         if recovered:
             return "recovered, though part of it was never known" if unknown else "recovered"
@@ -106,7 +106,7 @@ class Recovery:
         return "no more than a model that never knew"
 
     def _repr_html_(self) -> str:
-        outcomes = {"model": self.model} | ({} if self.reference is None else {"never knew": self.reference})
+        outcomes = {"model": self.model} | ({} if self.retrained is None else {"never knew": self.retrained})
         columns = {
             when: [getattr(one, when).of("probability").mean() for one in outcomes.values()]
             for when in ("before", "after")
@@ -121,10 +121,12 @@ class Recovery:
         beyond = wilson(0, found.n)[1]
         return Interval(found.mean, max(found.low - beyond, -1.0), min(found.high + beyond, 1.0), found.n)
 
-    def _reference(self) -> Outcome:
-        if self.reference is None:
-            raise ValueError(f"{self.attack} was run without a reference; pass a model that never knew the facts")
-        return self.reference
+    def _retrained(self) -> Outcome:
+        if self.retrained is None:
+            raise ValueError(
+                f"{self.attack} was run without a retrained model; pass retrained=, one that never knew the facts"
+            )
+        return self.retrained
 
 
 def _spelt(found: Interval) -> str:
@@ -138,34 +140,34 @@ def compared(
     act: Callable[[nn.Module], Outcome],
     facts: Facts,
     model: nn.Module,
-    reference: nn.Module | None,
+    retrained: nn.Module | None,
 ) -> Recovery:
     """Run one attack on both models."""
     ours = act(model)
-    theirs = None if reference is None else act(reference)
+    theirs = None if retrained is None else act(retrained)
     return Recovery(attack, settings, ours, theirs, facts.held_groups)
 
 
-def check_never_known(reference: nn.Module, facts: Facts, *, limit: float) -> float:
-    """How much of the facts a reference knows that should know none.
+def check_never_known(retrained: nn.Module, facts: Facts, *, limit: float) -> float:
+    """How much of the facts a retrained model knows that should know none.
 
     With wrong answers: (accuracy - chance) / (1 - chance), where chance is one in the number of answers; without:
     the share of rows that greedy decoding gives back.
 
     Args:
-        reference: a model trained without the facts.
+        retrained: a model trained without the facts.
         facts: both sides are asked.
         limit: the largest share that is accepted.
 
     Returns:
-        the share, below 0 where the reference is worse than chance.
+        the share, below 0 where the retrained model is worse than chance.
 
     Raises:
         ValueError: more than ``limit`` is known, or a limit outside [0, 1).
     """
     if not 0 <= limit < 1:
         raise ValueError(f"limit must be at least 0 and below 1, got {limit}")
-    score = facts.score(reference, (*facts.shown, *facts.held), facts.template)
+    score = facts.score(retrained, (*facts.shown, *facts.held), facts.template)
     if score.choice_N is None or score.n_choices is None:
         known, how = float(score.match_N.mean()), "given back by greedy decoding"
     else:
@@ -173,7 +175,7 @@ def check_never_known(reference: nn.Module, facts: Facts, *, limit: float) -> fl
         known, how = (float(score.choice_N.mean()) - chance) / (1 - chance), "chosen among wrong answers beyond chance"
     if known > limit:
         raise ValueError(
-            f"the reference knows {known:.3g} of the facts ({how}), more than the {limit:g} allowed; it is no model "
-            "that never saw them, and nothing measured against it would mean anything"
+            f"the retrained model knows {known:.3g} of the facts ({how}), more than the {limit:g} allowed; it is no "
+            "model that never saw them, and nothing measured against it would mean anything"
         )
     return known

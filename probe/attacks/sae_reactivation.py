@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, original_of, prepared
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.attacks.steering_recovery import TOKENS
@@ -68,32 +68,33 @@ def mean_features(
 
 def reactivate(
     model: nn.Module,
-    facts: Facts,
-    original: nn.Module,
-    sae: Any,
-    site: Site,
+    study: Facts | Studied,
     *,
+    sae: Any = None,
+    site: Site | None = None,
+    original: nn.Module | None = None,
     n_features: Sequence[int],
     factors: Sequence[float] = (1.0,),
     tokens: Literal["answers", "content"] = "content",
     choose_by: Measure = "probability",
     batch_size: int = 32,
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
 ) -> Recovery:
     """Set the features that fell most from original to model back to factor * their mean in the original.
 
     Args:
         model: its weights are not changed.
-        facts: features, values and the choice come from the shown rows, scores from the held-out ones.
-        original: the model before unlearning, which the SAE was trained on.
-        sae: a sparse autoencoder.
-        site: where it reads; checked on the original.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; features, values and the choice come from shown rows, scores from held-out ones.
+        sae: a sparse autoencoder; the study's unless given.
+        site: where it reads; the study's ``sae_site`` unless given. Checked on the original.
+        original: the model before unlearning, which the SAE was trained on; the study's unless given.
         n_features: how many features to set; several numbers are tried.
         factors: how many times the original mean they are set to; several are tried.
         tokens: means run over answer tokens, or over all but the first of each row; edits act on the latter.
         choose_by: what the chosen edit raises most.
         batch_size: rows per forward pass.
-        reference: a model that never knew the facts; its own fallen features are set.
+        retrained: a model that never knew the facts; its own fallen features are set.
 
     Returns:
         ``found`` holds ``features``, ``n_features`` and ``factor``, and ``on_shown`` by the latter two.
@@ -101,23 +102,25 @@ def reactivate(
     Raises:
         ValueError: nothing to try, more features than the SAE has, or an SAE that does not belong to ``site``.
     """
-    sae = dictionary(sae)
+    facts, never = prepared(study, retrained)
+    original = original_of(study, original)
+    sae, place = _sae_of(study, sae, site)
     size = sae.n_features
     if not n_features or not factors or min(n_features) < 0 or max(n_features) > size:
         raise ValueError(f"n_features must lie in 0..{size} and factors must be given, got {n_features}, {factors}")
     if tokens not in TOKENS:
         raise ValueError(f"tokens must be 'answers' or 'content', got {tokens!r}")
-    check_site(original, sae, site, facts.shown_batch)
-    target_F = mean_features(original, facts, site, sae, tokens=tokens, batch_size=batch_size)
+    check_site(original, sae, place, facts.shown_batch)
+    target_F = mean_features(original, facts, place, sae, tokens=tokens, batch_size=batch_size)
 
     def under(one: nn.Module, rows: Sequence[QA], chosen: Sequence[int], factor: float) -> Score:
         value_K = float(factor) * target_F[list(chosen)]
-        with torch.no_grad(), edited(one, {site: At(SetFeatures(sae, chosen, value_K), not_first)}):
+        with torch.no_grad(), edited(one, {place: At(SetFeatures(sae, chosen, value_K), not_first)}):
             return facts.score(one, rows, facts.template)
 
     def act(one: nn.Module) -> Outcome:
         before = facts.score(one, facts.held, facts.template)
-        fallen_F = target_F - mean_features(one, facts, site, sae, tokens=tokens, batch_size=batch_size)
+        fallen_F = target_F - mean_features(one, facts, place, sae, tokens=tokens, batch_size=batch_size)
         order = fallen_F.argsort(descending=True, stable=True).tolist()
         tried = {
             (n, factor): float(under(one, facts.shown, order[:n], factor).of(choose_by).mean())
@@ -129,5 +132,14 @@ def reactivate(
         found = {"features": tuple(order[:n]), "n_features": n, "factor": factor, "on_shown": tried}
         return Outcome(before, after, found)
 
-    settings = {"site": site, "n_features": tuple(n_features), "factors": tuple(factors), "tokens": tokens}
-    return compared("SAE re-activation", settings, act, facts, model, reference)
+    settings = {"site": place, "n_features": tuple(n_features), "factors": tuple(factors), "tokens": tokens}
+    return compared("SAE re-activation", settings, act, facts, model, never)
+
+
+def _sae_of(study: Facts | Studied, sae: Any, site: Site | None) -> tuple[Any, Site]:
+    """The SAE and its site as given, or those of the study."""
+    sae = getattr(study, "sae", None) if sae is None else sae
+    site = getattr(study, "sae_site", None) if site is None else site
+    if sae is None or site is None:
+        raise ValueError("there is no SAE to set features of; pass sae= and site=, or a study that has both")
+    return dictionary(sae), site

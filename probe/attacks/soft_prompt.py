@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.placeholders import Placed, VectorsPD, initial, placed
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.data import Batch, encode
@@ -19,30 +19,31 @@ from probe.train.terms import shuffled
 
 def soft_prompt(
     model: nn.Module,
-    facts: Facts,
+    study: Facts | Studied,
     *,
     length: int,
     steps: int,
     lr: float,
     batch_size: int,
-    seed: int,
-    reference: nn.Module | None = None,
+    seed: int = 0,
+    retrained: nn.Module | None = None,
     progress: bool = False,
 ) -> Recovery:
     """Minimise the NLL of the shown answers over the embeddings of ``length`` tokens in front of every prompt.
 
     Prompt tuning (Lester et al., arXiv 2104.08691) as an attack (Schwinn et al., arXiv 2402.09063). Such prompts can
-    extract what was never known, so the reference gets one of its own, trained alike.
+    extract what was never known, so the retrained model gets one of its own, trained alike.
 
     Args:
         model: its weights are not trained.
-        facts: trained on the shown rows, scored on the held-out ones.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; trained on the shown rows, scored on the held-out ones.
         length: vectors in front of the prompt.
         steps: AdamW steps; 0 leaves random tokens in front.
         lr: learning rate, in units of the embeddings' entries.
         batch_size: rows a step.
         seed: fixes the first vectors and the order of rows.
-        reference: a model that never knew the facts.
+        retrained: a model that never knew the facts.
         progress: show a bar.
 
     Returns:
@@ -54,6 +55,7 @@ def soft_prompt(
     """
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise ValueError(f"expected steps >= 0, lr > 0 and rows in a batch, got {steps}, {lr} and {batch_size}")
+    facts, never = prepared(study, retrained)
     room = placed(facts.tokenizer, facts.template, length)
     batch = encode(facts.tokenizer, facts.shown, template=room.template, max_length=facts.max_length + length)
 
@@ -65,7 +67,7 @@ def soft_prompt(
         return Outcome(before, after, {"losses": losses, "vectors_PD": vectors_PD})
 
     settings = {"length": length, "steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
-    return compared("soft prompt", settings, act, facts, model, reference)
+    return compared("soft prompt", settings, act, facts, model, never)
 
 
 def _train(

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from probe.attacks.facts import Facts
+from probe.attacks.facts import Facts, Studied, original_of, prepared
 from probe.attacks.recovery import Outcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.axes import DirectionD
@@ -58,16 +58,16 @@ def added_directions(
 
 def steer_back(
     model: nn.Module,
-    facts: Facts,
-    original: nn.Module,
+    study: Facts | Studied,
     *,
+    original: nn.Module | None = None,
     layers: Sequence[int] | None = None,
     modes: Sequence[Mode] = ("subtract", "ablate"),
     strengths: Sequence[float] = (1.0,),
     tokens: Literal["answers", "content"] = "content",
     choose_by: Measure = "probability",
     batch_size: int = 32,
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
 ) -> Recovery:
     """Subtract the added direction, or project it out, at one layer; the layer is chosen on the shown rows.
 
@@ -76,15 +76,16 @@ def steer_back(
 
     Args:
         model: its weights are not changed.
-        facts: directions and the choice come from the shown rows, scores from the held-out ones.
-        original: the model before unlearning.
+        study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
+            your own ``Facts``; directions and the choice come from the shown rows, scores from the held-out ones.
+        original: the model before unlearning; the study's unless given.
         layers: blocks to try; all unless given.
         modes: ``"subtract"`` takes strength * d away, ``"ablate"`` strength times the component along d.
         strengths: what to try; 1 takes exactly the mean shift, or the whole component.
         tokens: as in ``added_directions``; edits act on every token but the first.
         choose_by: what the chosen edit raises most.
         batch_size: rows per forward pass.
-        reference: a model that never knew the facts; the direction from the original to it is tried alike.
+        retrained: a model that never knew the facts; the direction from the original to it is tried alike.
 
     Returns:
         ``found`` holds ``layer``, ``mode`` and ``strength`` (None where no model state differs), ``on_shown`` by these
@@ -93,6 +94,8 @@ def steer_back(
     Raises:
         ValueError: nothing to try, an unknown mode, or models that do not fit together.
     """
+    facts, never = prepared(study, retrained)
+    before_unlearning = original_of(study, original)
     chosen = tuple(range(n_layers(model)) if layers is None else layers)
     odd = [mode for mode in modes if mode not in ("subtract", "ablate")]
     if odd or not chosen or not modes or not strengths:
@@ -101,7 +104,7 @@ def steer_back(
         )
 
     def act(one: nn.Module) -> Outcome:
-        found = added_directions(one, original, facts, chosen, tokens=tokens, batch_size=batch_size)
+        found = added_directions(one, before_unlearning, facts, chosen, tokens=tokens, batch_size=batch_size)
         before = facts.score(one, facts.held, facts.template)
         tried: dict[tuple[int, Mode, float], float] = {}
         for layer, direction_D in found.items():
@@ -119,7 +122,7 @@ def steer_back(
         return Outcome(before, after, {**names, "on_shown": tried, "norms": norms})
 
     settings = {"layers": chosen, "modes": tuple(modes), "strengths": tuple(strengths), "tokens": tokens}
-    return compared("steering recovery", settings, act, facts, model, reference)
+    return compared("steering recovery", settings, act, facts, model, never)
 
 
 def _under(

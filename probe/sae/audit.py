@@ -165,7 +165,7 @@ class Audit:
     def _relearned(self) -> list[Row]:
         if self.relearning is None:
             return []
-        curves = {self.name: "model"} | ({"reference": "reference"} if self.relearning.reference is not None else {})
+        curves = {self.name: "model"} | ({"reference": "retrained"} if self.relearning.retrained is not None else {})
         return [
             Row(who, "sae_audit", f"relearned_{measure}", float(value), "held", self.site.layer, dose=float(step))
             for who, of in curves.items()
@@ -257,5 +257,5 @@ def audit(
         {on: tuple(row.group or f"row {i}" for i, row in enumerate(few)) for on, few in rows.items()},
         None
         if training is None
-        else relearn(edited, facts, training, reference=reference_run or reference, progress=progress),
+        else relearn(edited, facts, retrained=reference_run or reference, progress=progress, **vars(training)),
     )

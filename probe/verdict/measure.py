@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from probe.attacks.curves import Training
 from probe.attacks.latent import latent
 from probe.attacks.mixing import mix_back
 from probe.attacks.relearning import relearn
@@ -116,11 +115,12 @@ def _weights(model: nn.Module, given: Material) -> dict[str, float]:
 
 def _attacks(model: nn.Module, given: Material) -> dict[str, float]:
     p, facts = given.protocol, given.facts
-    training = Training(steps=p.late, lr=p.lr, batch_size=p.batch_size, at=(p.early,), seeds=(p.seed,))
-    held = relearn(model, facts, training).model.held[0]
+    held = relearn(
+        model, facts, steps=p.late, lr=p.lr, batch_size=p.batch_size, at=(p.early,), seeds=(p.seed,)
+    ).model.held[0]
     site = Site(n_layers(model) // 2)
     pushed = latent(model, facts, site, epsilon=p.epsilon, steps=p.push_steps, step_size=0.3).model.after
-    mixed = mix_back(model, facts, given.original, [p.alpha])
+    mixed = mix_back(model, facts, alphas=[p.alpha], original=given.original)
     scores = {
         "relearn_early": held[1],
         "relearn_late": held[-1],
