@@ -190,7 +190,7 @@ def test_negative_layers_are_refused_everywhere_26():
         lambda: Site(-1),
         lambda: layers([-1], 3),
         lambda: one_layer(-1, 3),
-        lambda: layer_map(model, other, lambda m: 0.0, layers=[-1]),
+        lambda: layer_map(model, other, score=lambda m: 0.0, layers=[-1]),
         lambda: separability(model, split, layers=[-1]),
         lambda: rmu(model, split, original=other, layer=-1, coefficient=1.0, alpha=1.0, seed=0, steps=1, lr=1e-3),
     ):
@@ -204,7 +204,7 @@ def test_layers_beyond_the_model_are_refused_with_the_range_27():
         lambda: hidden_at(model, batch, Site(3)),
         lambda: edited(model, {Site(3): lambda h: h}).__enter__(),
         lambda: separability(model, Split(batch, batch), layers=[3]),
-        lambda: layer_map(model, other, lambda m: 0.0, layers=[3]),
+        lambda: layer_map(model, other, score=lambda m: 0.0, layers=[3]),
     ):
         with pytest.raises(ValueError, match=r"layer 3 does not exist; the model has layers 0\.\.2"):
             ask()
@@ -262,7 +262,7 @@ def test_weights_that_are_not_loaded_are_refused_35():
         with pytest.raises(ValueError, match=r"lie on the meta device .*not loaded, or offloaded.*load it whole"):
             blended(*pair, [1.0, 0.0, 0.0]).__enter__()
         with pytest.raises(ValueError, match=r"lies on the meta device .*cannot be hashed; load"):
-            layer_map(*pair, lambda m: 0.0)
+            layer_map(*pair, score=lambda m: 0.0)
 
 
 class Coded(nn.Module):

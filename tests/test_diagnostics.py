@@ -19,6 +19,7 @@ from probe.diagnostics.separability import separability, words_alone
 from probe.diagnostics.states import last_prompt_token, mean_answer, pooled_states
 from probe.hooks import edited
 from probe.metrics.intervals import interval, over_folds
+from probe.metrics.memorisation import answer_stats
 from probe.objectives.representation import TowardsTarget
 from probe.objectives.sequence import NPO
 from probe.objectives.token import TNPO, WGA, ga, nll, target_logprobs
@@ -506,7 +507,7 @@ def test_layer_map_equals_swapping_blocks_by_hand_and_restores_every_bit():
         with torch.no_grad():
             return {"risk": nll(model, batch).item(), "last": nll(model, batch.select([3])).item()}
 
-    found = layer_map(original, unlearned, score)
+    found = layer_map(original, unlearned, score=score)
     for layer in range(3):
         swapped = tiny_llama(0)
         blocks(swapped)[layer].load_state_dict(blocks(unlearned)[layer].state_dict())
@@ -516,6 +517,17 @@ def test_layer_map_equals_swapping_blocks_by_hand_and_restores_every_bit():
     assert pointers == [p.data_ptr() for p in original.parameters()]
 
 
+def test_layer_map_scores_answers_by_their_probability_unless_told_otherwise():
+    original, unlearned, batch = tiny_llama(0), tiny_llama(1), random_batch()
+    split = Split(batch.select([0, 1]), batch.select([2, 3]))
+    found = layer_map(original, unlearned, split)
+    for name, side in (("forget", split.forget), ("retain", split.retain)):
+        own = layer_map(original, unlearned, score=lambda m, side=side: answer_stats(m, side).probability_N.mean())
+        alone = layer_map(original, unlearned, side)
+        assert found.score_L[name].tolist() == own.score_L.tolist() == alone.score_L.tolist()
+        assert found.unlearned[name] == own.unlearned
+
+
 def test_layer_map_of_one_number_and_chosen_layers():
     original, unlearned, batch = tiny_llama(0), tiny_llama(1), random_batch()
 
@@ -523,8 +535,8 @@ def test_layer_map_of_one_number_and_chosen_layers():
         assert not model.training
         return nll(model, batch).item()
 
-    every = layer_map(original, unlearned, score)
-    found = layer_map(original, unlearned, score, layers=[2, 0])
+    every = layer_map(original, unlearned, score=score)
+    found = layer_map(original, unlearned, score=score, layers=[2, 0])
     assert found.layers == (2, 0)
     assert found.score_L.tolist() == every.score_L[[2, 0]].tolist()
     assert found.original == score(original)
@@ -533,13 +545,15 @@ def test_layer_map_of_one_number_and_chosen_layers():
 def test_layer_map_refuses_identical_models_wrong_layers_and_changing_names():
     original, unlearned = tiny_llama(0), tiny_llama(1)
     with pytest.raises(ValueError, match="identical"):
-        layer_map(original, tiny_llama(0), lambda m: 0.0)
+        layer_map(original, tiny_llama(0), score=lambda m: 0.0)
     with pytest.raises(ValueError, match=r"layers 0\.\.2"):
-        layer_map(original, unlearned, lambda m: 0.0, layers=[5])
+        layer_map(original, unlearned, score=lambda m: 0.0, layers=[5])
+    with pytest.raises(ValueError, match="nothing to score models by"):
+        layer_map(original, unlearned)
     names = iter("abcde")
     with pytest.raises(ValueError, match="same names"):
-        layer_map(original, unlearned, lambda m: {next(names): 0.0})
+        layer_map(original, unlearned, score=lambda m: {next(names): 0.0})
     before = weights_hash(original)
     with pytest.raises(RuntimeError, match="inside"):
-        layer_map(original, unlearned, lambda m: (_ for _ in ()).throw(RuntimeError("inside")))
+        layer_map(original, unlearned, score=lambda m: (_ for _ in ()).throw(RuntimeError("inside")))
     assert weights_hash(original) == before

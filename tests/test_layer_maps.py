@@ -115,7 +115,7 @@ def test_the_whole_suite_equals_blended_and_one_pass_for_each(make):
                 expected = SUITE(token_stats(original, batch, moments=True))
                 got = {name: value_X[x].item() for name, value_X in found.values[on].items()}
                 assert got == pytest.approx(expected, abs=1e-5 if make is tiny_llama else 1e-10)
-    plain = layer_map(original, unlearned, lambda m: answer_stats(m, sides["retain"]).loss_N.mean())
+    plain = layer_map(original, unlearned, score=lambda m: answer_stats(m, sides["retain"]).loss_N.mean())
     torch.testing.assert_close(found.score_L("retain", "loss"), plain.score_L, rtol=1e-6, atol=1e-6)
     assert found.original["retain"]["loss"] == pytest.approx(plain.original)
     assert found.unlearned["retain"]["loss"] == pytest.approx(plain.unlearned)

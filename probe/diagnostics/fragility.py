@@ -9,7 +9,9 @@ from tqdm.auto import tqdm
 
 from probe.axes import PerLayerL
 from probe.checkpoints import check_different
+from probe.data import Batch, Split
 from probe.display import table
+from probe.metrics.memorisation import answer_stats
 from probe.modes import evaluating
 from probe.sites import n_layers
 from probe.weights import blended, one_layer
@@ -45,9 +47,11 @@ class LayerMap:
 def layer_map(
     original: nn.Module,
     unlearned: nn.Module,
-    score: Score,
+    on: Split | Batch | None = None,
     *,
+    score: Score | None = None,
     layers: Sequence[int] | None = None,
+    batch_size: int = 64,
     progress: bool = False,
 ) -> LayerMap:
     """score(theta_o with block l of theta_u) for each l: the sweep behind CRU's layer choice.
@@ -57,15 +61,19 @@ def layer_map(
     Args:
         original: changed in place during the sweep, bit-identical afterwards.
         unlearned: never changed.
+        on: a split or a batch of answers; read by the default score alone.
         score: any function of a model, for example forget quality and utility on a validation subset; higher need
-            not be better.
+            not be better. None is the mean probability of the answers (exp of the mean log-probability of an answer's
+            tokens), by side where ``on`` is a split.
         layers: blocks to try; None tries all.
+        batch_size: rows per pass of the default score.
         progress: show a progress bar.
 
     Raises:
-        ValueError: the models are identical or of different architecture, a layer lies outside the model, or the
-            score's names change from call to call.
+        ValueError: neither rows nor a score are given, the models are identical or of different architecture, a layer
+            lies outside the model, or the score's names change from call to call.
     """
+    score = _probability(on, batch_size) if score is None else score
     depth = n_layers(original)
     chosen = tuple(range(depth)) if layers is None else tuple(layers)
     alphas = [one_layer(layer, depth) for layer in chosen]  # refuses a wrong layer before anything is measured
@@ -77,6 +85,18 @@ def layer_map(
             with blended(original, unlearned, alpha_L):
                 found.append(score(original))
     return LayerMap(chosen, _stacked([*found, *ends], len(found)), *ends)
+
+
+def _probability(on: Split | Batch | None, batch_size: int) -> Score:
+    """Mean probability of the answers, by side where there are two."""
+    if on is None:
+        raise ValueError("there is nothing to score models by; pass a split or a batch of answers, or score=")
+    if isinstance(on, Batch):
+        return lambda model: float(answer_stats(model, on, batch_size).probability_N.mean())
+    sides = {"forget": on.forget, "retain": on.retain}
+    return lambda model: {
+        name: float(answer_stats(model, side, batch_size).probability_N.mean()) for name, side in sides.items()
+    }
 
 
 def _stacked(values: list[float | dict[str, float]], n: int) -> PerLayerL | dict[str, PerLayerL]:

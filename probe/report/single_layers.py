@@ -51,7 +51,7 @@ def single_layers(study: Study, sample: Sample, condition: Condition, measuring:
 
     with condition.applied() as model:
         changed = changed_blocks(study.original, model)
-        found = layer_map(study.original, model, score)
+        found = layer_map(study.original, model, score=score)
     for layer in range(n_layers(study.original)):
         yield Row(condition.name, "fragility", "changed", float(layer in changed), layer=layer)
     score_L, whole = cast(dict[str, PerLayerL], found.score_L), cast(dict[str, float], found.unlearned)

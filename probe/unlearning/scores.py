@@ -83,6 +83,6 @@ def layer_scores(
             "utility": float(harmonic_mean([float(part) for part in parts])),
         }
 
-    found = layer_map(model, unlearned, score, progress=True).score_L
+    found = layer_map(model, unlearned, score=score, progress=True).score_L
     assert isinstance(found, dict)
     return found["forget_quality"], found["utility"]
