@@ -49,7 +49,7 @@ from probe.weights import negate, negated
 
 TRAINED = [method for method in methods() if method.trains_in_place]
 # Modules that hold no method of their own.
-TOOLS = {"answers", "catalogue", "method", "published", "sequential", "words"}
+TOOLS = {"answers", "catalogue", "method", "published", "running", "sequential", "supplies", "words"}
 
 
 def split() -> Split:

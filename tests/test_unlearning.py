@@ -21,13 +21,12 @@ from probe.methods.catalogue import method_named, methods
 from probe.methods.in_context import in_context_drawn
 from probe.methods.method import readable
 from probe.methods.sae_suppression import suppress_ranked
+from probe.methods.supplies import label_tokens, retention
 from probe.methods.tarf import Annealing, TopGroups, TopShare, tarf, tarf_by_numbers
 from probe.methods.uwc import mixed
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
-from probe.unlearning.material import label_tokens
 from probe.unlearning.needs import FLAGS, NEEDS, flags
-from probe.unlearning.scores import retention
 from probe.weights import blended, layers
 
 N = 4  # rows a side
@@ -320,10 +319,10 @@ def test_tarf_by_numbers_is_tarf(bed):
 
 def test_labels_are_tokens_of_answers_or_of_the_vocabulary(bed):
     data = Split(bed.split.forget.select(range(2)), bed.split.retain.select(range(2)))
-    of_answers = label_tokens(bed.tokenizer, data, of_answers=True).tolist()
+    of_answers = label_tokens(bed.tokenizer, data, "answers").tolist()
     texts = [f" {row.answer}" for row in (*bed.split.forget_rows[:2], *bed.split.retain_rows[:2])]
     assert of_answers == sorted({i for ids in bed.tokenizer(texts)["input_ids"] for i in ids} - {0, 1, 2, 3})
-    everything = label_tokens(bed.tokenizer, data, of_answers=False)
+    everything = label_tokens(bed.tokenizer, data, "vocabulary")
     assert everything.tolist() == list(range(4, 1024))
 
 

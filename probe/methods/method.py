@@ -62,18 +62,25 @@ class Method:
         return tuple(p.name for p in asked if p.name not in ("model", "split"))
 
     @property
+    def takers(self) -> tuple[Callable[..., Any], ...]:
+        """The recipe and, as far as it passes keyword arguments on, the functions that take them."""
+        found: list[Callable[..., Any]] = []
+        for taker in (self.run, self.training, minimise):
+            found += [taker] if taker not in found else []
+            if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(taker).parameters.values()):
+                break
+        return tuple(found)
+
+    @property
     def hyperparameters(self) -> dict[str, inspect.Parameter]:
         """Every argument that is a number or a word, those of the training loop included."""
         found: dict[str, inspect.Parameter] = {}
-        for taker in (self.run, self.training, minimise):
-            asked = inspect.signature(taker).parameters.values()
+        for taker in self.takers:
             # ``every`` goes with an observer, which no word can stand for.
             left_out = ("progress", "every", *self.decides) if taker is minimise else ("progress",)
-            for p in asked:
+            for p in inspect.signature(taker).parameters.values():
                 if readable(p.annotation) and p.name not in left_out:
                     found.setdefault(p.name, p)
-            if not any(p.kind is p.VAR_KEYWORD for p in asked):
-                break
         return found
 
 

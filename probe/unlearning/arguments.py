@@ -4,11 +4,11 @@ import inspect
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 from types import NoneType
 from typing import Any, get_args, get_origin
 
-from probe.methods.method import Method, words_of, written
+from probe.methods.method import Method, words_of
+from probe.methods.running import missing, published, unknown
 from probe.sites import compiled
 from probe.unlearning.job import Job
 
@@ -23,12 +23,7 @@ def resolved(method: Method, job: Job) -> dict[str, Any]:
             parameters that are no regular expression.
     """
     known = method.hyperparameters
-    values: dict[str, Any] = {}
-    if job.setting is not None:
-        if job.setting not in method.published:
-            listed = ", ".join(method.published) or "none"
-            raise ValueError(f"{method.name} has no setting {job.setting!r}; published: {listed}")
-        values |= method.published[job.setting].arguments
+    values = published(method, job.setting)
     for text in job.set:
         key, equals, value = text.partition("=")
         if not equals:
@@ -39,7 +34,7 @@ def resolved(method: Method, job: Job) -> dict[str, Any]:
     values |= _flags(method, job, known)
     absent = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in values]
     if absent:
-        raise ValueError(_missing(method, absent))
+        raise ValueError(missing(method, absent, _written, "--setting {}"))
     return values
 
 
@@ -60,24 +55,11 @@ def _flags(method: Method, job: Job, known: Mapping[str, Any]) -> dict[str, Any]
 def _unknown(method: Method, key: str, known: Mapping[str, Any]) -> str:
     if key in _FLAGS:
         return f"{key} is not set by --set; write --{key.replace('_', '-')}"
-    settable = [name for name in known if name not in _FLAGS]
-    near = get_close_matches(key, settable, n=1, cutoff=0)
-    return f"{method.name} has no hyper-parameter {key!r}; did you mean {near[0]!r}? It has {', '.join(settable)}"
+    return unknown(method, key, tuple(name for name in known if name not in _FLAGS))
 
 
-def _missing(method: Method, absent: list[str]) -> str:
-    parts = []
-    for key in absent:
-        found = [f"{written(p.arguments[key])} in {name}" for name, p in method.published.items() if key in p.arguments]
-        way = f"--{key.replace('_', '-')}" if key in _FLAGS else f"--set {key}="
-        parts.append(f"{way} ({'published: ' + ', '.join(found) if found else 'no published value'})")
-    text = f"{method.name} also needs {'; '.join(parts)}"
-    if len(text) > 360:
-        settings = (
-            f", or take a published setting: --setting {' or '.join(method.published)}" if method.published else ""
-        )
-        text = f"{method.name} also needs {', '.join(absent)}{settings}; `probe methods {method.name}` says more"
-    return text
+def _written(key: str) -> str:
+    return f"--{key.replace('_', '-')}" if key in _FLAGS else f"--set {key}="
 
 
 def _read(key: str, text: str, annotation: Any) -> Any:

@@ -1,28 +1,27 @@
 """The model to be unlearned, its rows, and what is made of them and of the named files for one method."""
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from probe.checkpoints import check_device, check_different, check_model, check_tokenizer, load_model, load_tokenizer
 from probe.commands.templates import Chosen, chosen
 from probe.context import check_rows
-from probe.data import QA, Batch, Split, Template, encode, make_split
+from probe.data import Split, Template, make_split
 from probe.datasets import read_rows
 from probe.dictionaries.folders import load_dictionary
-from probe.methods.answers import needed_answers
+from probe.methods import supplies
 from probe.methods.method import Method
+from probe.methods.supplies import handed_in
 from probe.sites import Site
 from probe.testbed.bed import Bed, load
 from probe.unlearning.job import Job
 from probe.unlearning.needs import Files, shown
-from probe.unlearning.scores import layer_scores, retention
+from probe.unlearning.scores import layer_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,57 +73,30 @@ def supplied(method: Method, job: Job, at: Material, files: Files) -> dict[str, 
     Raises:
         ValueError: a model, an SAE or rows that do not belong to the model or do not allow what is asked for.
     """
-    split, tokenizer = at.split, at.tokenizer
     other = cache(lambda name: _other(name, job, at, files))
     dictionary = cache(lambda: _dictionary(job, at))
+    world = None if at.bed is None else at.bed.world_batch
     makers: dict[str, Callable[[], Any]] = {
-        "original": lambda: copy.deepcopy(at.model).requires_grad_(False),
-        "tokenizer": lambda: tokenizer,
-        "template": lambda: split.template,
-        "forget_rows": lambda: split.forget_rows,
-        "retain_rows": lambda: split.retain_rows,
-        "special_ids": lambda: tuple(tokenizer.all_special_ids),
-        "refusal_texts": lambda: files.refusals,
-        "environment": lambda: _encoded(at, files.environment) if files.environment else _world(at),
-        "traces": lambda: _encoded(at, files.traces or ()),
-        "labels_K": lambda: label_tokens(tokenizer, split, of_answers=job.labels == "answers"),
+        "original": lambda: None,
+        "score": lambda: None,
+        "refusals": lambda: files.refusals,
+        "alternatives": lambda: files.alternatives,
+        "environment": lambda: files.environment or world,
+        "traces": lambda: files.traces,
+        "labels": lambda: job.labels,
         "unlearned": lambda: other("unlearned"),
         "assistant": lambda: other("assistant"),
         "assistant_before": lambda: other("assistant_before"),
-        "score": lambda: retention(split.retain, job.batch_size or 64),
         "layer_scores": lambda: partial(
-            layer_scores, at.model, other("unlearned"), other("retrained"), tokenizer, split, job
+            layer_scores, at.model, other("unlearned"), other("retrained"), at.tokenizer, at.split, job
         ),
         "sae": lambda: dictionary()[0],
         "site": lambda: dictionary()[1],
-        "saes": lambda: {dictionary()[1]: dictionary()[0]},
     }
-    answers = needed_answers(method.needs, tokenizer, split, files.refusals, files.alternatives, seed=job.seed)
-    return {**answers, **{name: makers[name]() for name in method.needs if name not in answers}}
-
-
-def label_tokens(tokenizer: Any, split: Split, *, of_answers: bool) -> Int[Tensor, " K"]:
-    """The classes of a language model: all tokens of both sides' answers, or of the vocabulary, but special ones.
-
-    Raises:
-        ValueError: answers that hold special tokens only.
-    """
-    ids = set(tokenizer.get_vocab().values())
-    if of_answers:
-        ids = {int(token) for side in (split.forget, split.retain) for token in side.tokens_BT[side.target_BT].unique()}
-    ids -= set(tokenizer.all_special_ids)
-    if not ids:
-        raise ValueError("the answers hold special tokens only, so that no label can be drawn; check the rows")
-    return torch.tensor(sorted(ids))
-
-
-def _encoded(at: Material, rows: Sequence[QA]) -> Batch:
-    return encode(at.tokenizer, rows, template=at.split.template, max_length=at.split.max_length)
-
-
-def _world(at: Material) -> Batch:
-    assert at.bed is not None
-    return at.bed.world_batch
+    values = {name: makers[name]() for name in handed_in(method)}
+    return supplies.supplied(
+        method, at.model, at.split, at.tokenizer, values, seed=job.seed, batch_size=job.batch_size or 64
+    )
 
 
 def _other(name: str, job: Job, at: Material, files: Files) -> nn.Module:
@@ -139,7 +111,7 @@ def _other(name: str, job: Job, at: Material, files: Files) -> nn.Module:
     except ValueError as error:
         raise ValueError(f"{shown(name)} {folder} does not go with the model: {error}") from None
     model: nn.Module = _loaded(folder, job, at.tokenizer).requires_grad_(False)
-    if name in ("unlearned", "retrained"):
+    if name == "retrained":
         check_different(at.model, model, ("original", name))
     return model
 

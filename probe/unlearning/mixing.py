@@ -5,6 +5,7 @@ from typing import Any
 
 from probe.checkpoints import weight_hashes
 from probe.methods.method import Method
+from probe.methods.running import mixture
 from probe.methods.uwc import Calibration
 from probe.sites import n_layers
 from probe.unlearning.before_after import said
@@ -20,14 +21,13 @@ def mix(method: Method, job: Job, at: Material, arguments: dict[str, Any], folde
     Raises:
         ValueError: what the recipe raises, or nothing is taken from the unlearned model.
     """
-    model, depth = at.model, n_layers(at.model)
+    model = at.model
     scores = {"before": said(model, at, job)}
     found = method.run(model=model, **arguments)
+    alphas, rest = mixture(found, n_layers(model))
     if isinstance(found, Calibration):
-        alphas, rest = [found.alpha] * depth, found.alpha
         curve: dict[str, Any] = {"bar": found.bar, "score": found.score, "tried": found.tried}
     else:
-        alphas, rest = found.alpha_L.tolist(), 0.0
         curve = {
             "layers": found.alpha_L.nonzero().flatten().tolist(),
             "forget_quality_L": found.forget_quality_L.tolist(),

@@ -1,34 +1,17 @@
-"""By what mixtures of two models are chosen: what is retained (UWC), and forget quality and utility a layer (CRU)."""
+"""By what layers are chosen for CRU: forget quality and utility with each single one replaced."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import harmonic_mean
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from probe.axes import PerLayerL
-from probe.data import QA, Batch, Split
+from probe.data import QA, Split
 from probe.diagnostics.fragility import layer_map
-from probe.metrics.memorisation import answer_stats, extraction_strength
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_retain
 from probe.unlearning.job import Job
-
-
-def retention(retain: Batch, batch_size: int) -> Callable[[nn.Module], float]:
-    """The mean extraction strength of rows, teacher-forced, floor "0": UWC's score (Wang et al., arXiv 2406.09179).
-
-    Args:
-        retain: the rows.
-        batch_size: rows a pass.
-    """
-
-    def score(model: nn.Module) -> float:
-        matches = answer_stats(model, retain, batch_size).matches()
-        return float(np.mean([extraction_strength(match_T, floor="0") for match_T in matches]))
-
-    return score
 
 
 def layer_scores(
