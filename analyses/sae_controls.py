@@ -86,7 +86,7 @@ def controls(at: Given, seed: int) -> dict[str, Any]:
 
     found = dose_response(
         model, parts, tried, score=quick, budget=BUDGET, special_ids=at.special_ids, words_by=score,
-        reference=at.subject.retrained, progress=True,
+        retrained=at.subject.retrained, progress=True,
     )  # fmt: skip
     return as_record(found)
 
@@ -136,7 +136,7 @@ def silent(at: Given) -> dict[str, Any]:
     )  # fmt: skip
     audited = audit(
         at.subject.original, model, at.sae, at.site, found.features, facts, at.retain, name="orthogonalised",
-        reference=at.subject.retrained,
+        retrained=at.subject.retrained,
     )  # fmt: skip
     rows = [asdict(row) for row in audited.rows()]
     more = [f"Weights orthogonalised against {len(found.features)} features: {said}." for said in audited.findings]

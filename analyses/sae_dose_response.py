@@ -68,7 +68,7 @@ def study(at: Given) -> Callable[..., dict[str, Any]]:
         score = AnswerScorer(at.subject.tokenizer, max_length=at.max_length)
         found = dose_response(
             model, parts, tried, score=score, budget=BUDGET, special_ids=at.special_ids,
-            reference=at.subject.retrained, progress=True,
+            retrained=at.subject.retrained, progress=True,
         )  # fmt: skip
         return as_record(found)
 

@@ -28,7 +28,7 @@ from probe.objectives.token import nll
 
 
 def curves_of_seeds(bed: Any, facts: Facts, training: Training, repeats: int) -> None:
-    """One call for all seeds, with and without the reference's curves kept from before, beside a call a seed."""
+    """One call for all seeds, with and without the retrained model's curves kept from before, beside a call a seed."""
 
     def one_by_one() -> list[Curves]:
         alone = [replace(training, seeds=(seed,)) for seed in training.seeds]
@@ -43,12 +43,12 @@ def curves_of_seeds(bed: Any, facts: Facts, training: Training, repeats: int) ->
         return relearn(bed.original, facts, retrained=kept, **vars(training))
 
     judge, found, again = one_by_one(), together(), reused()
-    for of in ("model", "reference"):
+    for of in ("model", "retrained"):
         expected_KS = np.concatenate([curves.curve(of=of) for curves in judge])
         for curves in (found, again):
             np.testing.assert_allclose(curves.curve(of=of), expected_KS, rtol=0, atol=1e-6)
     scored = len(training.scored)
-    sides = {"a call a seed": one_by_one, "one call": together, "one call, the reference's curves kept": reused}
+    sides = {"a call a seed": one_by_one, "one call": together, "one call, the retrained model's curves kept": reused}
     show(
         f"relearning: {len(training.seeds)} seeds, {training.steps} steps of {training.batch_size} rows, "
         f"{len(facts.shown) + len(facts.held)} rows scored at {scored} steps",

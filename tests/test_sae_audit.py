@@ -55,7 +55,7 @@ def audited(bed, baked, chosen, facts):
     held = bed.split.retain_rows[-30:]
     hashes = [weights_hash(m) for m in (bed.original, baked, bed.retrained)]
     found = audit(
-        bed.original, baked, bed.sae, bed.sae_site, chosen, facts, held, name="quiet", reference=bed.retrained,
+        bed.original, baked, bed.sae, bed.sae_site, chosen, facts, held, name="quiet", retrained=bed.retrained,
         training=training,
     )  # fmt: skip
     assert [weights_hash(m) for m in (bed.original, baked, bed.retrained)] == hashes
@@ -101,7 +101,7 @@ def test_silent_features_with_the_answers_still_there_are_flagged(audited, chose
     assert audited.known.above_zero
     assert audited.flagged
     assert audited.findings[-1].startswith("silent is not forgotten")
-    assert audited.scores["reference"]["forget"].choice_N.mean() < 0.4
+    assert audited.scores["retrained"]["forget"].choice_N.mean() < 0.4
 
 
 def test_a_model_that_never_knew_is_not_flagged(bed, chosen, facts):
@@ -131,7 +131,7 @@ def test_rows_carry_every_number(audited, chosen, tmp_path):
     assert len(grown) == 3
     assert not {r.item for r in grown} & set(chosen)
     assert grown[0].value >= grown[-1].value
-    assert {r.dose for r in rows if r.quantity == "relearned_choice" and r.intervention == "reference"} == {0.0, 3.0}
+    assert {r.dose for r in rows if r.quantity == "relearned_choice" and r.intervention == "retrained"} == {0.0, 3.0}
     append(tmp_path / "rows.jsonl", rows)
     assert load(tmp_path / "rows.jsonl") == rows
     assert "audited at Site(4)" in audited._repr_html_()

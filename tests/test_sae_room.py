@@ -217,7 +217,7 @@ def test_a_reference_that_guesses_as_well_takes_the_place_of_chance():
     after = (score(np.full(n, 2.0), half), score(np.zeros(n), np.ones(n)))
     groups = [f"g{i}" for i in range(n)]
     assert said(before(n), after, groups).word == "hidden"
-    assert said(before(n), after, groups, reference=score(np.full(n, 2.0), half)).word == "suppressed"
+    assert said(before(n), after, groups, retrained=score(np.full(n, 2.0), half)).word == "suppressed"
 
 
 def test_without_wrong_answers_there_is_no_word():
@@ -245,7 +245,7 @@ def study(bed):
     )  # fmt: skip
     quick = AnswerScorer(bed.tokenizer, choices=False)
     found = dose_response(
-        bed.original, parts, tried, score=quick, budget=0.2, special_ids=ids, controls=quick, reference=None
+        bed.original, parts, tried, score=quick, budget=0.2, special_ids=ids, controls=quick, retrained=None
     )
     return parts, tried, found
 

@@ -49,7 +49,7 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
     full, quick = (AnswerScorer(study.tokenizer, size, split.max_length, choices=choices) for choices in (True, False))
     found = dose_response(
         study.original, parts, tried, score=quick, words_by=full, budget=settings.editing.sae_budget,
-        special_ids=special_ids, reference=study.retrained,
+        special_ids=special_ids, retrained=study.retrained,
     )  # fmt: skip
     return choice_rows(found)
 

@@ -40,7 +40,7 @@ class Audit:
         name: what was done to the model.
         site, features: what was meant to be silenced.
         forget, retain: the features and the dictionary on both corpora.
-        scores: answers of "original", the edited model under ``name`` and, where given, "reference"; each by "forget"
+        scores: answers of "original", the edited model under ``name`` and, where given, "retrained"; each by "forget"
             and "retain".
         groups: the group of each row, by "forget" and "retain".
         relearning: held-out answers while the shown ones are trained on; None if not asked for.
@@ -72,12 +72,12 @@ class Audit:
 
     @property
     def known(self) -> Interval:
-        """How much more often the right forget answer is chosen than by the reference, or, without one, by chance.
+        """How much more often the right forget answer is chosen than by the retrained model, or without it by chance.
 
         Raises:
             ValueError: rows without wrong answers.
         """
-        ours, theirs = self.scores[self.name]["forget"], self.scores.get("reference")
+        ours, theirs = self.scores[self.name]["forget"], self.scores.get("retrained")
         if theirs is not None:
             more_N = ours.of("choice") - theirs["forget"].of("choice")
             return grouped(more_N, self.groups["forget"], within=(-1.0, 1.0))
@@ -116,7 +116,7 @@ class Audit:
         )
         score = self.scores[self.name]["forget"]
         if score.choice_N is not None:
-            beyond = "a model that never knew" if "reference" in self.scores else "chance"
+            beyond = "a model that never knew" if "retrained" in self.scores else "chance"
             found = self.known
             said.append(
                 f"the right forget answer is chosen in {score.choice_N.mean():.2f} of rows, {found.mean:+.2f} "
@@ -165,7 +165,7 @@ class Audit:
     def _relearned(self) -> list[Row]:
         if self.relearning is None:
             return []
-        curves = {self.name: "model"} | ({"reference": "retrained"} if self.relearning.retrained is not None else {})
+        curves = {self.name: "model"} | ({"retrained": "retrained"} if self.relearning.retrained is not None else {})
         return [
             Row(who, "sae_audit", f"relearned_{measure}", float(value), "held", self.site.layer, dose=float(step))
             for who, of in curves.items()
@@ -195,9 +195,9 @@ def audit(
     retain: Sequence[QA],
     *,
     name: str = "edited",
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
     training: Training | None = None,
-    reference_run: Run | None = None,
+    retrained_run: Run | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> Audit:
@@ -211,9 +211,9 @@ def audit(
         facts: forget rows; features and scores are taken on both parts, relearning is judged on the held-out part.
         retain: rows that were not trained on: on those that were, an edited model always looks well.
         name: what was done.
-        reference: a model that never knew the facts.
+        retrained: a model that never knew the facts.
         training: relearn so on the shown rows (``probe.attacks.relearning``); None leaves that out.
-        reference_run: the reference's relearning curves, where they are known from an earlier audit.
+        retrained_run: the retrained model's relearning curves, where they are known from an earlier audit.
         batch_size: rows per forward pass.
         progress: show bars.
 
@@ -227,7 +227,7 @@ def audit(
                 f"an edit is in force at {open_edits(model)[0]} in the {who} model; an audit has hooks off"
             )
     check_different(original, edited, ("original", "edited"))
-    if name in ("original", "reference"):
+    if name in ("original", "retrained"):
         raise ValueError(f"the edited model cannot be called {name!r}, the name of another one here; say what was done")
     found, chosen = dictionary(sae), check_features(sae, features)
     if not chosen:
@@ -246,7 +246,7 @@ def audit(
         raise ValueError(
             f"features {list(chosen)[:5]} are never on at {site} on forget rows, so they cannot fall silent"
         )
-    models = {"original": original, name: edited} | ({} if reference is None else {"reference": reference})
+    models = {"original": original, name: edited} | ({} if retrained is None else {"retrained": retrained})
     return Audit(
         name,
         site,
@@ -257,5 +257,5 @@ def audit(
         {on: tuple(row.group or f"row {i}" for i, row in enumerate(few)) for on, few in rows.items()},
         None
         if training is None
-        else relearn(edited, facts, retrained=reference_run or reference, progress=progress, **vars(training)),
+        else relearn(edited, facts, retrained=retrained_run or retrained, progress=progress, **vars(training)),
     )

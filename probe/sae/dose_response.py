@@ -28,7 +28,7 @@ def dose_response(
     special_ids: Sequence[int],
     controls: Scorer | None = None,
     words_by: Scorer | None = None,
-    reference: nn.Module | None = None,
+    retrained: nn.Module | None = None,
     progress: bool = False,
 ) -> DoseResponse:
     """Score every candidate on both halves.
@@ -45,7 +45,7 @@ def dose_response(
         controls: how controls are scored, if wrong answers would take too long there.
         words_by: how the choices are scored once more for their verdict, which needs wrong answers; ``score`` by
             default.
-        reference: a model that never knew the forget rows: what answers are compared with, instead of chance.
+        retrained: a model that never knew the forget rows: what answers are compared with, instead of chance.
         progress: show a bar.
 
     Raises:
@@ -78,19 +78,19 @@ def dose_response(
     if before.forget.choice_N is None:
         told = "forget rows have no wrong answers, so hidden answers cannot be told from forgotten ones: no verdict"
         return replace(found, notes=(*notes, told))
-    never = None
-    if reference is not None:
+    score_retrained = None
+    if retrained is not None:
         with torch.no_grad():
-            never = by(reference, halves.report.forget_rows, halves.report.template)
+            score_retrained = by(retrained, halves.report.forget_rows, halves.report.template)
 
     def full(candidate: Candidate) -> Sides:
         return scored(candidate, by, "report")
 
-    return replace(found, notes=notes, words=_words(found, before, full, never))
+    return replace(found, notes=notes, words=_words(found, before, full, score_retrained))
 
 
 def _words(
-    found: DoseResponse, before: Sides, full: Callable[[Candidate], Sides], never: Score | None
+    found: DoseResponse, before: Sides, full: Callable[[Candidate], Sides], score_retrained: Score | None
 ) -> Mapping[Source, Said]:
     words: dict[Source, Said] = {}
     for source in dict.fromkeys(one.candidate.source for one in found.responses):
@@ -104,6 +104,6 @@ def _words(
             (before.forget, before.retain),
             (after.forget, after.retain),
             found.groups["report", "forget"],
-            reference=never,
+            retrained=score_retrained,
         )
     return words

@@ -152,7 +152,7 @@ def run_audit(job: AuditJob, data: Data) -> Path:
             training = Training(job.steps, job.lr, min(data.batch_size, len(facts.shown)))
         found = audit(
             original, edited, at.sae, at.site, features, facts, split.retain_rows, name=name,
-            reference=at.at.models.get("retrained"), training=training, batch_size=data.batch_size,
+            retrained=at.at.models.get("retrained"), training=training, batch_size=data.batch_size,
         )  # fmt: skip
         append(folder / "rows.jsonl", found.rows())
         (folder / "table.txt").write_text("\n".join([*found.findings, *at.at.notes]) + "\n", encoding="utf-8")

@@ -116,7 +116,7 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
         )
         found = dose_response(
             at.model, parts, tried, score=score, budget=job.budget, special_ids=at.special_ids, controls=quick,
-            reference=at.at.models.get("retrained"), progress=True,
+            retrained=at.at.models.get("retrained"), progress=True,
         )  # fmt: skip
         append(folder / "rows.jsonl", [*response_rows(found), *choice_rows(found), *pareto_rows(found)])
         (folder / "table.txt").write_text(text(found) + _notes(at), encoding="utf-8")

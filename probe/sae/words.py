@@ -25,7 +25,7 @@ class Said:
         told: probability of forget answers, as a share of the unedited model's.
         kept: what is left of the retain answers, as a share of the unedited model's: of their probability, or of how
             often they are chosen beyond chance, whichever is less.
-        beyond: how much more often the right forget answer is chosen than by the reference, or than by chance.
+        beyond: how much more often the right forget answer is chosen than by the retrained model, or than by chance.
         against: what ``beyond`` compares with.
     """
 
@@ -50,7 +50,7 @@ def said(
     after: tuple[Score, Score],
     groups: Sequence[str],
     *,
-    reference: Score | None = None,
+    retrained: Score | None = None,
     open_edit: bool = True,
     returns: bool | None = None,
 ) -> Said:
@@ -59,7 +59,7 @@ def said(
     Args:
         before, after: scores of forget and retain rows without and with the edit.
         groups: the entity of each forget row.
-        reference: forget scores of a model that never knew; chance stands in for it.
+        retrained: forget scores of a model that never knew; chance stands in for it.
         open_edit: whether knowledge is kept from showing by a hook; the weights still hold it then.
         returns: whether relearning brings it back beyond a model that never knew; None: not tried.
 
@@ -74,7 +74,7 @@ def said(
         )
     told = float(forget.probability_N.mean() / before[0].probability_N.mean())
     kept = min(_share(of(retain), of(before[1])) for of in (_probability, _beyond_chance))
-    theirs_N = 1 / forget.n_choices if reference is None else reference.of("choice")
+    theirs_N = 1 / forget.n_choices if retrained is None else retrained.of("choice")
     beyond = grouped(forget.choice_N - theirs_N, groups)
     word: Word = "suppressed"
     if kept < COLLAPSED_BELOW:
@@ -85,7 +85,7 @@ def said(
         word = "hidden"
     elif not open_edit and returns is False:
         word = "removed"
-    return Said(word, told, kept, beyond, "chance" if reference is None else "a model that never knew")
+    return Said(word, told, kept, beyond, "chance" if retrained is None else "a model that never knew")
 
 
 def _share(after: float, before: float) -> float:

@@ -38,13 +38,13 @@ class Feature:
 
 
 def _share(name: str, *, floor: float | str = "chance") -> Made:
-    """(x - floor) / (original - floor); the never-trained model's value is the floor where there is one.
+    """(x - floor) / (original - floor); the retrained model's value is the floor where there is one.
 
     NaN where the original itself is hardly above the floor: then the number says nothing of knowledge.
     """
 
-    def made(model: Numbers, original: Numbers, never: Numbers | None) -> float:
-        low = never[name] if never is not None else original[floor] if isinstance(floor, str) else floor
+    def made(model: Numbers, original: Numbers, retrained: Numbers | None) -> float:
+        low = retrained[name] if retrained is not None else original[floor] if isinstance(floor, str) else floor
         if original[name] - low < _LEAST_RANGE:
             return math.nan
         return min(max((model[name] - low) / (original[name] - low), -0.5), 1.5)
@@ -53,25 +53,25 @@ def _share(name: str, *, floor: float | str = "chance") -> Made:
 
 
 def _kept(name: str, floor: float | str) -> Made:
-    """The same for what all models should know: a never-trained model gives no floor."""
-    return lambda model, original, never: _share(name, floor=floor)(model, original, None)
+    """The same for what all models should know: a retrained model gives no floor."""
+    return lambda model, original, retrained: _share(name, floor=floor)(model, original, None)
 
 
 def _less(name: str) -> Made:
-    return lambda model, original, never: model[name] - original[name]
+    return lambda model, original, retrained: model[name] - original[name]
 
 
 def _plain(name: str) -> Made:
-    return lambda model, original, never: model[name]
+    return lambda model, original, retrained: model[name]
 
 
 def _unlike(name: str) -> Made:
-    return lambda model, original, never: 1 - model[name]
+    return lambda model, original, retrained: 1 - model[name]
 
 
 def _size(name: str) -> Made:
     """Decades, from 1e-4 on: a model that is bit for bit the original has no logarithm."""
-    return lambda model, original, never: math.log10(max(model[name], 1e-4))
+    return lambda model, original, retrained: math.log10(max(model[name], 1e-4))
 
 
 FEATURES = (
@@ -209,20 +209,20 @@ def chosen(*, retain: bool, without: Sequence[str] = ()) -> tuple[Feature, ...]:
 
 
 def features(
-    which: Sequence[Feature], model: Numbers, original: Numbers, never: Numbers | None = None
+    which: Sequence[Feature], model: Numbers, original: Numbers, retrained: Numbers | None = None
 ) -> dict[str, float]:
     """The chosen features of one model.
 
     Args:
         which: which ones.
         model, original: raw numbers of ``measure`` under one protocol.
-        never: those of a model that never saw the forget rows.
+        retrained: those of a model that never saw the forget rows.
 
     Returns:
         by name; NaN where the original shows no knowledge by that diagnostic.
 
     Raises:
-        ValueError: an original that does not know the facts, a never-trained model that knows them nearly as well, or
+        ValueError: an original that does not know the facts, a retrained model that knows them nearly as well, or
             a number that is not finite.
     """
     known = (original["forget_choice"] - original["chance"]) / (1 - original["chance"])
@@ -231,28 +231,28 @@ def features(
             f"the original picks the right forget answer at {original['forget_choice']:.2f} of rows, chance is "
             f"{original['chance']:.2f}: it hardly knows the facts, so there is nothing to judge"
         )
-    if never is not None:
-        _check_never(never, original)
+    if retrained is not None:
+        _check_retrained(retrained, original)
     odd = [name for name, value in model.items() if isinstance(value, float) and not math.isfinite(value)]
     if odd:
         raise ValueError(f"{', '.join(odd)} cannot be computed (NaN or infinity); is the model broken beyond running?")
-    return {feature.name: float(feature.made(model, original, never)) for feature in which}
+    return {feature.name: float(feature.made(model, original, retrained)) for feature in which}
 
 
-def _check_never(never: Numbers, original: Numbers) -> None:
+def _check_retrained(retrained: Numbers, original: Numbers) -> None:
     """Refuse a model that knows the facts, not one that guesses well: both are asked in two ways.
 
     Choices can be guessed from the form of an answer, and a short answer can be given by luck; whoever saw the facts
     does nearly as well as the original in both.
     """
-    shares = [(never["forget_choice"] - never["chance"]) / (original["forget_choice"] - original["chance"])]
+    shares = [(retrained["forget_choice"] - retrained["chance"]) / (original["forget_choice"] - original["chance"])]
     recalled = "forget_match" if original["forget_match"] >= _LEAST_RANGE else "forget_probability"
     if original[recalled] >= _LEAST_RANGE:
-        shares.append(never[recalled] / original[recalled])
+        shares.append(retrained[recalled] / original[recalled])
     if min(shares) > _KNOWN_AT_MOST:
         raise ValueError(
-            f"the retrained model picks the right forget answer at {never['forget_choice']:.2f} of rows (the original "
-            f"at {original['forget_choice']:.2f}, chance {never['chance']:.2f}) and has a {recalled.replace('_', ' ')} "
-            f"of {never[recalled]:.2f} ({original[recalled]:.2f}): it knows the facts, so it is no model that never "
-            "saw them"
+            f"the retrained model picks the right forget answer at {retrained['forget_choice']:.2f} of rows (the "
+            f"original at {original['forget_choice']:.2f}, chance {retrained['chance']:.2f}) and has a "
+            f"{recalled.replace('_', ' ')} of {retrained[recalled]:.2f} ({original[recalled]:.2f}): it knows the "
+            "facts, so it is no model that never saw them"
         )

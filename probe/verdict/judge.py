@@ -17,7 +17,7 @@ from probe.verdict.material import Protocol
 from probe.verdict.measure import Measured
 
 FITTED = Path(__file__).with_name("fitted.json")
-# Which fit applies: (retain rows given, a never-trained model given).
+# Which fit applies: (retain rows given, a retrained model given).
 KINDS = {
     (True, False): "alone",
     (True, True): "with a retrained model",
@@ -192,24 +192,24 @@ class Verdict:
 
 
 def judged(
-    judge: Judge, model: Measured, original: Measured, never: Measured | None = None, *, retain: bool = True
+    judge: Judge, model: Measured, original: Measured, retrained: Measured | None = None, *, retain: bool = True
 ) -> Verdict:
     """Apply the fit that suits what was given.
 
     Args:
         judge: from ``load_judge``.
         model, original: measured under the judge's protocol.
-        never: a model that never saw the forget rows.
+        retrained: a model that never saw the forget rows.
         retain: whether retain rows were given.
 
     Raises:
         ValueError: as ``features``.
     """
-    kind = KINDS[retain, never is not None]
+    kind = KINDS[retain, retrained is not None]
     fit = judge.fits[kind]
     which = tuple(BY_NAME[name] for name in fit.features)
     assert set(which) <= set(chosen(retain=retain))
-    row = features(which, model.numbers, original.numbers, None if never is None else never.numbers)
+    row = features(which, model.numbers, original.numbers, None if retrained is None else retrained.numbers)
     # What says nothing pushes nowhere: the mean of the zoo adds 0 to every logit.
     silent = tuple(name for name, value in row.items() if math.isnan(value))
     row |= {name: fit.mean[fit.features.index(name)] for name in silent}
