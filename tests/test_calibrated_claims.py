@@ -15,6 +15,7 @@ from analyses.calibrated_pictures import draw
 from probe.data import QA, Template
 from probe.metrics.intervals import correlation
 from probe.metrics.suite import SuiteResult
+from probe.metrics.tokens import TokenStats
 
 
 @pytest.fixture(autouse=True)
@@ -186,10 +187,8 @@ def test_every_method_has_settings_on_every_subject(name):
 
 
 def suite(right, wrong):
-    n = len(right)
-    nothing = np.zeros(n)
-    right, wrong = np.array(right), np.array(wrong)
-    return SuiteResult(nothing, nothing, nothing, nothing, nothing, right, wrong, None, None)
+    tokens = TokenStats((np.zeros(1),) * len(right), (np.zeros(1, bool),) * len(right))
+    return SuiteResult((), tokens, np.array(right), np.array(wrong))
 
 
 def test_choices_are_four_and_the_right_one_moves():

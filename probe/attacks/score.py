@@ -7,9 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from probe.data import QA, Template, encode
+from probe.data import QA, Template
 from probe.metrics.arrays import ArrayN
-from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 
 Measure = Literal["probability", "choice", "match"]
@@ -84,11 +83,6 @@ class AnswerScorer:
     choices: bool = True
 
     def __call__(self, model: nn.Module, rows: Sequence[QA], template: Template) -> Score:
-        choices = self.choices and any(row.perturbed_answer for row in rows)
-        if not choices and not self.generate:
-            batch = encode(self.tokenizer, rows, template=template, max_length=self.max_length)
-            stats = answer_stats(model, batch, self.batch_size)
-            return Score(stats.probability_N, np.array([float(match_T.all()) for match_T in stats.matches()]))
         suite = answer_suite(
             model,
             self.tokenizer,
@@ -97,10 +91,11 @@ class AnswerScorer:
             batch_size=self.batch_size,
             max_length=self.max_length,
             with_generation=self.generate,
-            with_wrong_answers=choices,
+            with_wrong_answers=self.choices and any(row.perturbed_answer for row in rows),
+            with_paraphrases=False,
         )
         rank_N = suite.rank_N
-        match_N, empty_N = (suite.exact_memorisation_N == 1).astype(float), None
+        match_N, empty_N = np.array([float(match_T.all()) for match_T in suite.matches]), None
         if suite.generations is not None:
             said = [text.strip() for text in suite.generations]
             match_N = np.array([float(text == row.answer.strip()) for text, row in zip(said, rows, strict=True)])

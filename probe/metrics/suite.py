@@ -1,7 +1,8 @@
-"""Everything that is asked about the answers to a list of questions, from two passes over the model."""
+"""Everything that is measured on the answers to a list of questions: each text scored once, each question answered."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,44 +15,74 @@ from probe.metrics.generation import generate
 from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import normalised_probability, truth_ratio, truth_ratio_forget, truth_ratio_retain
-from probe.metrics.tokens import TokenStats, token_stats
+from probe.metrics.tokens import MatchT, TokenStats, token_stats
+from probe.templates.coding import prompt_ids
+
+# Batches of texts that are kept, and counted, together.
+_STRIDE = 8
+_Keep = Callable[[str, Callable[[], Any]], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SuiteResult:
     """One entry per row, in the order given; None where a quantity was not asked for or the rows do not allow it.
 
     Args:
-        loss_N: mean cross-entropy of the answer (nats per token, eos included).
-        probability_N: exp(-loss_N).
-        paraphrased_probability_N: the same answer given the paraphrased question; NaN where a row has none.
-        extraction_strength_N: teacher-forced, with floor "0", so that a wrong last token counts as nothing extracted;
-            the other floor, and the perturbed form, are ``extraction``.
-        exact_memorisation_N: share of answer tokens that are the argmax.
-        right_loss_N: loss of the paraphrased answer, or of the answer where a row has none (as TOFU's real authors).
+        rows: the questions with their answers.
+        tokens: what the pass told about every token of the answers; ``attack_scores`` takes it.
+        right_loss_N: loss (mean cross-entropy, nats per token) of the paraphrased answer, or of the answer where a row
+            has none (as TOFU's real authors).
         wrong_loss_NK: losses of the wrong answers.
-        rouge_N: ROUGE-L recall of the greedy generation against the answer.
-        generations: the texts.
-        tokens: what the pass told about every token of the answer; ``attack_scores`` takes it.
-        paraphrased_tokens: the same for the answer given the paraphrased question; the very same where a row has none.
-        paraphrased_N: whether a row has a paraphrased question.
+        paraphrased_tokens: of the answers given the paraphrased questions; those of ``tokens`` where a row has none.
+        generations: the greedy continuations of the questions.
     """
 
-    loss_N: ArrayN
-    probability_N: ArrayN
-    paraphrased_probability_N: ArrayN
-    extraction_strength_N: ArrayN
-    exact_memorisation_N: ArrayN
-    right_loss_N: ArrayN | None
-    wrong_loss_NK: ArrayNK | None
-    rouge_N: ArrayN | None
-    generations: tuple[str, ...] | None
-    tokens: TokenStats | None = None
+    rows: tuple[QA, ...]
+    tokens: TokenStats
+    right_loss_N: ArrayN | None = None
+    wrong_loss_NK: ArrayNK | None = None
     paraphrased_tokens: TokenStats | None = None
-    paraphrased_N: Bool[np.ndarray, " N"] | None = None
+    generations: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.loss_N)
+        return len(self.tokens)
+
+    @cached_property
+    def loss_N(self) -> ArrayN:
+        """Mean cross-entropy of the answer (nats per token, eos included)."""
+        return self.tokens.loss_N
+
+    @property
+    def probability_N(self) -> ArrayN:
+        """exp(-loss_N), the probability of the answer normalised for its length."""
+        return np.exp(-self.loss_N)
+
+    @property
+    def paraphrased_N(self) -> Bool[np.ndarray, " N"]:
+        """Whether a row has a paraphrased question."""
+        return np.array([bool(row.paraphrased_question) for row in self.rows])
+
+    @property
+    def paraphrased_probability_N(self) -> ArrayN:
+        """Probability of the answer given the paraphrased question; NaN where a row has none."""
+        if self.paraphrased_tokens is None:
+            return np.full(len(self), np.nan)
+        return np.where(self.paraphrased_N, np.exp(-self.paraphrased_tokens.loss_N), np.nan)
+
+    @cached_property
+    def matches(self) -> tuple[MatchT, ...]:
+        """Whether each token of the answers, what ends them left out, is the argmax."""
+        return self.tokens.without_eos().correct
+
+    @property
+    def extraction_strength_N(self) -> ArrayN:
+        """Teacher-forced, with floor "0": a wrong last token counts as nothing extracted; see ``extraction``."""
+        return self.extraction("0")
+
+    @property
+    def exact_memorisation_N(self) -> ArrayN:
+        """Share of answer tokens that are the argmax; NaN for an answer of no token besides its end."""
+        return np.array([exact_memorisation(match_T) if len(match_T) else np.nan for match_T in self.matches])
 
     @property
     def truth_ratio_N(self) -> ArrayN | None:
@@ -68,6 +99,13 @@ class SuiteResult:
             return None
         return (self.wrong_loss_NK <= self.right_loss_N[:, None]).sum(1)
 
+    @cached_property
+    def rouge_N(self) -> ArrayN | None:
+        """ROUGE-L recall of the generations against the answers."""
+        if self.generations is None:
+            return None
+        return np.array([rouge_l_recall(r.answer, text) for r, text in zip(self.rows, self.generations, strict=True)])
+
     def extraction(self, floor: Literal["1/L", "0"], *, perturbed: bool = False) -> ArrayN:
         """Teacher-forced extraction strength of the answers, with either floor.
 
@@ -76,26 +114,23 @@ class SuiteResult:
             perturbed: whether the question is the paraphrased one (ES-perturb); NaN where a row has none.
 
         Raises:
-            ValueError: an unknown floor, or a result made without tokens.
+            ValueError: an unknown floor, or a result made without paraphrases.
         """
-        tokens = self.paraphrased_tokens if perturbed else self.tokens
-        if tokens is None or self.paraphrased_N is None:
-            raise ValueError("this result keeps no tokens; take one that answer_suite made")
-        found_N = np.array([extraction_strength(match_T, floor=floor) for match_T in tokens.without_eos().correct])
-        return np.where(self.paraphrased_N, found_N, np.nan) if perturbed else found_N
+        if not perturbed:
+            return np.array([extraction_strength(match_T, floor=floor) for match_T in self.matches])
+        if self.paraphrased_tokens is None:
+            raise ValueError("paraphrased questions were not measured; leave with_paraphrases at True")
+        matches = self.paraphrased_tokens.without_eos().correct
+        found_N = np.array([extraction_strength(match_T, floor=floor) for match_T in matches])
+        return np.where(self.paraphrased_N, found_N, np.nan)
 
     def means(self) -> dict[str, float]:
         """Aggregates by name; what was not measured on every row is left out.
 
         Truth ratios come in both published aggregations: ``truth_ratio_forget`` and ``truth_ratio_retain``.
         """
-        found = {
-            "probability": self.probability_N.mean(),
-            "extraction_strength": self.extraction_strength_N.mean(),
-            "exact_memorisation": self.exact_memorisation_N.mean(),
-        }
-        if not np.isnan(self.paraphrased_probability_N).any():
-            found["paraphrased_probability"] = self.paraphrased_probability_N.mean()
+        names = ("probability", "extraction_strength", "exact_memorisation", "paraphrased_probability")
+        found = {name: getattr(self, f"{name}_N").mean() for name in names}
         if self.wrong_loss_NK is not None:
             found["truth_ratio_forget"] = truth_ratio_forget(self.truth_ratio_N)
             found["truth_ratio_retain"] = truth_ratio_retain(self.truth_ratio_N)
@@ -103,7 +138,7 @@ class SuiteResult:
             found["choice_accuracy"] = np.mean(self.rank_N == 0)
         if self.rouge_N is not None:
             found["rouge"] = self.rouge_N.mean()
-        return {name: float(value) for name, value in found.items()}
+        return {name: float(value) for name, value in found.items() if not np.isnan(value)}
 
 
 def answer_suite(
@@ -117,8 +152,11 @@ def answer_suite(
     max_length: int = 256,
     with_generation: bool = True,
     with_wrong_answers: bool = True,
+    with_paraphrases: bool = True,
     with_moments: bool = False,
     targets_at_once: int = 512,
+    keep: _Keep | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> SuiteResult:
     """Measure one model on rows: probability, memorisation, truth ratio, multiple choice, and ROUGE.
 
@@ -132,68 +170,118 @@ def answer_suite(
         template: how question and answer become one text.
         batch_size: rows per pass.
         max_new_tokens, max_length: longest generation, and longest text, in tokens.
-        with_generation, with_wrong_answers: whether to run these; most of the time goes to generation.
+        with_generation, with_wrong_answers, with_paraphrases: whether to run generations, wrong (and paraphrased right)
+            answers, and paraphrased questions; most of the time goes to generation.
         with_moments: whether ``tokens`` holds what Min-K%++ needs.
         targets_at_once: target tokens whose distributions over the vocabulary are held at once.
+        keep: given a key and a function that makes a value of JSON, returns that value. It may write values down and
+            read them back, so that a pass that was killed goes on; None makes each.
+        progress: called with the number of texts that were just finished, ``n_texts`` in all.
 
     Returns:
         arrays with one entry per row.
 
     Raises:
-        ValueError: no rows, empty answers, or rows of which only some have wrong answers, or unequally many.
+        ValueError: no rows, empty answers, rows of which only some have wrong answers, or unequally many, or rows
+            longer than the model's context.
+
+    Example:
+        >>> import probe
+        >>> s = probe.testbed()
+        >>> suite = answer_suite(s.original, s.tokenizer, s.split.forget_rows[:4], s.split.template)
+        >>> suite.probability_N.shape, suite.means()["choice_accuracy"]
+        ((4,), 1.0)
     """
     _check(rows, with_wrong_answers)
-    texts, plain, asked, right, wrong = _texts(rows, with_wrong_answers)
-    batch = encode(tokenizer, texts, template=template, max_length=max_length)
-    stats = token_stats(model, batch, batch_size=batch_size, targets_at_once=targets_at_once, moments=with_moments)
-    loss_N = stats.loss_N
-    matches = stats.without_eos().correct
-    bare = [i for i, where in enumerate(plain) if len(matches[where]) == 0]
-    if bare:
-        raise ValueError(
-            f"{len(bare)} of {len(rows)} rows have no answer token besides the last (first: row {bare[0]}); raise "
-            "max_length or drop them"
-        )
-    generations = rouge_N = None
+    texts, places = _texts(rows, with_wrong_answers, with_paraphrases)
+
+    def scored(name: str, some: Sequence[QA], moments: bool) -> TokenStats:
+        batch = encode(tokenizer, some, template=template, max_length=max_length)
+
+        def columns(index: list[int]) -> list[Any]:
+            options = {"batch_size": batch_size, "targets_at_once": targets_at_once, "moments": moments}
+            part = token_stats(model, batch.select(index), **options)
+            kept = (part.logp, part.correct, part.mean, part.variance)
+            return list(zip(*([values_T.tolist() for values_T in one] for one in kept if one is not None), strict=True))
+
+        found = _by_length(batch.attention_BT.sum(1), batch_size * _STRIDE, columns, name, keep, progress)
+        logp, correct, *more = (tuple(map(np.array, column)) for column in zip(*found, strict=True))
+        ends = None if batch.end_B is None else tuple(batch.end_B.tolist())
+        return TokenStats(logp, correct, *(more or (None, None)), ends)
+
+    # Answers come first among the texts, and only they are asked for moments, which cost as much as all else.
+    n = 1 + max(places["answer"]) if with_moments else len(texts)
+    stats = answers = scored("answers", texts[:n], with_moments)
+    if texts[n:]:
+        stats = _joined(answers, scored("others", texts[n:], False))
+    generations = None
     if with_generation:
         prompts = [template.asked(row.question) for row in rows]
-        generations = tuple(
-            generate(model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, template=template)
-        )
-        rouge_N = np.array([rouge_l_recall(row.answer, text) for row, text in zip(rows, generations, strict=True)])
-    given_N = np.array([bool(row.paraphrased_question) for row in rows])
-    right_loss_N = None if right is None else loss_N[right]
-    wrong_loss_NK = None if wrong is None else loss_N[wrong]
+
+        def continued(index: list[int]) -> list[str]:
+            options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "template": template}
+            return generate(model, tokenizer, [prompts[i] for i in index], **options)
+
+        length_N = [len(ids) for ids in prompt_ids(tokenizer, prompts, template)]
+        generations = tuple(_by_length(length_N, batch_size, continued, "texts", keep, progress))
+    loss_N = stats.loss_N
     return SuiteResult(
-        loss_N[plain],
-        np.exp(-loss_N[plain]),
-        np.where(given_N, np.exp(-loss_N[asked]), np.nan),
-        np.array([extraction_strength(matches[i], floor="0") for i in plain]),
-        np.array([exact_memorisation(matches[i]) for i in plain]),
-        right_loss_N,
-        wrong_loss_NK,
-        rouge_N,
+        tuple(rows),
+        answers.select(places["answer"]),
+        loss_N[places["right"]] if "right" in places else None,
+        loss_N[places["wrong"]] if "wrong" in places else None,
+        stats.select(places["paraphrased"]) if with_paraphrases else None,
         generations,
-        stats.select(plain),
-        stats.select(asked),
-        given_N,
     )
 
 
-def _texts(rows: Sequence[QA], with_wrong_answers: bool) -> tuple[list[QA], Any, Any, Any, Any]:
-    """The distinct texts to run, and where each row's answer, paraphrase, right and wrong answers are among them."""
+def n_texts(rows: Sequence[QA], *, with_generation: bool) -> int:
+    """How many texts ``answer_suite`` reports as finished: distinct ones to score, and one to generate for each row."""
+    return len(_texts(rows, True, True)[0]) + (len(rows) if with_generation else 0)
+
+
+def _by_length(
+    length_N: Any,
+    size: int,
+    make: Callable[[list[int]], list[Any]],
+    name: str,
+    keep: _Keep | None,
+    progress: Callable[[int], object] | None,
+) -> list[Any]:
+    """What ``make`` gives for each place, in the order of places; it is given ``size`` of similar lengths at a time."""
+    order = sorted(range(len(length_N)), key=lambda i: int(length_N[i]))
+    found: list[Any] = [None] * len(order)
+    for start in range(0, len(order), size):
+        index = order[start : start + size]
+        made = make(index) if keep is None else keep(f"{name} {start}", partial(make, index))
+        for i, one in zip(index, made, strict=True):
+            found[i] = one
+        if progress is not None:
+            progress(len(index))
+    return found
+
+
+def _joined(first: TokenStats, second: TokenStats) -> TokenStats:
+    ends = (first.ends or ()) + (second.ends or ())
+    return TokenStats(first.logp + second.logp, first.correct + second.correct, ends=ends)
+
+
+def _texts(rows: Sequence[QA], wrong: bool, paraphrases: bool) -> tuple[list[QA], dict[str, np.ndarray]]:
+    """The distinct texts to run, answers first, and where each row's are among them."""
     texts: dict[tuple[str, str], int] = {}
 
-    def entry(question: str, answer: str) -> int:
-        return texts.setdefault((question, answer), len(texts))
+    def entries(asked: Sequence[QA]) -> np.ndarray:
+        return np.array([texts.setdefault((row.question, row.answer), len(texts)) for row in asked])
 
-    plain = [entry(row.question, row.answer) for row in rows]
-    asked = [entry(row.paraphrased().question, row.answer) for row in rows]
-    right = wrong = None
-    if with_wrong_answers and rows[0].perturbed_answer:
-        right = [entry(row.question, row.paraphrased_answer or row.answer) for row in rows]
-        wrong = np.array([[entry(row.question, answer) for answer in row.perturbed_answer] for row in rows])
-    return [QA(question, answer) for question, answer in texts], plain, asked, right, wrong
+    places = {"answer": entries(rows)}
+    if paraphrases:
+        places["paraphrased"] = entries([row.paraphrased() for row in rows])
+    if wrong and any(row.paraphrased_answer or row.perturbed_answer for row in rows):
+        places["right"] = entries([QA(row.question, row.paraphrased_answer or row.answer) for row in rows])
+    if wrong and rows[0].perturbed_answer:
+        each = ([QA(row.question, answer) for answer in row.perturbed_answer] for row in rows)
+        places["wrong"] = np.stack([entries(some) for some in each])
+    return [QA(question, answer) for question, answer in texts], places
 
 
 def _check(rows: Sequence[QA], with_wrong_answers: bool) -> None:

@@ -121,15 +121,26 @@ def truth_ratio_arithmetic(paraphrased_loss_N: Any, wrong_loss_NK: Any, *, eps: 
     return _ratio(np.logaddexp.reduce(-wrong_loss_NK, axis=1) - math.log(wrong_loss_NK.shape[1]), right_N, eps)
 
 
+def truth_ratio_terms(ratio_N: Any, on: str) -> ArrayN:
+    """What TOFU's aggregates of a set average: min(R, 1/R) on ``"forget"``, max(0, 1 - R) on any other.
+
+    Raises:
+        ValueError: NaN or negative ratios.
+    """
+    ratio_N = _ratios(ratio_N, "ratio_N")
+    if on != "forget":
+        return np.maximum(0, 1 - ratio_N)
+    with np.errstate(divide="ignore"):
+        return np.minimum(ratio_N, 1 / ratio_N)
+
+
 def truth_ratio_forget(ratio_N: Any) -> float:
     """mean_i min(R_i, 1/R_i): 1 where right and wrong answers are equally likely; a collapsed model tends to 0.
 
     Raises:
         ValueError: NaN or negative ratios.
     """
-    ratio_N = _ratios(ratio_N, "ratio_N")
-    with np.errstate(divide="ignore"):
-        return float(np.minimum(ratio_N, 1 / ratio_N).mean())
+    return float(truth_ratio_terms(ratio_N, "forget").mean())
 
 
 def truth_ratio_retain(ratio_N: Any) -> float:
@@ -138,7 +149,7 @@ def truth_ratio_retain(ratio_N: Any) -> float:
     Raises:
         ValueError: NaN or negative ratios.
     """
-    return float(np.maximum(0, 1 - _ratios(ratio_N, "ratio_N")).mean())
+    return float(truth_ratio_terms(ratio_N, "retain").mean())
 
 
 def truth_ratio_known(ratio_N: Any) -> float:

@@ -16,9 +16,9 @@ from probe.diagnostics.logit_collapse import THRESHOLDS, logit_collapse
 from probe.diagnostics.representation_pca import fit_axes, project
 from probe.diagnostics.separability import Separability, separability, words_alone
 from probe.metrics.intervals import grouped_share
-from probe.metrics.suite import answer_suite
+from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.text import rouge_l_recall
-from probe.metrics.tofu import forget_quality
+from probe.metrics.tofu import forget_quality, truth_ratio_terms
 from probe.report.lens import lens_rows
 from probe.report.settings import Measuring
 from probe.report.study import Condition, Study
@@ -44,8 +44,8 @@ class Sample:
     generated: Split
     pca_layers: tuple[int, ...]
     pca_axes: Any
-    truth_ratio_retrained_N: Any = None
     retrained: nn.Module | None = None
+    forget_retrained: SuiteResult | None = None
 
     @cached_property
     def separability_retrained(self) -> Separability | None:
@@ -78,11 +78,9 @@ def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
     depth = n_layers(study.original)
     shown = tuple(sorted({0, depth // 3, 2 * depth // 3, depth - 1}))
     axes = fit_axes(study.original, split, layers=shown)
-    ratios = None
-    if study.retrained is not None:
-        ratios = _suite(study, study.retrained, split.forget_rows, measuring).truth_ratio_N
+    theirs = None if study.retrained is None else _suite(study, study.retrained, split.forget_rows, measuring)
     world = drawn(study.world, measuring.rows)
-    return Sample(split, choosing, training, world, generated, shown, axes, ratios, study.retrained)
+    return Sample(split, choosing, training, world, generated, shown, axes, study.retrained, theirs)
 
 
 def _trained_on(retain: tuple[QA, ...], unseen: tuple[QA, ...]) -> tuple[QA, ...]:
@@ -144,7 +142,7 @@ def mean_row(
     return Row(name, diagnostic, quantity, float(value_N.mean()), on, low=low, high=high, n=len(value_N), **more)
 
 
-def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measuring, *, choices: bool = True) -> Any:
+def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measuring) -> SuiteResult:
     return answer_suite(
         model,
         study.tokenizer,
@@ -153,7 +151,7 @@ def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measur
         batch_size=measuring.batch_size,
         max_length=study.split.max_length,
         with_generation=False,
-        with_wrong_answers=choices and all(row.perturbed_answer for row in rows),
+        with_wrong_answers=all(row.perturbed_answer for row in rows),
     )
 
 
@@ -163,7 +161,9 @@ def performance(study: Study, sample: Sample, name: str, model: nn.Module, measu
     for on, rows in sides.items():
         if not rows:
             continue
-        suite, groups = _suite(study, model, rows, measuring), np.array(groups_of(rows))
+        suite, groups = sample.forget_retrained, np.array(groups_of(rows))
+        if suite is None or on != "forget" or model is not sample.retrained:
+            suite = _suite(study, model, rows, measuring)
         found = {
             "probability": suite.probability_N,
             "paraphrased_probability": suite.paraphrased_probability_N,
@@ -171,23 +171,17 @@ def performance(study: Study, sample: Sample, name: str, model: nn.Module, measu
             "exact_memorisation": suite.exact_memorisation_N,
         }
         if suite.truth_ratio_N is not None:
-            found["truth_ratio"] = _truth(suite.truth_ratio_N, on)
+            found["truth_ratio"] = truth_ratio_terms(suite.truth_ratio_N, on)
             found["choice_accuracy"] = np.asarray(suite.rank_N) == 0
             found["choice_chance"] = np.array([1 / (1 + len(row.perturbed_answer)) for row in rows])
-            if on == "forget" and sample.truth_ratio_retrained_N is not None:
-                quality = forget_quality(suite.truth_ratio_N, sample.truth_ratio_retrained_N)
+            if on == "forget" and sample.forget_retrained is not None:
+                quality = forget_quality(suite.truth_ratio_N, sample.forget_retrained.truth_ratio_N)
                 yield Row(name, "performance", "forget_quality_ln_p", quality.ln_p, on, n=quality.n)
         for quantity, value_N in found.items():
             # Rows without a paraphrased question have no probability of it.
             there_N = ~np.isnan(np.asarray(value_N, dtype=float))
             if there_N.any():
                 yield mean_row(name, "performance", quantity, value_N[there_N], on, tuple(groups[there_N]))
-
-
-def _truth(ratio_N: Any, on: str) -> Any:
-    """TOFU's aggregation: closeness to 1 on forget data, distance below 1 elsewhere."""
-    ratio_N = np.asarray(ratio_N)
-    return np.minimum(ratio_N, 1 / ratio_N) if on == "forget" else np.maximum(0, 1 - ratio_N)
 
 
 def _g_effects(sample: Sample, condition: Condition, model: nn.Module) -> Iterator[Row]:

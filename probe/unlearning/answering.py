@@ -99,6 +99,7 @@ def _suite(
         max_new_tokens=job.max_new_tokens,
         max_length=max(job.max_length, at.split.max_length),
         with_generation=generating,
+        with_paraphrases=False,
         with_wrong_answers=False,
     )
 

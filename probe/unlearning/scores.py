@@ -52,6 +52,7 @@ def layer_scores(
             max_new_tokens=job.max_new_tokens,
             max_length=split.max_length,
             with_generation=generating,
+            with_paraphrases=False,
         )
 
     goal_N = suite(retrained, split.forget_rows, generating=False).truth_ratio_N
