@@ -29,7 +29,7 @@ from probe.methods.answers import drawn_refusals
 from probe.metrics.memorisation import answer_stats
 from probe.modes import threads
 from probe.objectives import Objective
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import TNPO, WGA, WTNPO, SatImp, SelectedTokens, ga, nll
@@ -80,7 +80,7 @@ class Arguments:
 
 def objectives(original: nn.Module, known: Batch) -> dict[str, Objective]:
     """Forget and retain objectives by name, at the settings of ``analyses.method_families``."""
-    reference = Reference(original, known, states=True)
+    reference = OriginalAnswers(original, known, states=True)
     return {
         "GA": ga,
         "NPO": NPO(reference, beta=0.1),
@@ -92,7 +92,7 @@ def objectives(original: nn.Module, known: Batch) -> dict[str, Objective]:
     }
 
 
-def reweightings(reference: Reference) -> dict[tuple[str, float], Objective]:
+def reweightings(reference: OriginalAnswers) -> dict[tuple[str, float], Objective]:
     """Every published way of weighting tokens at many hyper-parameters."""
     found: dict[tuple[str, float], Objective] = {("GA", 0.0): ga}
     found |= {("WGA", b): WGA(beta=b) for b in (0.1, 0.25, 0.5, 1.0, 2.0, 5.0)}
@@ -114,7 +114,7 @@ class Measuring:
     forget: Batch
     retain: Batch
     held_out: Batch
-    reference: Reference
+    reference: OriginalAnswers
     named: Mapping[str, Objective]
 
     @property
@@ -195,7 +195,7 @@ def harm_by_probability(effects: TokenEffects) -> dict[str, float]:
     }
 
 
-def harm_by_weight(effects: TokenEffects, reference: Reference) -> dict[str, float]:
+def harm_by_weight(effects: TokenEffects, reference: OriginalAnswers) -> dict[str, float]:
     """NPO's weight w = 2 p^b / (p^b + p0^b) of each answer against what unlearning the answer does (G5, G6)."""
     from scipy.stats import spearmanr
 

@@ -22,7 +22,7 @@ from probe.diagnostics.token_effects import token_effects
 from probe.figures.style import new_figure, paper_style
 from probe.objectives import Objective
 from probe.objectives.logprobs import target_logprobs
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import TNPO, WGA, SatImp, ga, nll
 from probe.sites import layer_of
@@ -173,11 +173,11 @@ def objectives(repeats: int) -> None:
     risks = {"u": (nll, forget), "r": (nll, retain)}
 
     def split() -> dict[str, list[float]]:
-        found = g_effects(model, six(Reference(original, forget)), forget, risks)
+        found = g_effects(model, six(OriginalAnswers(original, forget)), forget, risks)
         return {name: [effect[risk].total for risk in risks] for name, effect in found.items()}
 
     def basis() -> dict[str, list[float]]:
-        found = reweighting_map(token_effects(model, forget, risks), six(Reference(original, forget)))
+        found = reweighting_map(token_effects(model, forget, risks), six(OriginalAnswers(original, forget)))
         return {name: [one.effect[risk] for risk in risks] for name, one in found.items()}
 
     judged = official(model, six(original), forget, retain)
@@ -198,7 +198,7 @@ def surface(repeats: int) -> None:
     """5 objectives at 20 hyper-parameters, against one G-effect each, of which some are timed."""
     model, original = deep(8), deep(8)
     forget, retain = models.batch(16, 64, seed=0), models.batch(16, 64, seed=1)
-    kept = Reference(original, forget)
+    kept = OriginalAnswers(original, forget)
     betas = torch.linspace(0.1, 10, 20).tolist()
     makers: dict[str, Callable[[float], Objective]] = {
         "WGA": WGA,

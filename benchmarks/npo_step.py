@@ -17,7 +17,7 @@ from benchmarks import models
 from benchmarks.timing import alternating, peak_mib, show
 from probe.data import Batch
 from probe.objectives import Objective
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
@@ -112,8 +112,8 @@ def compare_kl(vocabulary: int, sides: tuple[Batch, Batch], repeats: int, title:
     original = sized(vocabulary).requires_grad_(False)
     judge = moved(vocabulary)
 
-    def references() -> tuple[Reference, Reference]:
-        return Reference(original, sides[0]), Reference(original, sides[1], states=True)
+    def references() -> tuple[OriginalAnswers, OriginalAnswers]:
+        return OriginalAnswers(original, sides[0]), OriginalAnswers(original, sides[1], states=True)
 
     def naive() -> None:
         judge.zero_grad(set_to_none=True)
@@ -150,7 +150,7 @@ def compare_kl(vocabulary: int, sides: tuple[Batch, Batch], repeats: int, title:
 def compare_nll(sides: tuple[Batch, Batch], repeats: int, title: str) -> None:
     """NPO + NLL against GA + NLL, and against NPO with a second model."""
     original = models.model()
-    reference = Reference(original, sides[0])
+    reference = OriginalAnswers(original, sides[0])
     objectives = {"GA + NLL": ga, "NPO + NLL, reference kept": NPO(reference, BETA)}
     objectives["NPO + NLL, two models"] = NPO(original, BETA)
     measured: dict[str, Callable[[], Any]] = {
@@ -160,7 +160,7 @@ def compare_nll(sides: tuple[Batch, Batch], repeats: int, title: str) -> None:
     for name, found in measured["NPO + NLL, reference kept"]().items():
         torch.testing.assert_close(found, expected[name], rtol=1e-4, atol=1e-5 * expected[name].abs().max().item())
     del expected
-    measured["computing the reference"] = lambda: Reference(original, sides[0])
+    measured["computing the reference"] = lambda: OriginalAnswers(original, sides[0])
     timings = alternating(measured, repeats)
     show(title, timings, {name: peak_mib(side) for name, side in measured.items()})
     kept_by_two = timings["NPO + NLL, reference kept"].seconds / timings["NPO + NLL, two models"].seconds

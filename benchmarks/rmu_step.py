@@ -15,8 +15,8 @@ from benchmarks.timing import alternating, peak_mib, show
 from probe.data import Batch
 from probe.methods.rmu import random_target, rmu_parameters
 from probe.objectives import Objective
-from probe.objectives.frozen import CachedFrozen, NearCached, above_frozen
-from probe.objectives.representation import NearFrozen, TowardsTarget
+from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
+from probe.objectives.representation import NearOriginal, TowardsTarget
 from probe.sites import Site, matching_parameters
 from probe.train import Term
 from probe.train.step import Gradient, Piece, Step, plain
@@ -69,7 +69,7 @@ def compare(layers: int, n_rows: int, length: int, repeats: int) -> None:
         return [Term(1.0, forget_objective, forget), Term(ALPHA, retain_objective, retain)]
 
     def filled() -> list[Term]:
-        states = CachedFrozen(frozen, retain, site)
+        states = CachedOriginal(frozen, retain, site)
         above = above_frozen(skipping, towards, forget, first)
         return terms(above, above_frozen(skipping, NearCached(states), retain, first))
 
@@ -79,8 +79,8 @@ def compare(layers: int, n_rows: int, length: int, repeats: int) -> None:
 
     measured: dict[str, Callable[[], Any]] = {
         "naive": plain_step,
-        "forward stops at l": ours(stopped, terms(towards, NearFrozen(frozen, site))),
-        "... frozen states kept": ours(kept, terms(towards, NearCached(CachedFrozen(frozen, retain, site)))),
+        "forward stops at l": ours(stopped, terms(towards, NearOriginal(frozen, site))),
+        "... frozen states kept": ours(kept, terms(towards, NearCached(CachedOriginal(frozen, retain, site)))),
         "... blocks below kept too": ours(skipping, filled()),
     }
     plain_step()

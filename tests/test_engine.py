@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 from probe.checkpoints import weights_hash
 from probe.data import Batch
 from probe.hooks import captured, edited, our_hooks
-from probe.objectives.frozen import CachedFrozen, NearCached, above_frozen
+from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
 from probe.objectives.invariance import irm_penalty
-from probe.objectives.reference import Reference
-from probe.objectives.representation import NearFrozen, TowardsTarget, all_positions, hidden_at, real_tokens
+from probe.objectives.original import OriginalAnswers
+from probe.objectives.representation import NearOriginal, TowardsTarget, all_positions, hidden_at, real_tokens
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
@@ -630,7 +630,7 @@ def test_references_and_local_functions_belong_to_the_configuration():
     assert described(scaled(1.0)) == described(scaled(1.0)) != described(scaled(2.0))
     one, same, other = (NPO(tiny_llama(seed), 0.1) for seed in (0, 0, 1))
     assert described(one) == described(same) != described(other)
-    cached = [described(NPO(Reference(tiny_llama(seed), random_batch()), 0.1)) for seed in (0, 0, 1)]
+    cached = [described(NPO(OriginalAnswers(tiny_llama(seed), random_batch()), 0.1)) for seed in (0, 0, 1)]
     assert cached[0] == cached[1] != cached[2]
     with pytest.raises(ValueError, match="cannot be described"):
         described(object())
@@ -754,9 +754,9 @@ def test_the_rmu_step_from_kept_states_has_the_gradients_of_the_whole_one(name):
     pattern = r"\.1\..*mlp"
     whole = [
         Term(1.0, TowardsTarget(Site(2), torch.ones(32), all_positions), f, "forget"),
-        Term(3.0, NearFrozen(original, Site(2)), r, "retain"),
+        Term(3.0, NearOriginal(original, Site(2)), r, "retain"),
     ]
-    kept = CachedFrozen(original, r, Site(2))
+    kept = CachedOriginal(original, r, Site(2))
     fast = [
         Term(1.0, above_frozen(model, whole[0].objective, f, 1), f, "forget"),
         Term(3.0, above_frozen(model, NearCached(kept), r, 1), r, "retain"),

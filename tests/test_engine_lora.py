@@ -12,7 +12,7 @@ from probe.hooks import captured, edited
 from probe.interventions.steering import Steer
 from probe.methods.baselines import grad_diff
 from probe.methods.elm import elm
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
@@ -32,7 +32,7 @@ def adapted(model=None, seed: int = 0):
 
 def terms() -> list[Term]:
     return [
-        Term(0.7, NPO(Reference(tiny_llama(), random_batch(0)), 0.1), random_batch(0), "forget"),
+        Term(0.7, NPO(OriginalAnswers(tiny_llama(), random_batch(0)), 0.1), random_batch(0), "forget"),
         Term(1.3, nll, random_batch(1), "retain", target_tokens),
     ]
 
@@ -216,7 +216,7 @@ def test_recipes_and_kept_references_take_adapted_models():
         **HOW,
     )
     positions = random_batch(1)
-    kept = ForwardKL(Reference(model, positions, states=True))
+    kept = ForwardKL(OriginalAnswers(model, positions, states=True))
     torch.testing.assert_close(kept(original, positions), ForwardKL(model)(original, positions))
 
 

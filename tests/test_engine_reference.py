@@ -6,14 +6,14 @@ from conftest import random_batch, tiny_gpt2, tiny_llama
 from families import FAMILIES, family
 
 from probe.objectives.logprobs import before_targets, logits_at, logprobs_at
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL, ReverseKL
 from probe.train import Term, lora, minimise
 from probe.train.configuration import described
 
 
 def remembered(original, batch, **how):
-    return Reference(original, batch, batch_size=3, **how)
+    return OriginalAnswers(original, batch, batch_size=3, **how)
 
 
 def gradient(model, objective, batch):

@@ -12,7 +12,7 @@ import torch
 from conftest import random_batch, tiny_llama
 from safetensors.torch import load_file
 
-from probe.objectives.representation import NearFrozen, TowardsTarget
+from probe.objectives.representation import NearOriginal, TowardsTarget
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
 from probe.sites import Site, blocks
@@ -163,4 +163,4 @@ def test_references_do_not_count_as_sites(split):
     from probe.train.sharding import site_in
 
     assert site_in(NPO(tiny_llama(), 0.1)) is None
-    assert site_in(NearFrozen(tiny_llama(), Site(2))) == Site(2)
+    assert site_in(NearOriginal(tiny_llama(), Site(2))) == Site(2)

@@ -23,7 +23,7 @@ from probe.methods.cru import best_layers, changed_blocks, cru, rank_sum
 from probe.methods.published import Published
 from probe.methods.sae_suppression import suppress
 from probe.objectives.representation import (
-    NearFrozen,
+    NearOriginal,
     TowardsTarget,
     all_positions,
     answer_tokens,
@@ -196,7 +196,7 @@ def test_padding_changes_the_loss_over_all_positions_and_no_other():
     model, batch = tiny_llama(), random_batch()
     frozen, target_D = tiny_llama(1), torch.ones(WIDTH)
     for tokens, invariant in ((real_tokens, True), (answer_tokens, True), (all_positions, False)):
-        for objective in (TowardsTarget(Site(1), target_D, tokens), NearFrozen(frozen, Site(1), tokens)):
+        for objective in (TowardsTarget(Site(1), target_D, tokens), NearOriginal(frozen, Site(1), tokens)):
             with torch.no_grad():
                 short, padded = objective(model, batch), objective(model, longer(batch, 6))
             assert torch.allclose(short, padded, rtol=1e-5) == invariant

@@ -15,7 +15,7 @@ from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import before_targets
 from probe.objectives.masked import TowardsMasked
-from probe.objectives.representation import NearFrozen, TowardsTarget, answer_tokens
+from probe.objectives.representation import NearOriginal, TowardsTarget, answer_tokens
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import SatImp, ga, nll
@@ -95,7 +95,7 @@ RECIPES = [
         "rmu_mask",
         RMU,
         (TowardsMasked(Site(1), KEPT, before_targets), FORGET),
-        (NearFrozen(ORIGINAL, Site(1)), RETAIN),
+        (NearOriginal(ORIGINAL, Site(1)), RETAIN),
     ),
     (
         "r2mu",
@@ -109,8 +109,8 @@ RECIPES = [
         },
         (target, FORGET),
         (target, TRACES),
-        (NearFrozen(ORIGINAL, Site(1), answer_tokens), RETAIN),
-        (NearFrozen(ORIGINAL, Site(1), answer_tokens), OTHER),
+        (NearOriginal(ORIGINAL, Site(1), answer_tokens), RETAIN),
+        (NearOriginal(ORIGINAL, Site(1), answer_tokens), OTHER),
     ),
 ]
 

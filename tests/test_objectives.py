@@ -24,13 +24,13 @@ from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.kto import KTO
 from probe.objectives.logprobs import all_but_last, before_targets, predicted_targets, target_logprobs
 from probe.objectives.masked import TowardsMasked
+from probe.objectives.original import OriginalAnswers, original_logprobs
 from probe.objectives.preference import DPO, FLAT, AnswerPreservation, BatchFLAT, idk, idk_with_retain
-from probe.objectives.reference import Reference, reference_logprobs
 from probe.objectives.representation import (
-    DistanceFromFrozen,
-    HiddenStatesFromFrozen,
-    NearFrozen,
-    OrthogonalToFrozen,
+    DistanceFromOriginal,
+    HiddenStatesFromOriginal,
+    NearOriginal,
+    OrthogonalToOriginal,
     TowardsTarget,
     all_positions,
     answer_tokens,
@@ -214,13 +214,13 @@ OF_PADDING_TOO = {
     "ForwardKL everywhere": lambda o: ForwardKL(o, all_positions),
 }
 OF_STATES = {
-    "OrthogonalToFrozen": lambda o: OrthogonalToFrozen(o, SITES),
-    "DistanceFromFrozen": lambda o: DistanceFromFrozen(o, SITES),
-    "HiddenStatesFromFrozen": lambda o: HiddenStatesFromFrozen(o, 2),
-    "NearFrozen mixed": lambda o: NearFrozen(o, SITES[1], answer_tokens, mixed_rows),
-    "EMBED_DIFF": lambda o: NearFrozen(o, SITES[1], answer_tokens, sequence_mean),
+    "OrthogonalToOriginal": lambda o: OrthogonalToOriginal(o, SITES),
+    "DistanceFromOriginal": lambda o: DistanceFromOriginal(o, SITES),
+    "HiddenStatesFromOriginal": lambda o: HiddenStatesFromOriginal(o, 2),
+    "NearOriginal mixed": lambda o: NearOriginal(o, SITES[1], answer_tokens, mixed_rows),
+    "EMBED_DIFF": lambda o: NearOriginal(o, SITES[1], answer_tokens, sequence_mean),
     "TowardsMasked": lambda o: TowardsMasked(SITES[1], torch.arange(16) % 2 == 0, before_targets),
-    "NearFrozen": lambda o: NearFrozen(o, SITES[1]),
+    "NearOriginal": lambda o: NearOriginal(o, SITES[1]),
     "TowardsTarget": lambda o: TowardsTarget(SITES[1], torch.ones(16, dtype=torch.float64)),
 }
 RAW = {"LogitNPO": lambda o: LogitNPO(o, 0.5)}
@@ -337,7 +337,7 @@ def test_weights_carry_no_gradient(original, model):
         return token_mean((2.5 * target_logprobs(model, batch)).exp() * mask_BT / 2.5, mask_BT)
 
     def tnpo_potential(model, batch):
-        ratio_BT = target_logprobs(model, batch) - reference_logprobs(original, batch)
+        ratio_BT = target_logprobs(model, batch) - original_logprobs(original, batch)
         return token_mean(2 / 4.0 * softplus(4.0 * ratio_BT) * mask_BT, mask_BT)
 
     def importance_potential(model, batch):
@@ -746,18 +746,18 @@ def test_circuit_breakers_by_hand(original, model):
         ours, theirs = (m(**batch.inputs, output_hidden_states=True).hidden_states[1:3] for m in (model, original))
     real = batch.attention_BT
     cosine = torch.stack([cosine_similarity(a, b, dim=-1)[real] for a, b in zip(ours, theirs, strict=True)])
-    torch.testing.assert_close(OrthogonalToFrozen(original, SITES)(model, batch), cosine.clamp(min=0).mean())
+    torch.testing.assert_close(OrthogonalToOriginal(original, SITES)(model, batch), cosine.clamp(min=0).mean())
     away = torch.stack([(a - b).norm(dim=-1) for a, b in zip(ours, theirs, strict=True)])
-    torch.testing.assert_close(DistanceFromFrozen(original, SITES)(model, batch), away[:, real].mean())
+    torch.testing.assert_close(DistanceFromOriginal(original, SITES)(model, batch), away[:, real].mean())
     counted = (away * real).mean()
-    torch.testing.assert_close(DistanceFromFrozen(original, SITES, real_tokens, position_mean)(model, batch), counted)
-    assert OrthogonalToFrozen(model, SITES)(model, batch).item() == pytest.approx(1)
-    distance = DistanceFromFrozen(model, SITES)
+    torch.testing.assert_close(DistanceFromOriginal(original, SITES, real_tokens, position_mean)(model, batch), counted)
+    assert OrthogonalToOriginal(model, SITES)(model, batch).item() == pytest.approx(1)
+    distance = DistanceFromOriginal(model, SITES)
     assert distance(model, batch).item() == 0
     # At step 0, where the length of the difference has a corner, the gradient is 0 and not NaN.
     assert all(g is None or (g == 0).all() for g in gradient(model, distance, batch))
     with pytest.raises(ValueError, match="no sites"):
-        OrthogonalToFrozen(model, ())
+        OrthogonalToOriginal(model, ())
 
 
 def test_embedding_difference_counts_answers_alike(original, model):
@@ -766,8 +766,8 @@ def test_embedding_difference_counts_answers_alike(original, model):
         ours, theirs = hidden_at(model, batch, site), hidden_at(original, batch, site)
         rows = [mse_loss(a[t], b[t]) for a, b, t in zip(ours, theirs, batch.target_BT, strict=True)]
         every = mse_loss(ours[batch.target_BT], theirs[batch.target_BT])
-        torch.testing.assert_close(NearFrozen(original, site, answer_tokens)(model, batch), every)
-        by_row = NearFrozen(original, site, answer_tokens, sequence_mean)(model, batch)
+        torch.testing.assert_close(NearOriginal(original, site, answer_tokens)(model, batch), every)
+        by_row = NearOriginal(original, site, answer_tokens, sequence_mean)(model, batch)
     torch.testing.assert_close(by_row, torch.stack(rows).mean())
     assert not torch.isclose(by_row, every, rtol=1e-6)
 
@@ -776,7 +776,7 @@ def test_embedding_difference_counts_answers_alike(original, model):
 
 
 def remembered(original, batch, **how):
-    return Reference(original, batch, batch_size=3, **how)
+    return OriginalAnswers(original, batch, batch_size=3, **how)
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [2], [3, 1, 3]])
@@ -814,7 +814,7 @@ def test_a_reference_refuses_what_it_has_not_seen(original, model):
     with pytest.raises(ValueError, match="precede no target"):
         ForwardKL(full, real_tokens)(model, whole)
     with pytest.raises(ValueError, match=r"GiB, more than limit_gib 1e-09"):
-        Reference(original, whole, full=True, limit_gib=1e-9)
+        OriginalAnswers(original, whole, full=True, limit_gib=1e-9)
     paired_batch = pairs()
     with pytest.raises(ValueError, match="not among"):
         DPO(remembered(original, replace(paired_batch, preferred=None)), 0.1)(model, paired_batch)

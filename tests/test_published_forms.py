@@ -18,9 +18,9 @@ from probe.objectives.distribution import UNDIAL, ELMErase, LogitMargin
 from probe.objectives.logprobs import all_but_last, before_targets
 from probe.objectives.preference import FLAT, BatchFLAT
 from probe.objectives.representation import (
-    HiddenStatesFromFrozen,
-    NearFrozen,
-    OrthogonalToFrozen,
+    HiddenStatesFromOriginal,
+    NearOriginal,
+    OrthogonalToOriginal,
     TowardsTarget,
     all_positions,
     answer_tokens,
@@ -190,19 +190,19 @@ def test_p7_rmu_as_open_unlearning_computes_it(original, model):
         return (sum_B / mask_BT.sum(1, keepdim=True)).mean()
 
     agree(TowardsTarget(Site(1), target_D, answer_tokens, mixed_rows)(model, batch), loss(target_D), model)
-    agree(NearFrozen(original, Site(1), answer_tokens, mixed_rows)(model, batch), loss(before.detach()), model)
+    agree(NearOriginal(original, Site(1), answer_tokens, mixed_rows)(model, batch), loss(before.detach()), model)
     one = batch.select([1])
     assert mixed_rows(torch.ones(1, 3), torch.ones(1, 3).bool()) == 1
     torch.testing.assert_close(
-        NearFrozen(original, Site(1), answer_tokens, mixed_rows)(model, one),
-        NearFrozen(original, Site(1), answer_tokens)(model, one),
+        NearOriginal(original, Site(1), answer_tokens, mixed_rows)(model, one),
+        NearOriginal(original, Site(1), answer_tokens)(model, one),
     )
 
 
 def test_p7_rmu_in_the_wmdp_code_averages_over_every_position(original, model):
     batch = random_batch()
     after, before = (m(**plain_inputs(batch), output_hidden_states=True).hidden_states[2] for m in (model, original))
-    agree(NearFrozen(original, Site(1), all_positions)(model, batch), mse_loss(after, before.detach()), model)
+    agree(NearOriginal(original, Site(1), all_positions)(model, batch), mse_loss(after, before.detach()), model)
 
 
 def test_p7_tokens_and_averages_of_rmu_by_name(original, monkeypatch):
@@ -210,9 +210,9 @@ def test_p7_tokens_and_averages_of_rmu_by_name(original, monkeypatch):
     choices = {"tokens": "answers", "normalise": "mixed-rows"}
     terms, _ = terms_of(rmu.rmu, monkeypatch, rmu, **choices, **numbers)
     assert (terms[0].objective.tokens, terms[0].objective.normalise) == (answer_tokens, mixed_rows)
-    assert terms[1].objective == NearFrozen(original, Site(1), answer_tokens, mixed_rows)
+    assert terms[1].objective == NearOriginal(original, Site(1), answer_tokens, mixed_rows)
     terms, _ = terms_of(rmu.rmu, monkeypatch, rmu, **numbers)
-    assert terms[1].objective == NearFrozen(original, Site(1), real_tokens, token_mean)
+    assert terms[1].objective == NearOriginal(original, Site(1), real_tokens, token_mean)
     terms, _ = terms_of(rmu.rmu, monkeypatch, rmu, tokens="answers", normalise="rows", keep_states=True, **numbers)
     inner = terms[1].objective
     assert (inner.tokens, inner.normalise) == (answer_tokens, sequence_mean)
@@ -239,7 +239,7 @@ def test_p2_the_retain_term_of_the_circuit_breaker_code(depth, original, model):
         for m in (shorter, cut(original, depth))
     )
     expected = (after - before.detach()).norm(dim=-1).nanmean()
-    objective = HiddenStatesFromFrozen(original, depth, real_tokens, position_mean)
+    objective = HiddenStatesFromOriginal(original, depth, real_tokens, position_mean)
     torch.testing.assert_close(objective(model, batch), expected, rtol=1e-12, atol=1e-14)
     ours = dict(
         zip(
@@ -268,14 +268,14 @@ def test_p2_layer_l_of_the_circuit_breaker_code_is_what_enters_block_l(original,
         for k in (1, 2)
     ]
     expected = sum((c.relu() * mask_BT).sum() for c in cosines) / (2 * mask_BT.sum())
-    agree(OrthogonalToFrozen(original, (Site(0), Site(1)))(model, batch), expected, model)
+    agree(OrthogonalToOriginal(original, (Site(0), Site(1)))(model, batch), expected, model)
 
 
 def test_p2_rr_by_name(original, monkeypatch):
     numbers = {"original": original, "layers": (0, 1), "alpha": 10.0, **HOW}
     terms, code = terms_of(representation.rr, monkeypatch, representation, form="released", **numbers)
-    assert terms[0].objective == OrthogonalToFrozen(original, (Site(0), Site(1)))
-    assert terms[1].objective == HiddenStatesFromFrozen(original, 3, real_tokens, position_mean)
+    assert terms[0].objective == OrthogonalToOriginal(original, (Site(0), Site(1)))
+    assert terms[1].objective == HiddenStatesFromOriginal(original, 3, real_tokens, position_mean)
     _, paper = terms_of(representation.rr, monkeypatch, representation, **numbers)
     assert "h\\.2\\." in code["parameters"]
     assert "h\\.2\\." not in paper["parameters"]
@@ -284,7 +284,7 @@ def test_p2_rr_by_name(original, monkeypatch):
 
 def test_p2_a_depth_outside_the_model_is_refused(original):
     with pytest.raises(ValueError, match=r"depth must lie in 1\.\.3, got 4"):
-        HiddenStatesFromFrozen(original, 4)
+        HiddenStatesFromOriginal(original, 4)
 
 
 def test_p10_tar_by_name(original, monkeypatch):

@@ -14,8 +14,8 @@ from probe.diagnostics.reweighting import best_weighting, best_weightings, rewei
 from probe.diagnostics.token_effects import token_effects
 from probe.objectives.bootstrap import BST
 from probe.objectives.distribution import KLToUniform
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.preference import DPO, FLAT, AnswerPreservation, idk
-from probe.objectives.reference import Reference
 from probe.objectives.representation import TowardsTarget
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO, BatchNPO, BatchSimNPO, LogitNPO, SimNPO
@@ -96,7 +96,7 @@ def test_pairs_of_answers(measured):
     both = paired(random_batch(5, rows=6, length=12), on, same_prompt=False)
     effects = token_effects(model, both, {"r": (nll, over)})
     objectives = {
-        "DPO": DPO(Reference(ORIGINAL, both), 0.2),
+        "DPO": DPO(OriginalAnswers(ORIGINAL, both), 0.2),
         "FLAT": FLAT("kl"),
         "idk": idk,
         "AP": AnswerPreservation(0.1),
@@ -147,7 +147,7 @@ def test_no_pass_of_the_model_is_needed(measured):
     model, _, _, effects = measured
     forward, model.forward = model.forward, None
     try:
-        kept = Reference(ORIGINAL, effects.batch)
+        kept = OriginalAnswers(ORIGINAL, effects.batch)
         assert len(reweighting_map(effects, {b: NPO(kept, b) for b in (0.05, 0.1, 0.5)})) == 3
     finally:
         model.forward = forward

@@ -27,7 +27,7 @@ from analyses.peers.subject import (
 )
 from probe.objectives.distribution import UNDIAL, ELMErase
 from probe.objectives.logprobs import all_but_last
-from probe.objectives.representation import NearFrozen, TowardsTarget, all_positions, real_tokens
+from probe.objectives.representation import NearOriginal, TowardsTarget, all_positions, real_tokens
 from probe.objectives.token import nll
 from probe.sites import Site
 from probe.train import LAT, Step, Term
@@ -144,7 +144,7 @@ def r2mu(of: Subject, folder: Path) -> Iterator[Comparison]:
     def ours(model: nn.Module, sides: Sides) -> list[Tensor]:
         drawn_D = torch.rand(WIDTH, dtype=torch.float64)
         push = TowardsTarget(Site(1), 3 * drawn_D / drawn_D.norm(), all_positions)
-        hold = NearFrozen(of.original, Site(1), all_positions)
+        hold = NearOriginal(of.original, Site(1), all_positions)
         loss = push(model, sides.forget) + push(model, sides.refusals)
         loss = loss + 2 * hold(model, sides.retain) + 0.7 * hold(model, sides.retain_refusals)
         found = torch.autograd.grad(loss, list(parameters(model)), allow_unused=True)

@@ -14,7 +14,7 @@ from probe.objectives import Objective
 from probe.objectives.distribution import CEU, UNDIAL, LogitMargin
 from probe.objectives.logprobs import all_but_last
 from probe.objectives.preference import DPO
-from probe.objectives.representation import NearFrozen, TowardsTarget, all_positions, answer_tokens
+from probe.objectives.representation import NearOriginal, TowardsTarget, all_positions, answer_tokens
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import WGA, Normalise, SatImp, ga, mixed_rows, nll, sequence_mean
@@ -81,7 +81,7 @@ def _rmu(of: Subject, retain: str, normalise: Normalise) -> tuple[dict[str, Any]
         "alpha": 2.0,
     }
     push = TowardsTarget(Site(1), target_11D[0, 0], tokens=answer_tokens, normalise=normalise)
-    hold = NearFrozen(of.original, Site(1), tokens=answer_tokens, normalise=normalise)
+    hold = NearOriginal(of.original, Site(1), tokens=answer_tokens, normalise=normalise)
     return settings, on_both(push, hold if retain == "EMBED_DIFF" else nll, 2.0)
 
 

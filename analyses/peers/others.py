@@ -19,8 +19,8 @@ from probe.methods.adversarial import TowardsRandom
 from probe.objectives.distribution import KLToUniform
 from probe.objectives.hinge import InvertedHinge
 from probe.objectives.representation import (
-    HiddenStatesFromFrozen,
-    OrthogonalToFrozen,
+    HiddenStatesFromOriginal,
+    OrthogonalToOriginal,
     all_positions,
     real_tokens,
 )
@@ -58,8 +58,8 @@ def circuit_breakers(of: Subject, folder: Path) -> Iterator[Comparison]:
     # It takes norms in float32, which torch refuses of float64 states.
     single = Subject(of.model.float(), of.original.float(), of.even, of.padded)
     # Their hidden state l is what enters block l.
-    turned = OrthogonalToFrozen(single.original, (Site(0), Site(1)))
-    held = HiddenStatesFromFrozen(single.original, None, real_tokens, position_mean)
+    turned = OrthogonalToOriginal(single.original, (Site(0), Site(1)))
+    held = HiddenStatesFromOriginal(single.original, None, real_tokens, position_mean)
     trainer = SimpleNamespace(current_training_step=0, get_training_progress=lambda: 0.5)
 
     def loss(model: nn.Module, sides: Sides) -> Tensor:
@@ -95,7 +95,7 @@ def tar(of: Subject, folder: Path) -> Iterator[Comparison]:
         lambda model, sides: entropy(model, hugging_face(sides.forget))[0],
         on_forget(uniform),
     )
-    near = HiddenStatesFromFrozen(of.original, None, all_positions)
+    near = HiddenStatesFromOriginal(of.original, None, all_positions)
     yield compared(
         of,
         "tar (retain)",

@@ -69,7 +69,7 @@ def reweighting_map(effects: TokenEffects, objectives: Mapping[Name, Objective])
 
     Args:
         effects: from ``token_effects``; objectives are those of its batch, all rows at once.
-        objectives: by any name, ``("WGA", 5.0)`` for instance. Give objectives with a reference a ``Reference``: a
+        objectives: by any name, ``("WGA", 5.0)`` for instance. Give those that ask the original ``OriginalAnswers``: a
             model in its place is run for each of them.
 
     Returns:

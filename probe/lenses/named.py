@@ -11,7 +11,7 @@ from torch import nn
 from probe.data import Batch
 from probe.objectives import Objective
 from probe.objectives.distribution import KLFromUniform, KLToUniform
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL, ReverseKL
 from probe.objectives.sequence import NPO, BatchNPO, BatchSimNPO, SimNPO
 from probe.objectives.token import TNPO, WGA, WTNPO, SatImp, ga, nll
@@ -73,7 +73,7 @@ class Named:
         """Whether it compares whole distributions, whose divergence is zero where nothing has changed."""
         return self.name in _WHOLE
 
-    def made(self, reference: Reference | None) -> Objective:
+    def made(self, reference: OriginalAnswers | None) -> Objective:
         """The objective.
 
         Raises:
@@ -114,7 +114,7 @@ def read_objective(text: str) -> Named:
     return Named(text, name, settings)
 
 
-def reference_for(named: list[Named], model: nn.Module, batch: Batch) -> Reference | None:
+def reference_for(named: list[Named], model: nn.Module, batch: Batch) -> OriginalAnswers | None:
     """The original's answers to all rows, computed once; None where no objective compares with it.
 
     Args:
@@ -124,7 +124,7 @@ def reference_for(named: list[Named], model: nn.Module, batch: Batch) -> Referen
     """
     if not any(one.compares for one in named):
         return None
-    return Reference(model, batch, states=any(one.whole for one in named))
+    return OriginalAnswers(model, batch, states=any(one.whole for one in named))
 
 
 def _settings_of(name: str) -> dict[str, bool]:

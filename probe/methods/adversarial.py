@@ -17,8 +17,8 @@ from probe.methods.words import Form, meant
 from probe.objectives import Objective
 from probe.objectives.distribution import KLToUniform
 from probe.objectives.representation import (
-    DistanceFromFrozen,
-    HiddenStatesFromFrozen,
+    DistanceFromOriginal,
+    HiddenStatesFromOriginal,
     TokenChoice,
     all_positions,
     hidden_states,
@@ -187,9 +187,9 @@ def tar(
     code = meant("form", form, {"paper": False, "released": True})
     counted = all_positions if code else real_tokens
     sites = None if code else tuple(Site(layer) for layer in range(n_layers(model)))
-    held: Objective = HiddenStatesFromFrozen(original, tokens=counted)
+    held: Objective = HiddenStatesFromOriginal(original, tokens=counted)
     if sites is not None:
-        held = DistanceFromFrozen(original, sites)
+        held = DistanceFromOriginal(original, sites)
     if mapping_steps and mapping_lr is not None:
         _map_randomly(model, split, sites, counted, mapping_steps, mapping_lr, training)
     terms = [

@@ -18,7 +18,7 @@ from probe.methods.method import Method
 from probe.methods.published import Argument, Published
 from probe.methods.words import Form, meant
 from probe.objectives import Objective
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, OverRows, SimNPO, row_mean
 from probe.objectives.token import SatImp, nll, token_mean
@@ -44,7 +44,7 @@ def dr_npo(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     temperature: float | None = None,

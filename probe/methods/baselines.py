@@ -16,7 +16,7 @@ from probe.methods.published import OPEN_UNLEARNING, Argument, Published
 from probe.methods.words import READ, Read, meant
 from probe.objectives import Objective
 from probe.objectives import token as objectives
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import TNPO, WGA, nll
@@ -108,7 +108,7 @@ def ga_kl(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     retain_weight: float,
     positions: Read = "answers",
     **training: Any,
@@ -127,7 +127,7 @@ def npo(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     **training: Any,
@@ -146,7 +146,7 @@ def tnpo(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     epsilon: float = 0.0,
@@ -161,13 +161,13 @@ def tnpo(
     return unlearn(model, split, objective, retain_weight=retain_weight, **training)
 
 
-def check_apart(model: nn.Module, original: nn.Module | Reference) -> None:
+def check_apart(model: nn.Module, original: nn.Module | OriginalAnswers) -> None:
     """Refuse a reference that would move with the model that is trained; one computed beforehand cannot.
 
     Raises:
         ValueError: the two share a parameter.
     """
-    if isinstance(original, Reference):
+    if isinstance(original, OriginalAnswers):
         return
     ours = {p.data_ptr() for p in model.parameters()}
     if any(p.data_ptr() in ours for p in original.parameters()):

@@ -11,7 +11,7 @@ from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.objectives import Objective
 from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.token import ga
 from probe.sites import unwrapped
 from probe.train import History
@@ -54,7 +54,7 @@ def bstw(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     weight: float,
     k: int,
     beta: float,

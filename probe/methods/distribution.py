@@ -14,7 +14,7 @@ from probe.methods.published import OPEN_UNLEARNING, Argument, Published
 from probe.methods.words import meant
 from probe.objectives.distribution import CEU, UNDIAL, KLFromUniform, KLToUniform
 from probe.objectives.logprobs import all_but_last, before_targets
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.train import History
 
 _CLOSER_LOOK: dict[str, Argument] = {
@@ -99,7 +99,7 @@ def undial(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     positions: Literal["answers", "all", "open-unlearning"] = "answers",

@@ -15,7 +15,7 @@ from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.objectives import Objective
 from probe.objectives import token as objectives
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import NPO
 from probe.objectives.token import nll
 from probe.train import History, Step, Term, minimise
@@ -92,7 +92,7 @@ def npo_gru(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     smoothing: float,
     retain_weight: float = 0.0,

@@ -14,7 +14,7 @@ from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.train import History
 
 PUBLISHED = {
@@ -29,7 +29,7 @@ def jensun(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     refusals: Batch,
     retain_weight: float,
     **training: Any,
@@ -51,7 +51,7 @@ def jensun_released(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     text_ids: tuple[int, ...],
     retain_weight: float,
     **training: Any,

@@ -11,7 +11,7 @@ from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.objectives.kto import KTO
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.train import History
 
 PUBLISHED = {
@@ -33,7 +33,7 @@ def kto(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     refusals: Batch,
     beta: float,
     retain_weight: float,

@@ -15,7 +15,7 @@ from probe.methods.published import Published
 from probe.methods.rmu import RMUResult, random_target, rmu_parameters
 from probe.methods.words import AVERAGES, READ, TOKENS, Average, Read, Tokens, meant
 from probe.objectives.masked import TowardsMasked
-from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, real_tokens
+from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, real_tokens
 from probe.objectives.token import Normalise, check_not_negative, check_positive, token_mean
 from probe.sites import Site
 from probe.train import History, Term, minimise
@@ -78,7 +78,7 @@ def rmu_mask(
     kept_D = torch.rand(width, generator=torch.Generator().manual_seed(seed)) > 0.5
     terms = [
         Term(1.0, TowardsMasked(Site(layer), kept_D, meant("positions", positions, READ)), split.forget, "forget"),
-        Term(alpha, NearFrozen(original, Site(layer)), split.retain, "retain"),
+        Term(alpha, NearOriginal(original, Site(layer)), split.retain, "retain"),
     ]
     return minimise(model, terms, seed=seed, parameters=pattern, **training)
 
@@ -127,7 +127,7 @@ def r2mu(
     site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
     target_D = random_target(model, coefficient, seed)
     counted, average = meant("tokens", tokens, TOKENS), meant("normalise", normalise, AVERAGES)
-    away, near = TowardsTarget(site, target_D, counted, average), NearFrozen(original, site, counted, average)
+    away, near = TowardsTarget(site, target_D, counted, average), NearOriginal(original, site, counted, average)
     terms = [
         Term(1.0, away, split.forget, "forget"),
         Term(trace_weight, away, traces, "traces"),

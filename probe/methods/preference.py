@@ -16,8 +16,8 @@ from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import OPEN_UNLEARNING, Published
 from probe.methods.words import READ, Read, meant
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.preference import DPO, AnswerPreservation
-from probe.objectives.reference import Reference
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import SimNPO
 from probe.objectives.token import ga, nll
@@ -150,7 +150,7 @@ def idk_dpo(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     refusals: Batch,
     beta: float,
     retain_weight: float,
@@ -164,7 +164,7 @@ def alt_po(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     alternatives: Batch,
     beta: float,
     retain_weight: float,
@@ -189,7 +189,7 @@ def llmu(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     alternatives: Batch,
     mismatch_weight: float,
     retain_weight: float,
@@ -215,7 +215,7 @@ def llmu(
 def _dpo(
     model: nn.Module,
     split: Split,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     preferred: Batch,
     beta: float,
     retain_weight: float,

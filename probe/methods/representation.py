@@ -13,9 +13,9 @@ from probe.methods.rmu import RMUResult, adaptive_coefficient, block_parameters,
 from probe.methods.words import TOKENS, Form, Tokens, meant
 from probe.objectives import Objective
 from probe.objectives.representation import (
-    DistanceFromFrozen,
-    HiddenStatesFromFrozen,
-    OrthogonalToFrozen,
+    DistanceFromOriginal,
+    HiddenStatesFromOriginal,
+    OrthogonalToOriginal,
     TokenChoice,
     real_tokens,
 )
@@ -140,7 +140,7 @@ def rr(
     Zou et al., arXiv 2406.04313: forget activations at ``layers`` are turned away from where they were, retain
     activations held at every block. The published runs train adapters; see ``probe.train.lora``. Their code cuts the
     model behind block max(layers) + 1 and holds what is left: embeddings, blocks and the last one's normed output, with
-    padding as 0 (``HiddenStatesFromFrozen``). It reads "layer 10" where block 10, counted from 0, is entered: the
+    padding as 0 (``HiddenStatesFromOriginal``). It reads "layer 10" where block 10, counted from 0, is entered: the
     output of block 9.
 
     Args:
@@ -166,10 +166,10 @@ def rr(
     code = meant("form", form, {"paper": False, "released": True})
     depth = max(layers) + (2 if code else 1)
     pattern, counted = parameters or block_parameters(model, range(depth)), meant("tokens", tokens, TOKENS)
-    turned = OrthogonalToFrozen(original, tuple(Site(layer) for layer in layers), counted)
-    held: Objective = DistanceFromFrozen(original, tuple(Site(layer) for layer in range(n_layers(model))), counted)
+    turned = OrthogonalToOriginal(original, tuple(Site(layer) for layer in layers), counted)
+    held: Objective = DistanceFromOriginal(original, tuple(Site(layer) for layer in range(n_layers(model))), counted)
     if code:
-        held = HiddenStatesFromFrozen(original, depth, counted, position_mean)
+        held = HiddenStatesFromOriginal(original, depth, counted, position_mean)
     terms = [Term(1.0, turned, split.forget, "forget"), Term(1.0, held, split.retain, "retain")]
     way = Rerouting(alpha, steps)
     return minimise(model, terms, steps=steps, parameters=pattern, stepping=way, **training)

@@ -16,8 +16,8 @@ from probe.methods.method import Method
 from probe.methods.published import OPEN_UNLEARNING, Published
 from probe.methods.words import AVERAGES, TOKENS, Average, Tokens, meant
 from probe.objectives import Objective
-from probe.objectives.frozen import CachedFrozen, NearCached, above_frozen
-from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, hidden_at, real_tokens
+from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
+from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, hidden_at, real_tokens
 from probe.objectives.token import Normalise, token_mean
 from probe.sites import Site, layer_of, matching_parameters, n_layers
 from probe.train import History, Term, minimise
@@ -135,9 +135,9 @@ def rmu(
     target_D = random_target(model, length, seed)
     counted, average = meant("tokens", tokens, TOKENS), meant("normalise", normalise, AVERAGES)
     away: Objective = TowardsTarget(site, target_D, counted, average)
-    near: Objective = NearFrozen(original, site, counted, average)
+    near: Objective = NearOriginal(original, site, counted, average)
     if keep_states:
-        near = NearCached(CachedFrozen(original, split.retain, site), counted, average)
+        near = NearCached(CachedOriginal(original, split.retain, site), counted, average)
         lowest = min(layer_of(model, name) or 0 for name in matching_parameters(model, pattern))
         if lowest > 0:
             away = above_frozen(model, away, split.forget, lowest)

@@ -13,7 +13,7 @@ from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.objectives.invariance import irm_penalty
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import BatchNPO
 from probe.objectives.token import nll
 from probe.train import SAM, SWA, CurvaturePenalty, GradientPenalty, History, Smoothing, Term, minimise
@@ -45,7 +45,7 @@ def npo_sam(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     rho: float,
@@ -61,7 +61,7 @@ def npo_smoothing(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     sigma: float,
@@ -78,7 +78,7 @@ def npo_gradient_penalty(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     rho: float,
@@ -94,7 +94,7 @@ def npo_curvature(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     rho: float,
@@ -111,7 +111,7 @@ def npo_averaging(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     retain_weight: float,
     start: int,
@@ -128,7 +128,7 @@ def npo_irm(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     environment: Batch,
     beta: float,
     retain_weight: float,

@@ -17,7 +17,7 @@ from probe.methods.method import Method
 from probe.methods.orthogonalised import BasisDR, check_block, spanned, writers
 from probe.methods.rmu import random_target, rmu_parameters
 from probe.objectives.features import UpdateOutside
-from probe.objectives.representation import NearFrozen, TokenChoice, TowardsTarget, real_tokens
+from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, real_tokens
 from probe.sites import Site, matching_parameters
 from probe.train import History, Term, minimise
 
@@ -108,7 +108,7 @@ def sspu(
     pattern = parameters or rmu_parameters(model, site.layer)
     terms = [
         Term(1.0, TowardsTarget(site, target_D, tokens), split.forget, "forget"),
-        Term(alpha, NearFrozen(original, site, tokens), split.retain, "retain"),
+        Term(alpha, NearOriginal(original, site, tokens), split.retain, "retain"),
     ]
     axes = {name: axis for name, axis in writers(model).items() if name in matching_parameters(model, pattern)}
     if outside_weight > 0 and axes:

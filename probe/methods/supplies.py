@@ -17,7 +17,7 @@ from probe.methods.method import Method
 from probe.metrics.memorisation import answer_stats, extraction_strength
 
 HANDED_IN: Mapping[str, str] = {
-    "original": "the model before unlearning, or a Reference made from it; a frozen copy is taken unless handed in",
+    "original": "the model before unlearning, or OriginalAnswers made from it; a copy is taken unless handed in",
     "refusals": "texts to refuse with, or a batch of refusals to the forget questions; 100 texts are shipped",
     "alternatives": "rows that answer the forget questions otherwise; their perturbed answers unless handed in",
     "environment": "rows (or a batch) of an unrelated task",

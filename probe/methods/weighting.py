@@ -11,7 +11,7 @@ from probe.data import Split
 from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import OPEN_UNLEARNING, Published
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.token import WTNPO, SatImp
 from probe.objectives.token import sim_imp as sim_imp_objective
 from probe.objectives.token import sim_sat as sim_sat_objective
@@ -52,7 +52,7 @@ def wtnpo(
     model: nn.Module,
     split: Split,
     *,
-    original: nn.Module | Reference,
+    original: nn.Module | OriginalAnswers,
     beta: float,
     alpha: float,
     retain_weight: float,

@@ -10,7 +10,7 @@ from probe.axes import LogpBT, Scalar
 from probe.data import Batch
 from probe.objectives import Objective
 from probe.objectives.logprobs import before_targets, logits_at, next_tokens, scattered
-from probe.objectives.reference import Reference, reference_logprobs
+from probe.objectives.original import OriginalAnswers, original_logprobs
 from probe.objectives.token import Normalise, check_positive, sequence_mean
 
 
@@ -66,7 +66,7 @@ class BSTW:
     weight has no gradient. lambda = 0 has the gradient of NPO.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it.
         weight: lambda in [0, 1]; the code's configuration has 0.2.
         k: how many tokens a belief spans; the code's configuration has 20.
         beta: inverse temperature of the weight, above 0; the code's configuration has 0.1.
@@ -76,7 +76,7 @@ class BSTW:
         ValueError: a beta that is not positive, or what ``BST`` raises.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     weight: float
     k: int
     beta: float
@@ -88,7 +88,7 @@ class BSTW:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         target_BT, value_BT = BST(self.weight, self.k, detach=self.detach).values(model, batch)
-        ratio_B = target_BT.detach().sum(1) - reference_logprobs(self.original, batch).sum(1)
+        ratio_B = target_BT.detach().sum(1) - original_logprobs(self.original, batch).sum(1)
         return (2 * torch.sigmoid(self.beta * ratio_B) * value_BT.sum(1)).mean()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probe.axes import MaskBT, Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import LogpN, LogpNV, before_targets, logits_at, logprobs_at, next_tokens, scattered
-from probe.objectives.reference import Reference, check_vocabulary, reference_distributions
+from probe.objectives.original import OriginalAnswers, check_vocabulary, original_distributions
 from probe.objectives.representation import TokenChoice
 from probe.objectives.token import Normalise, check_not_negative, check_positive, token_mean
 
@@ -74,7 +74,7 @@ class UNDIAL:
     elsewhere=-100``.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it with full=True.
         beta: how far the logit is lowered, at least 0; the original code uses 5, OpenUnlearning 10.
         positions: where; ``all_but_last`` is the codes' choice.
         normalise: how positions are averaged.
@@ -86,7 +86,7 @@ class UNDIAL:
             is chosen.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
     positions: TokenChoice = before_targets
     normalise: Normalise = token_mean
@@ -98,7 +98,7 @@ class UNDIAL:
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         positions_BT = self.positions(batch)
         logp_NV = logprobs_at(model, batch, positions_BT)
-        before_NV = reference_distributions(self.original, batch, positions_BT)
+        before_NV = original_distributions(self.original, batch, positions_BT)
         check_vocabulary(before_NV, logp_NV)
         lowered_NV = before_NV.clone()
         y_N = next_tokens(batch, positions_BT)
@@ -202,10 +202,10 @@ class ELMErase:
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         positions_BT = self.positions(batch)
         logp_NV = logprobs_at(model, batch, positions_BT)
-        before_NV = reference_distributions(self.original, batch, positions_BT)
+        before_NV = original_distributions(self.original, batch, positions_BT)
         check_vocabulary(before_NV, logp_NV)
         expert_NV, novice_NV = (
-            reference_distributions(self.original, *prefaced(batch, positions_BT, ids, self.leading))
+            original_distributions(self.original, *prefaced(batch, positions_BT, ids, self.leading))
             for ids in (self.expert_ids, self.novice_ids)
         )
         place_BT = (batch.attention_BT.cumsum(1) - 1).clamp(min=0)

@@ -104,7 +104,7 @@ class LiftedActivity:
 
     Args:
         watched: the chosen features of each site; dictionaries with a linear encoder that normalise nothing.
-        frozen: the model before unlearning.
+        original: the model before unlearning.
         lift: alpha; published 5.
         tokens: which positions count.
 
@@ -113,7 +113,7 @@ class LiftedActivity:
     """
 
     watched: tuple[Watched, ...]
-    frozen: nn.Module = field(repr=False)
+    original: nn.Module = field(repr=False)
     lift: float
     tokens: TokenChoice = context_tokens
 
@@ -127,7 +127,7 @@ class LiftedActivity:
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         sites, mask_BT = tuple(w.site for w in self.watched), self.tokens(batch)
         with torch.no_grad():
-            before = states_at(self.frozen, batch, sites)
+            before = states_at(self.original, batch, sites)
         after = states_at(model, batch, sites)
         values = []
         for w in self.watched:
@@ -155,7 +155,7 @@ class StatesHeld:
     code the mean over entries (``over="entries"``), smaller by the width.
 
     Args:
-        frozen: the model before unlearning.
+        original: the model before unlearning.
         sites: where both hidden states are read; every site counts alike.
         over: what is averaged.
         tokens: which positions are averaged over.
@@ -164,7 +164,7 @@ class StatesHeld:
         ValueError: no sites.
     """
 
-    frozen: nn.Module = field(repr=False)
+    original: nn.Module = field(repr=False)
     sites: tuple[Site, ...]
     over: Literal["vectors", "entries"]
     tokens: TokenChoice = context_tokens
@@ -176,7 +176,7 @@ class StatesHeld:
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         mask_BT = self.tokens(batch)
         with torch.no_grad():
-            before = states_at(self.frozen, batch, self.sites)
+            before = states_at(self.original, batch, self.sites)
         after = states_at(model, batch, self.sites)
         values = [(after[s] - before[s]).square()[mask_BT] for s in self.sites]
         reduced = [v_ND.mean() if self.over == "entries" else v_ND.sum(-1).mean() for v_ND in values]

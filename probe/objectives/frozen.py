@@ -16,7 +16,7 @@ from probe.data import Batch
 from probe.hooks import edited
 from probe.modes import evaluating
 from probe.objectives import Objective
-from probe.objectives.reference import row_keys
+from probe.objectives.original import row_keys
 from probe.objectives.representation import TokenChoice, hidden_at, mean_square, real_tokens
 from probe.objectives.token import Normalise, token_mean
 from probe.outputs import first_given
@@ -24,7 +24,7 @@ from probe.sites import Site, blocks, layer_of
 
 
 @dataclass(frozen=True, eq=False)
-class CachedFrozen:
+class CachedOriginal:
     """Hidden states of every row of ``batch`` at one site, computed once with the weights as they are now.
 
     Takes rows * length * width numbers in the model's dtype. Values differ from those of a fresh pass by rounding
@@ -77,23 +77,23 @@ class CachedFrozen:
 
 @dataclass(frozen=True)
 class NearCached:
-    """L = mean over chosen tokens and width of (h - h0)^2, h0 looked up: ``NearFrozen`` without its second model.
+    """L = mean over chosen tokens and width of (h - h0)^2, h0 looked up: ``NearOriginal`` without its second model.
 
     RMU's retain term (Li et al., arXiv 2403.03218, eq. 2).
 
     Args:
-        frozen: states of the model before unlearning, of every row of the term.
+        original: states of the model before unlearning, of every row of the term.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
     """
 
-    frozen: CachedFrozen
+    original: CachedOriginal
     tokens: TokenChoice = real_tokens
     normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
-        hidden_BTD = hidden_at(model, batch, self.frozen.site)
-        return mean_square(hidden_BTD - self.frozen.at(batch), self.tokens(batch), self.normalise)
+        hidden_BTD = hidden_at(model, batch, self.original.site)
+        return mean_square(hidden_BTD - self.original.at(batch), self.tokens(batch), self.normalise)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class AboveFrozen:
     """
 
     objective: Objective
-    entering: CachedFrozen
+    entering: CachedOriginal
     # An address says nothing about what is computed: no part of a run's configuration.
     weights: tuple[tuple[str, int, int], ...] = field(repr=False, compare=False)
     wrapped: bool
@@ -154,7 +154,7 @@ def above_frozen(
     """
     if layer < 1:
         raise ValueError(f"layer must be at least 1, got {layer}: nothing lies below it")
-    entering = CachedFrozen(model, batch, Site(layer, "block", "in"), batch_size)
+    entering = CachedOriginal(model, batch, Site(layer, "block", "in"), batch_size)
     first = _rows(batch, 0, batch_size).to(next(model.parameters()).device)
     returned: list[type] = []
     with evaluating(model), torch.no_grad():
@@ -176,7 +176,7 @@ def above_frozen(
 
 
 @contextmanager
-def above(model: nn.Module, entering: CachedFrozen, batch: Batch, wrapped: bool) -> Iterator[None]:
+def above(model: nn.Module, entering: CachedOriginal, batch: Batch, wrapped: bool) -> Iterator[None]:
     """Inside, a forward of ``batch`` passes the blocks below by and takes the states that were kept.
 
     Args:

@@ -8,7 +8,7 @@ from torch import nn
 from probe.axes import Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import before_targets, logits_at, scattered
-from probe.objectives.reference import check_vocabulary
+from probe.objectives.original import check_vocabulary
 from probe.objectives.representation import TokenChoice
 from probe.objectives.token import Normalise, check_not_negative, token_mean
 

@@ -78,8 +78,8 @@ def head_of(model: nn.Module, batch: Batch) -> Head:
         found_NV = head.logits(entering_head(model, batch)[positions_BT])
     if not torch.allclose(found_NV, expected_NV, rtol=1e-3, atol=1e-3 * expected_NV.abs().max().item()):
         raise ValueError(
-            f"{type(inner).__name__} has a head that gives other logits by itself; make the Reference with full=True, "
-            "or pass the model"
+            f"{type(inner).__name__} has a head that gives other logits by itself; make the OriginalAnswers with "
+            "full=True, or pass the model"
         )
     return head
 

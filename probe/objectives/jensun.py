@@ -12,7 +12,7 @@ from torch import nn
 from probe.axes import MaskBT, Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import LogpN, LogpNV, TokensN, before_targets, logprobs_at, next_tokens, scattered
-from probe.objectives.reference import Reference
+from probe.objectives.original import OriginalAnswers
 from probe.objectives.representation import TokenChoice
 from probe.objectives.retain import divergence
 from probe.objectives.token import Normalise, token_mean
@@ -62,7 +62,7 @@ class JensenShannon:
     """L = mean JS(pi0, pi), in nats: the retain term of JensUn (Singh et al., arXiv 2509.02820).
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True or
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it with full=True or
             states=True.
         positions: where.
         normalise: how positions are averaged.
@@ -71,7 +71,7 @@ class JensenShannon:
         ValueError: the vocabularies differ.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     positions: TokenChoice = before_targets
     normalise: Normalise = token_mean
 

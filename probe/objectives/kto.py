@@ -10,8 +10,8 @@ from torch.nn.functional import logsigmoid
 from probe.axes import Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import target_logprobs
+from probe.objectives.original import OriginalAnswers, original_logprobs
 from probe.objectives.preference import preferred_of
-from probe.objectives.reference import Reference, reference_logprobs
 from probe.objectives.sequence import ValueB
 from probe.objectives.token import check_positive
 
@@ -27,7 +27,7 @@ class KTO:
     which is NPO + 1 at z = 0).
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it and from the paired batch.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it and from the paired batch.
         beta: inverse temperature, above 0.
         form: the paper's, or one of the two of that code.
 
@@ -35,7 +35,7 @@ class KTO:
         ValueError: beta is not positive, or the batch is not paired.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
     form: Literal["paper", "npo-repo", "npo-repo-log"] = "paper"
 
@@ -52,4 +52,4 @@ class KTO:
         return 1 - (2 / self.beta) * squashed(z - self.beta * reward_B).mean()
 
     def _logratio(self, model: nn.Module, batch: Batch) -> ValueB:
-        return target_logprobs(model, batch).sum(1) - reference_logprobs(self.original, batch).sum(1)
+        return target_logprobs(model, batch).sum(1) - original_logprobs(self.original, batch).sum(1)

@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid, softplus
 from probe.axes import Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import predicted_targets, target_logprobs
-from probe.objectives.reference import Reference, reference_logprobs
+from probe.objectives.original import OriginalAnswers, original_logprobs
 from probe.objectives.token import check_positive, nll
 
 
@@ -70,14 +70,14 @@ class DPO:
     answers AltPO (Mekala et al., arXiv 2409.13474); without the y+ term it is NPO.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it and from the paired batch.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it and from the paired batch.
         beta: inverse temperature, above 0; published runs use 0.1.
 
     Raises:
         ValueError: beta is not positive, or the batch is not paired.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class DPO:
         return -(2 / self.beta) * logsigmoid(self.beta * margin_B).mean()
 
     def _logratio(self, model: nn.Module, batch: Batch) -> Tensor:
-        return target_logprobs(model, batch).sum(1) - reference_logprobs(self.original, batch).sum(1)
+        return target_logprobs(model, batch).sum(1) - original_logprobs(self.original, batch).sum(1)
 
 
 @dataclass(frozen=True)

@@ -72,38 +72,38 @@ class TowardsTarget:
 
 
 @dataclass(frozen=True)
-class NearFrozen:
+class NearOriginal:
     """L = mean over chosen tokens and width of (h - h0)^2: RMU's retain term (Li et al., arXiv 2403.03218, eq. 2).
 
     Args:
-        frozen: the model before unlearning.
+        original: the model before unlearning.
         site: where both hidden states are read.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
     """
 
-    frozen: nn.Module = field(repr=False)
+    original: nn.Module = field(repr=False)
     site: Site
     tokens: TokenChoice = real_tokens
     normalise: Normalise = token_mean
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         with torch.no_grad():
-            before_BTD = hidden_at(self.frozen, batch, self.site)
+            before_BTD = hidden_at(self.original, batch, self.site)
         hidden_BTD = hidden_at(model, batch, self.site)
         return mean_square(hidden_BTD - before_BTD, self.tokens(batch), self.normalise)
 
 
 @dataclass(frozen=True)
-class OrthogonalToFrozen:
+class OrthogonalToOriginal:
     """L = mean over sites and tokens of relu(cos(h, h0)): the forget term of circuit breakers (RR).
 
     Zou et al., arXiv 2406.04313. Published for Llama-3-8B: layers 10 and 20, which the code reads from Hugging Face's
     hidden states: what enters blocks 10 and 20, counted from 0, so ``Site(9)`` and ``Site(19)``. It is weighed with
-    alpha (1 - t/2T) and the retain term, ``DistanceFromFrozen``, with alpha t/2T at step t of T.
+    alpha (1 - t/2T) and the retain term, ``DistanceFromOriginal``, with alpha t/2T at step t of T.
 
     Args:
-        frozen: the model before unlearning.
+        original: the model before unlearning.
         sites: where both hidden states are read; every site counts alike.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
@@ -112,7 +112,7 @@ class OrthogonalToFrozen:
         ValueError: no sites.
     """
 
-    frozen: nn.Module = field(repr=False)
+    original: nn.Module = field(repr=False)
     sites: tuple[Site, ...]
     tokens: TokenChoice = real_tokens
     normalise: Normalise = token_mean
@@ -127,14 +127,14 @@ class OrthogonalToFrozen:
 
 
 @dataclass(frozen=True)
-class DistanceFromFrozen:
+class DistanceFromOriginal:
     """L = mean over sites and tokens of |h - h0|_2: the retain term of circuit breakers (RR).
 
-    Zou et al., arXiv 2406.04313. The length of the difference, not its square as in ``NearFrozen``. Their code
-    computes ``HiddenStatesFromFrozen``.
+    Zou et al., arXiv 2406.04313. The length of the difference, not its square as in ``NearOriginal``. Their code
+    computes ``HiddenStatesFromOriginal``.
 
     Args:
-        frozen: the model before unlearning.
+        original: the model before unlearning.
         sites: where both hidden states are read; every site counts alike.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
@@ -143,7 +143,7 @@ class DistanceFromFrozen:
         ValueError: no sites.
     """
 
-    frozen: nn.Module = field(repr=False)
+    original: nn.Module = field(repr=False)
     sites: tuple[Site, ...]
     tokens: TokenChoice = real_tokens
     normalise: Normalise = token_mean
@@ -158,7 +158,7 @@ class DistanceFromFrozen:
 
 
 @dataclass(frozen=True)
-class HiddenStatesFromFrozen:
+class HiddenStatesFromOriginal:
     """L = mean of |h - h0|_2 over Hugging Face's hidden states: embeddings, blocks, and the last block's normed output.
 
     What the published codes of circuit breakers (arXiv 2406.04313) and TAR (arXiv 2408.00761) hold retain rows with.
@@ -167,7 +167,7 @@ class HiddenStatesFromFrozen:
     too (``tokens=all_positions``).
 
     Args:
-        frozen: the model before unlearning.
+        original: the model before unlearning.
         depth: how many blocks are read; the final norm stands behind the last of them. All unless given.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
@@ -176,19 +176,19 @@ class HiddenStatesFromFrozen:
         ValueError: a depth outside the model.
     """
 
-    frozen: nn.Module = field(repr=False)
+    original: nn.Module = field(repr=False)
     depth: int | None = None
     tokens: TokenChoice = real_tokens
     normalise: Normalise = token_mean
 
     def __post_init__(self) -> None:
-        if self.depth is not None and not 1 <= self.depth <= n_layers(self.frozen):
-            raise ValueError(f"depth must lie in 1..{n_layers(self.frozen)}, got {self.depth}")
+        if self.depth is not None and not 1 <= self.depth <= n_layers(self.original):
+            raise ValueError(f"depth must lie in 1..{n_layers(self.original)}, got {self.depth}")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         mask_BT = self.tokens(batch)
         with torch.no_grad():
-            before = hidden_states(self.frozen, batch, self.depth)
+            before = hidden_states(self.original, batch, self.depth)
         pairs = zip(hidden_states(model, batch, self.depth), before, strict=True)
         lengths = [torch.linalg.vector_norm(after_BTD - before_BTD, dim=-1) for after_BTD, before_BTD in pairs]
         return torch.stack([self.normalise(length_BT * mask_BT, mask_BT) for length_BT in lengths]).mean()
@@ -210,13 +210,13 @@ def _check_sites(sites: tuple[Site, ...]) -> None:
 
 def _compared(
     model: nn.Module,
-    term: OrthogonalToFrozen | DistanceFromFrozen,
+    term: OrthogonalToOriginal | DistanceFromOriginal,
     batch: Batch,
     compare: Callable[[Tensor, Tensor], Tensor],
 ) -> Scalar:
     mask_BT = term.tokens(batch)
     with torch.no_grad():
-        before = states_at(term.frozen, batch, term.sites)
+        before = states_at(term.original, batch, term.sites)
     after = states_at(model, batch, term.sites)
     values = [term.normalise(compare(after[s], before[s]) * mask_BT, mask_BT) for s in term.sites]
     return torch.stack(values).mean()

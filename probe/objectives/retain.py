@@ -1,8 +1,8 @@
 """Terms that hold on to what must stay. The plain one is ``probe.objectives.token.nll``.
 
-Others: ``probe.objectives.representation.NearFrozen`` (RMU; with ``answer_tokens`` and ``sequence_mean`` it is
+Others: ``probe.objectives.representation.NearOriginal`` (RMU; with ``answer_tokens`` and ``sequence_mean`` it is
 OpenUnlearning's EMBED_DIFF, each answer averaged by itself, with ``mixed_rows`` as its code runs),
-``DistanceFromFrozen`` there (circuit breakers), and ``probe.objectives.preference.AnswerPreservation`` (IDK+AP).
+``DistanceFromOriginal`` there (circuit breakers), and ``probe.objectives.preference.AnswerPreservation`` (IDK+AP).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import nn
 from probe.axes import Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import LogpN, LogpNV, before_targets, logprobs_at, scattered
-from probe.objectives.reference import Reference, check_vocabulary, reference_distributions
+from probe.objectives.original import OriginalAnswers, check_vocabulary, original_distributions
 from probe.objectives.representation import TokenChoice
 from probe.objectives.token import Normalise, token_mean
 
@@ -27,7 +27,7 @@ class ForwardKL:
     predict a target; the published code takes every position, padding included: ``positions=all_positions``.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True or
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it with full=True or
             states=True.
         positions: where; ``probe.objectives.representation.all_positions`` is the published code's choice.
         normalise: how positions are averaged.
@@ -36,7 +36,7 @@ class ForwardKL:
         ValueError: the vocabularies differ.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     positions: TokenChoice = before_targets
     normalise: Normalise = token_mean
 
@@ -51,7 +51,7 @@ class ReverseKL:
     The direction that texts on unlearning often print where the code computes ``ForwardKL``.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it with full=True or
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it with full=True or
             states=True.
         positions: where.
         normalise: how positions are averaged.
@@ -60,7 +60,7 @@ class ReverseKL:
         ValueError: the vocabularies differ.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     positions: TokenChoice = before_targets
     normalise: Normalise = token_mean
 
@@ -82,7 +82,7 @@ def divergence(term: Any, model: nn.Module, batch: Batch, between: Callable[[Log
     """
     positions_BT = term.positions(batch)
     logp_NV = logprobs_at(model, batch, positions_BT)
-    before_NV = reference_distributions(term.original, batch, positions_BT)
+    before_NV = original_distributions(term.original, batch, positions_BT)
     check_vocabulary(before_NV, logp_NV)
     return term.normalise(scattered(between(before_NV, logp_NV), positions_BT), positions_BT)
 

@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from probe.axes import Scalar
 from probe.data import Batch
 from probe.objectives.logprobs import predicted_targets, target_logprobs
-from probe.objectives.reference import Reference, check_vocabulary, reference_logprobs
+from probe.objectives.original import OriginalAnswers, check_vocabulary, original_logprobs
 from probe.objectives.token import check_not_negative, check_positive, nll, token_mean
 
 ValueB = Float[Tensor, " B"]
@@ -36,7 +36,7 @@ class NPO:
     sequence-sum gradient ascent times 2 pi^beta / (pi^beta + pi0^beta).
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it.
         beta: inverse temperature, above 0; published runs use 0.1.
         over_rows: how losses of rows are put together.
 
@@ -44,7 +44,7 @@ class NPO:
         ValueError: beta is not positive.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
     over_rows: OverRows = row_mean
 
@@ -53,7 +53,7 @@ class NPO:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         logp_B = target_logprobs(model, batch).sum(1)
-        reference_B = reference_logprobs(self.original, batch).sum(1)
+        reference_B = original_logprobs(self.original, batch).sum(1)
         return self.over_rows(-(2 / self.beta) * logsigmoid(-self.beta * (logp_B - reference_B)))
 
 
@@ -65,21 +65,21 @@ class BatchNPO:
     1 / |y|. Its beta is not comparable with ``NPO``'s; published: 0.0225 (WMDP, Zephyr-7B).
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it.
         beta: inverse temperature, above 0.
 
     Raises:
         ValueError: beta is not positive.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
 
     def __post_init__(self) -> None:
         check_positive("beta", self.beta)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
-        difference_BT = target_logprobs(model, batch) - reference_logprobs(self.original, batch)
+        difference_BT = target_logprobs(model, batch) - original_logprobs(self.original, batch)
         return -(2 / self.beta) * logsigmoid(-self.beta * token_mean(difference_BT, predicted_targets(batch)))
 
 

@@ -16,7 +16,7 @@ from probe.axes import LogpBT, MaskBT, Scalar
 from probe.data import Batch
 from probe.objectives import Objective
 from probe.objectives.logprobs import predicted_targets, target_logprobs
-from probe.objectives.reference import Reference, reference_logprobs
+from probe.objectives.original import OriginalAnswers, original_logprobs
 
 Normalise = Callable[[LogpBT, MaskBT], Scalar]
 
@@ -118,7 +118,7 @@ class TNPO:
     pi = pi0 a weight of 0.03 instead of 1 at p = 0.02, beta = 4).
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it.
         beta: inverse temperature, above 0; the paper's code uses 4.
         epsilon: eps; 0 is the formula of the paper, 1e-5 its code.
         normalise: how tokens are averaged.
@@ -127,7 +127,7 @@ class TNPO:
         ValueError: beta is not positive or epsilon is negative.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
     epsilon: float = 0.0
     normalise: Normalise = token_mean
@@ -147,7 +147,7 @@ class WTNPO:
     TNPO's weight times WGA's; alpha = 0 is TNPO.
 
     Args:
-        original: the model before unlearning, frozen, or a ``Reference`` made from it.
+        original: the model before unlearning, frozen, or an ``OriginalAnswers`` made from it.
         beta: inverse temperature b, above 0; the paper's code uses 4.
         alpha: exponent a of the extra weight, at least 0; the paper's code uses 1.5.
         epsilon: eps; 0, or 1e-5 as in the paper's code (see ``TNPO``).
@@ -157,7 +157,7 @@ class WTNPO:
         ValueError: beta is not positive, or alpha or epsilon is negative.
     """
 
-    original: nn.Module | Reference = field(repr=False)
+    original: nn.Module | OriginalAnswers = field(repr=False)
     beta: float
     alpha: float
     epsilon: float = 0.0
@@ -170,7 +170,7 @@ class WTNPO:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Scalar:
         logp_BT = target_logprobs(model, batch)
-        ours_BT, theirs_BT = self.beta * logp_BT, self.beta * reference_logprobs(self.original, batch)
+        ours_BT, theirs_BT = self.beta * logp_BT, self.beta * original_logprobs(self.original, batch)
         if self.epsilon == 0:
             weight_BT = 2 * torch.sigmoid(ours_BT - theirs_BT)
         else:

@@ -20,7 +20,7 @@ from probe.objectives.logprobs import (
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class OriginalAnswers:
     """log pi0(token | tokens before it) of every row of ``batch``, computed once: an original without forward passes.
 
     Hand it to an objective in place of the original model. A row is looked up by its tokens, so that order, padding,
@@ -96,7 +96,7 @@ class Reference:
             raise ValueError(
                 f"{what} before {n_targets} targets over {kept.shape[1]} "
                 f"{'tokens' if self.head is None else 'numbers'} take {gib:.3g} GiB, more than limit_gib {limit_gib}; "
-                f"use {instead}the model itself instead of a Reference, or raise the limit"
+                f"use {instead}the model itself instead of an OriginalAnswers, or raise the limit"
             )
         positions_BT, attention_BT = before_targets(piece).cpu(), piece.attention_BT.cpu()
         pieces = kept.cpu().split(positions_BT.sum(1).tolist())
@@ -123,8 +123,8 @@ class Reference:
         """
         if not self.distributions:
             raise ValueError(
-                "this Reference holds the targets' log-probabilities only; make it with full=True or states=True, or "
-                "pass the model"
+                "these OriginalAnswers hold the targets' log-probabilities only; make them with full=True or "
+                "states=True, or pass the model"
             )
         found = []
         rows = zip(self._known(batch), positions_BT.cpu(), batch.attention_BT.cpu(), strict=True)
@@ -132,8 +132,8 @@ class Reference:
             kept_T, kept = self.distributions[key]
             if wanted_T[~real_T].any() or (wanted_T[real_T] & ~kept_T).any():
                 raise ValueError(
-                    f"row {i} is asked for at positions that precede no target; a Reference knows only those that do. "
-                    "Pass the model itself, or leave positions at before_targets"
+                    f"row {i} is asked for at positions that precede no target; OriginalAnswers know only those that "
+                    "do. Pass the model itself, or leave positions at before_targets"
                 )
             found.append(kept[wanted_T[real_T][kept_T]])
         known = torch.cat(found)
@@ -145,31 +145,31 @@ class Reference:
         unknown = [i for i, key in enumerate(keys) if key not in self.logps]
         if unknown:
             raise ValueError(
-                f"{len(unknown)} of {len(keys)} rows are not among the {len(self.logps)} this Reference was made from "
-                f"(the first is row {unknown[0]}); make it from the data of the term that uses it"
+                f"{len(unknown)} of {len(keys)} rows are not among the {len(self.logps)} these answers were made "
+                f"from (the first is row {unknown[0]}); make them from the data of the term that uses it"
             )
         return keys
 
 
-def reference_logprobs(original: nn.Module | Reference, batch: Batch) -> LogpBT:
+def original_logprobs(original: nn.Module | OriginalAnswers, batch: Batch) -> LogpBT:
     """log pi0 at target tokens, 0 elsewhere, without gradient: from a pass of the model, or looked up.
 
     Raises:
-        ValueError: as ``Reference.logprobs``.
+        ValueError: as ``OriginalAnswers.logprobs``.
     """
-    if isinstance(original, Reference):
+    if isinstance(original, OriginalAnswers):
         return original.logprobs(batch)
     with torch.no_grad():
         return target_logprobs(original, batch)
 
 
-def reference_distributions(original: nn.Module | Reference, batch: Batch, positions_BT: MaskBT) -> LogpNV:
+def original_distributions(original: nn.Module | OriginalAnswers, batch: Batch, positions_BT: MaskBT) -> LogpNV:
     """log pi0 over the whole vocabulary at the marked positions, without gradient: from a pass, or looked up.
 
     Raises:
-        ValueError: as ``Reference.distributions_at``.
+        ValueError: as ``OriginalAnswers.distributions_at``.
     """
-    if isinstance(original, Reference):
+    if isinstance(original, OriginalAnswers):
         return original.distributions_at(batch, positions_BT)
     with torch.no_grad():
         return logprobs_at(original, batch, positions_BT)
