@@ -28,7 +28,7 @@ from probe.diagnostics.token_effects import TokenEffects, token_effects
 from probe.methods.answers import drawn_refusals
 from probe.metrics.memorisation import answer_stats
 from probe.modes import threads
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO, SimNPO

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from benchmarks import models
 from benchmarks.timing import alternating, peak_mib, show
 from probe.data import Batch
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO

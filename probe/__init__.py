@@ -1,1 +1,5 @@
 """probe: find out what LLM unlearning really does inside a model."""
+
+from probe.exports import export
+
+export(__name__)

@@ -35,7 +35,7 @@ from probe.hooks import captured, edited
 from probe.interventions.activations import activations, cast, content
 from probe.interventions.attaching import check_site
 from probe.interventions.features import Clamp
-from probe.interventions.steering import Steer, direction_at
+from probe.interventions.steering import Steer, direction
 from probe.methods.rmu import rmu
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
@@ -229,7 +229,7 @@ def test_dropout_is_off_while_measuring_and_on_again_after_30():
         lambda: answer_stats(model, batch).loss_N.tolist(),
         lambda: generate(model, tokenizer, ["who is"], max_new_tokens=4),
         lambda: activations(model, batch, [Site(2)], tokens=content)[Site(2)].tolist(),
-        lambda: direction_at(model, split, Site(1)).tolist(),
+        lambda: direction(model, split, Site(1)).tolist(),
         lambda: g_effect(model, ga, batch, over=batch).total,
         lambda: logit_collapse(model, batch).entropy_N.tolist(),
     ):

@@ -40,7 +40,7 @@ from probe.features.separation import Values
 from probe.features.trials import trials
 from probe.hooks import captured, edited, our_hooks
 from probe.interventions.suppression import Suppress
-from probe.interventions.targets import Scale, Zero
+from probe.interventions.targets import Multiply, Zero
 from probe.objectives.distribution import KLToUniform
 from probe.objectives.token import GA, nll
 from probe.positions import At, NotIds
@@ -452,7 +452,7 @@ def test_effects_are_derivatives_and_integrated_ones_add_up():
     found = attribute(model, {site: sae}, forget, retain, **given)[site]
 
     def value(factor: float, ids: tuple[int, ...]) -> float:
-        with torch.no_grad(), edited(model, {site: At(Suppress(sae, ids, Scale(factor)), NotIds(SPECIAL))}):
+        with torch.no_grad(), edited(model, {site: At(Suppress(sae, ids, Multiply(factor)), NotIds(SPECIAL))}):
             return float(nll(model, forget))
 
     step = 1e-5
@@ -478,7 +478,7 @@ def test_resumed_trials_equal_whole_forwards(site):
         assert not found.why
         tried = trials(model, sae, site, forget, ids, **given)
         edits = [(Suppress(sae, (j,), Zero()), float(found.forget_K[i])) for i, j in enumerate(ids)]
-        several = Suppress(sae, ids, Scale(-2.0))
+        several = Suppress(sae, ids, Multiply(-2.0))
         for edit, change in [*edits, (several, tried.value(several) - tried.plain)]:
             with torch.no_grad():
                 plain = float(nll(model, forget))
@@ -498,7 +498,7 @@ def test_what_cannot_be_resumed_runs_whole_forwards_and_says_so():
             tried = trials(model, sae, where, forget, (1, 2), objective=objective, special_ids=SPECIAL)
         assert why in tried.why
         assert not tried.resumed
-        edit = Suppress(sae, (1, 2), Scale(-3.0))
+        edit = Suppress(sae, (1, 2), Multiply(-3.0))
         with torch.no_grad(), edited(model, {where: At(edit, NotIds(SPECIAL))}):
             expected = float(objective(model, forget))
         assert tried.value(edit) == pytest.approx(expected, abs=1e-5)
@@ -519,7 +519,7 @@ def test_ablations_make_a_table_and_greedy_selection_keeps_its_budget():
     tried = [trials(model, sae, site, batch, ids, **given) for batch in (forget, retain)]
 
     def edit_of(chosen):
-        return Suppress(sae, chosen, Scale(-3.0))
+        return Suppress(sae, chosen, Multiply(-3.0))
 
     free = greedy_selection(*tried, edit_of=edit_of, size=3, budget=1e9)
     single = [tried[0].value(edit_of((j,))) for j in ids]

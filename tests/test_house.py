@@ -12,6 +12,8 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # Lower numbers are lower rooms; a module imports rooms of a lower number or its own room.
 LEVEL = {
+    "exports": -1,
+    "version": 0,
     "axes": 0,
     "display": 0,
     "ranges": 0,
@@ -60,7 +62,7 @@ LEVEL = {
     "swept": 13,
     "cli": 14,
     "__main__": 15,
-    "__init__": 0,
+    "__init__": 16,
 }
 
 

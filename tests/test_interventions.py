@@ -18,7 +18,7 @@ from probe.interventions.features import Clamp, ScaleFeatures, norm_relative
 from probe.interventions.probing import fit_probe
 from probe.interventions.projection import Cap, Project
 from probe.interventions.replacement import Noise, Replace, Scale
-from probe.interventions.steering import Steer, difference_of_means, direction_at
+from probe.interventions.steering import Steer, difference_of_means, direction
 from probe.objectives.token import nll
 from probe.positions import At, Only
 from probe.sites import Site
@@ -226,16 +226,16 @@ def test_difference_of_means_agrees_with_numpy_and_refuses_equal_means_55():
         difference_of_means(forget_ND, retain_ND[:0])
 
 
-def test_direction_at_reads_answer_tokens_whatever_the_chunks():
+def test_direction_reads_answer_tokens_whatever_the_chunks():
     model, split = tiny_gpt2(), Split(random_batch(0, rows=5), random_batch(1, rows=3))
-    found_D = direction_at(model, split, Site(1), batch_size=2)
+    found_D = direction(model, split, Site(1), batch_size=2)
     means = []
     for batch in (split.forget, split.retain):
         with torch.no_grad():
             states = model(**batch.inputs, output_hidden_states=True).hidden_states[2]
         means.append(states[batch.target_BT].mean(0))
     torch.testing.assert_close(found_D, means[0] - means[1])
-    torch.testing.assert_close(direction_at(model, split, Site(1)), found_D)
+    torch.testing.assert_close(direction(model, split, Site(1)), found_D)
 
 
 def test_content_leaves_out_padding_and_the_first_token():

@@ -13,7 +13,7 @@ from probe.features.training import train_dictionary
 from probe.hooks import edited
 from probe.interventions.activations import activations, content
 from probe.interventions.suppression import Suppress
-from probe.interventions.targets import Scale
+from probe.interventions.targets import Multiply
 from probe.objectives.token import nll
 from probe.positions import At, NotIds
 from probe.sites import Site
@@ -38,7 +38,7 @@ def split(known, tmp_path_factory):
 
 def answers(known, sae, features, factor: float) -> float:
     """P(answer | trigger) with features scaled."""
-    with edited(known.model, {SITE: At(Suppress(sae, features, Scale(factor)), NotIds(SPECIAL))}):
+    with edited(known.model, {SITE: At(Suppress(sae, features, Multiply(factor)), NotIds(SPECIAL))}):
         return float(known.answer_probability(known.forget).mean())
 
 

@@ -17,7 +17,7 @@ from probe.interventions.plan import compile_plan, load_plan
 from probe.interventions.reach import reach
 from probe.interventions.retained import Retained, retained
 from probe.interventions.suppression import Suppress, chosen_features
-from probe.interventions.targets import Always, Constant, Resample, Scale, Together, Zero
+from probe.interventions.targets import Always, Constant, Resample, Multiply, Together, Zero
 from probe.positions import At, Counter, NotIds
 from probe.remote import generated, traced
 from probe.sites import Site
@@ -58,7 +58,7 @@ def logits(model, batch, edits=None):
 
 MODES = {
     "zero": (Zero(), lambda f, on, any_on: torch.where(on, 0.0, f)),
-    "scale": (Scale(-2.0), lambda f, on, any_on: torch.where(on, -2 * f, f)),
+    "scale": (Multiply(-2.0), lambda f, on, any_on: torch.where(on, -2 * f, f)),
     "constant": (Constant(-3.0), lambda f, on, any_on: torch.where(on, -3.0, f)),
     "one each": (
         Constant(torch.tensor([-1.0, 2.0, -3.0], dtype=torch.float64)),
@@ -92,7 +92,7 @@ def test_the_older_names_are_the_same_edits():
     for old, new in (
         (Clamp(found, CHOSEN, -2.0), Suppress(found, CHOSEN, Constant(-2.0))),
         (Clamp(found, CHOSEN, 0.0), Suppress(found, CHOSEN, Zero())),
-        (ScaleFeatures(found, CHOSEN, -2.0), Suppress(found, CHOSEN, Scale(-2.0))),
+        (ScaleFeatures(found, CHOSEN, -2.0), Suppress(found, CHOSEN, Multiply(-2.0))),
     ):
         assert torch.equal(old(hidden_BTD), new(hidden_BTD))
 
@@ -123,14 +123,14 @@ def test_no_features_and_silent_features_change_no_bit(kind):
     found = made(kind, dtype=torch.float32)
     hidden_BTD = states(dtype=torch.float32, rows=40)
     hidden_BTD[..., 0] = -0.0
-    for mode in (Zero(), Scale(5.0), Constant(-500.0), Together(-500.0)):
+    for mode in (Zero(), Multiply(5.0), Constant(-500.0), Together(-500.0)):
         assert Suppress(found, (), mode)(hidden_BTD) is hidden_BTD
     silent_BT = ~found.active(found.encode(hidden_BTD))[..., CHOSEN].any(-1)
     assert silent_BT.any()
-    for mode in (Zero(), Scale(5.0), Constant(-500.0), Together(-500.0)):
+    for mode in (Zero(), Multiply(5.0), Constant(-500.0), Together(-500.0)):
         after_BTD = Suppress(found, CHOSEN, mode)(hidden_BTD)
         assert torch.equal(bits(after_BTD)[silent_BT], bits(hidden_BTD)[silent_BT])
-    assert Suppress(found, CHOSEN, Scale(1.0))(hidden_BTD) is hidden_BTD
+    assert Suppress(found, CHOSEN, Multiply(1.0))(hidden_BTD) is hidden_BTD
     dead = torch.full((SIZE,), 1e9)
     never = Autoencoder(Linear(found.encoder.encoder_DF, found.encoder.shift_D, JumpRelu(-dead, dead)), *rows_of(found))
     model, batch = tiny_llama(), random_batch()
@@ -419,4 +419,4 @@ def test_statistics_of_nothing_are_refused():
     with pytest.raises(ValueError, match="finite"):
         some.push(float("nan"))
     with pytest.raises(ValueError, match="finite"):
-        Scale(float("nan"))
+        Multiply(float("nan"))

@@ -19,7 +19,8 @@ from probe.interventions.attaching import check_site
 from probe.metrics.generation import generate
 from probe.objectives.token import target_logprobs
 from probe.sites import Site, n_layers
-from probe.testbed import build, card, load
+from probe.testbed import card, load
+from probe.testbed.build import _replacing
 from probe.testbed.bed import WEIGHTS
 from probe.testbed.dictionary import fit_sae
 from probe.testbed.facts import ATTRIBUTES, authors
@@ -263,7 +264,7 @@ def test_a_failed_build_leaves_the_old_testbed_alone(tmp_path):
     (out / "card.json").write_text("old")
 
     def break_off():
-        with build._replacing(out) as folder:
+        with _replacing(out) as folder:
             (folder / "card.json").write_text("new")
             raise RuntimeError("halfway")
 
@@ -271,7 +272,7 @@ def test_a_failed_build_leaves_the_old_testbed_alone(tmp_path):
         break_off()
     assert (out / "card.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [out]
-    with build._replacing(out) as folder:
+    with _replacing(out) as folder:
         (folder / "card.json").write_text("new")
     assert (out / "card.json").read_text() == "new"
     assert list(tmp_path.iterdir()) == [out]

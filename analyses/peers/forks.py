@@ -23,7 +23,7 @@ from analyses.peers.subject import (
     stored_gradients,
 )
 from probe.methods.gru import Rectified
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.bootstrap import BSS, BST, BSTW
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.robust import HardestRows, OfTokens, SoftWorst, summed_nll

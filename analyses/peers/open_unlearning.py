@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from analyses.peers.imported import attribute, imports_from
 from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, hugging_face
 from probe.data import paired
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.distribution import CEU, UNDIAL, LogitMargin
 from probe.objectives.logprobs import all_but_last
 from probe.objectives.preference import DPO

@@ -22,7 +22,7 @@ from probe.data import Batch
 from probe.datasets import rows_hash
 from probe.display import table
 from probe.metrics.intervals import Interval, interval
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.train import Term, minimise
 
 CurveKS = Float[np.ndarray, "K S"]

@@ -9,7 +9,7 @@ from torch import nn
 from probe.attacks.curves import Curves, Run, Training, trained
 from probe.attacks.facts import Facts, Studied, prepared
 from probe.data import Batch
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.token import nll
 
 # Rob_FT of arXiv 2510.07626, on GSM8K, SST2 or MNLI, 7 B models; its README has a batch size of 16.

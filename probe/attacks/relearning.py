@@ -8,7 +8,7 @@ from torch import nn
 
 from probe.attacks.curves import Curves, Run, Training, trained
 from probe.attacks.facts import Facts, Studied, prepared
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.token import nll
 
 # Settings as printed, for 7 B models; a small model needs a larger learning rate.

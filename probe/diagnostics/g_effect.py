@@ -13,7 +13,7 @@ from probe.diagnostics.parameter_groups import Group, groups
 from probe.diagnostics.token_effects import token_g_effects
 from probe.display import table
 from probe.modes import evaluating
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.token import nll
 from probe.sites import n_layers
 

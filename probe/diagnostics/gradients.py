@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from probe.data import Batch
-from probe.objectives import Objective
 from probe.objectives.given import LogprobsAlone, NotAReweighting
 from probe.objectives.logprobs import predicted_targets, target_logprobs
+from probe.objectives.objective import Objective
 from probe.quantised import quantised
 
 Gradient = dict[str, Tensor]

@@ -12,8 +12,8 @@ from torch import Tensor
 from probe.axes import LogpBT
 from probe.diagnostics.gradients import token_weights
 from probe.diagnostics.token_effects import TokenEffects
-from probe.objectives import Objective
 from probe.objectives.given import NotAReweighting
+from probe.objectives.objective import Objective
 
 Name = TypeVar("Name", bound=Hashable)
 

@@ -12,8 +12,8 @@ from probe.diagnostics.gradients import Gradient, Logprobs, Rows, device_of, gra
 from probe.diagnostics.parameter_groups import Group, groups
 from probe.diagnostics.watched import Watch
 from probe.modes import evaluating
-from probe.objectives import Objective
 from probe.objectives.logprobs import target_logprobs
+from probe.objectives.objective import Objective
 from probe.sites import n_layers
 
 EffectBG = Float[Tensor, "B G"]

@@ -15,8 +15,8 @@ from probe.diagnostics.forward_mode import forward_mode
 from probe.diagnostics.gradients import Gradient, Rows, device_of, gradients, pieces, refuse_without_gradient
 from probe.hooks import captured
 from probe.modes import evaluating
-from probe.objectives import Objective
 from probe.objectives.logprobs import before_targets, predicted_targets, scattered, target_logprobs
+from probe.objectives.objective import Objective
 from probe.objectives.token import nll
 from probe.sites import Site, layer_of, n_layers, place_of, unwrapped
 

@@ -14,7 +14,7 @@ from probe.features.rules import Role
 from probe.features.trials import Trials, trials
 from probe.interventions.suppression import Suppress
 from probe.interventions.targets import Zero
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.positions import Intervention
 from probe.sites import Site
 
@@ -207,7 +207,7 @@ def greedy_selection(
 
     Args:
         forget, retain: made by ``trials`` with the same candidates.
-        edit_of: the edit of some features: ``lambda ids: Suppress(sae, ids, Scale(-2.0))``, say.
+        edit_of: the edit of some features: ``lambda ids: Suppress(sae, ids, Multiply(-2.0))``, say.
         size: at most so many features.
         budget: largest rise of the objective on retain rows, in its units.
         progress: show a bar.

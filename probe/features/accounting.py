@@ -17,7 +17,7 @@ from probe.features.effects import Effects
 from probe.features.watching import shares
 from probe.hooks import edited
 from probe.modes import evaluating
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.positions import At, Intervention, NotIds
 from probe.sites import Site
 

@@ -21,7 +21,7 @@ from probe.features.effects import Aggregate, Effects, Sums
 from probe.features.rules import Role
 from probe.features.watching import Change, Watched, check_some, shares, watched
 from probe.modes import evaluating
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.sites import Site
 
 

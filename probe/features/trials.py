@@ -18,9 +18,9 @@ from probe.features.watching import check_some
 from probe.hooks import captured, edited
 from probe.interventions.suppression import Suppress, chosen_features
 from probe.modes import evaluating
-from probe.objectives import Objective
 from probe.objectives.given import LogprobsAlone, NotAReweighting
 from probe.objectives.logprobs import predicted_targets, scattered
+from probe.objectives.objective import Objective
 from probe.positions import At, Intervention, NotIds
 from probe.replay import CannotReplay, Replay, replayable
 from probe.sites import Site

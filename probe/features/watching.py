@@ -12,7 +12,7 @@ from probe.axes import MaskBT
 from probe.data import Batch
 from probe.features.activity import ordinary
 from probe.hooks import edited
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.positions import Tokens
 from probe.sites import Site
 

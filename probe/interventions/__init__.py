@@ -2,3 +2,7 @@
 
 Strength zero returns the very tensor that came in, so an edit that does nothing changes no bit.
 """
+
+from probe.exports import export
+
+export(__name__)

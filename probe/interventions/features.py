@@ -14,7 +14,7 @@ from probe.interventions.activations import activations, check_number, content
 from probe.interventions.operations import Operation
 from probe.interventions.retained import units
 from probe.interventions.suppression import Suppress
-from probe.interventions.targets import Constant, PerFeatureK, Scale
+from probe.interventions.targets import Constant, Multiply, PerFeatureK
 from probe.sites import Site
 
 
@@ -53,7 +53,7 @@ class Clamp:
 
 @dataclass(frozen=True, eq=False)
 class ScaleFeatures:
-    """f'_j = factor * f_j where f_j is active, for the chosen j: ``Suppress`` with ``Scale``.
+    """f'_j = factor * f_j where f_j is active, for the chosen j: ``Suppress`` with ``Multiply``.
 
     Args:
         sae: as for ``Clamp``.
@@ -70,7 +70,7 @@ class ScaleFeatures:
     _edit: Suppress = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _settle(self, Suppress(self.sae, self.features, Scale(self.factor)))
+        _settle(self, Suppress(self.sae, self.features, Multiply(self.factor)))
 
     def __call__(self, hidden_BTD: HiddenBTD) -> HiddenBTD:
         return self._edit(hidden_BTD)

@@ -73,7 +73,7 @@ def difference_of_means(forget_hidden_ND: HiddenND, retain_hidden_ND: OtherND) -
     return direction_D
 
 
-def direction_at(model: nn.Module, split: Split, site: Site, *, batch_size: int = 32) -> DirectionD:
+def direction(model: nn.Module, split: Split, site: Site, *, batch_size: int = 32) -> DirectionD:
     """``difference_of_means`` of the activations at ``site`` over the answer tokens of forget and retain rows.
 
     Args:

@@ -21,7 +21,7 @@ from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.coding import Gated, JumpRelu, Linear, TopK
 from probe.dictionaries.dictionary import NOISE, Dictionary, check_hidden, delta
 from probe.interventions.operations import Operation
-from probe.interventions.targets import FeaturesBTK, Mode, OnBTK, Scale
+from probe.interventions.targets import FeaturesBTK, Mode, Multiply, OnBTK
 from probe.positions import Tokens
 
 IndexK = Int[Tensor, " K"]
@@ -75,7 +75,7 @@ class Suppress:
     def at(self, hidden_BTD: HiddenBTD, tokens: Tokens | None = None) -> HiddenBTD:
         """The edited states of the given tokens."""
         check_hidden(self.dictionary, hidden_BTD)
-        if not self.features or (isinstance(self.mode, Scale) and self.mode.factor == 1):
+        if not self.features or (isinstance(self.mode, Multiply) and self.mode.factor == 1):
             return hidden_BTD
         f_BTK, on_BTK = chosen_features(self.dictionary, hidden_BTD, self.index_K)
         return self.moved(hidden_BTD, f_BTK, on_BTK, tokens)

@@ -61,7 +61,7 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class Scale:
+class Multiply:
     """f' = factor * f where f is on; 1 changes no bit, negative values reverse the feature.
 
     Raises:

@@ -14,8 +14,8 @@ from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.methods.rmu import RMUResult, rmu
 from probe.methods.words import Form, meant
-from probe.objectives import Objective
 from probe.objectives.distribution import KLToUniform
+from probe.objectives.objective import Objective
 from probe.objectives.representation import (
     DistanceFromOriginal,
     HiddenStatesFromOriginal,

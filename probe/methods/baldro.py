@@ -17,7 +17,7 @@ from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import Argument, Published
 from probe.methods.words import Form, meant
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.robust import HardestRows, OfRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, OverRows, SimNPO, row_mean

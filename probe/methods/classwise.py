@@ -16,7 +16,7 @@ from probe.axes import Scalar
 from probe.data import Batch, Split
 from probe.methods.baselines import check_apart
 from probe.methods.tarf import Reweighted
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.retain import ForwardKL
 from probe.objectives.token import ga, nll
 from probe.train import Step, Term, minimise

@@ -13,7 +13,7 @@ from probe.data import Split
 from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives import token as objectives
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import NPO

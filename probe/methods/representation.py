@@ -11,7 +11,7 @@ from probe.methods.method import Method
 from probe.methods.published import Published
 from probe.methods.rmu import RMUResult, adaptive_coefficient, block_parameters, rmu
 from probe.methods.words import TOKENS, Form, Tokens, meant
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.representation import (
     DistanceFromOriginal,
     HiddenStatesFromOriginal,

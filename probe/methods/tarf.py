@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from probe.axes import GroupB, LogpB
 from probe.data import Batch, Split
-from probe.objectives import Objective
 from probe.objectives.logprobs import target_logprobs
+from probe.objectives.objective import Objective
 from probe.objectives.token import ga, nll
 from probe.train import History, Step, Term, minimise
 

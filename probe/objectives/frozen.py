@@ -15,7 +15,7 @@ from probe.axes import HiddenBTD, Scalar
 from probe.data import Batch
 from probe.hooks import edited
 from probe.modes import evaluating
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.original import row_keys
 from probe.objectives.representation import TokenChoice, hidden_at, mean_square, real_tokens
 from probe.objectives.token import Normalise, token_mean

@@ -13,8 +13,8 @@ from torch import nn
 
 from probe.axes import LogpBT, MaskBT, Scalar
 from probe.data import Batch
-from probe.objectives import Objective
 from probe.objectives.logprobs import predicted_targets, target_logprobs
+from probe.objectives.objective import Objective
 from probe.objectives.sequence import OverRows, ValueB
 from probe.objectives.token import check_positive, sequence_sum
 

@@ -14,7 +14,7 @@ from probe.methods import baselines
 from probe.methods.cru import best_layers
 from probe.methods.rmu import block_parameters, random_target, rmu
 from probe.methods.sae_suppression import suppress
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.representation import TowardsTarget, real_tokens
 from probe.objectives.sequence import NPO
 from probe.objectives.token import WGA, ga

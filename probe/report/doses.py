@@ -15,7 +15,7 @@ from probe.hooks import Intervention, edited
 from probe.interventions.activations import activations, content
 from probe.interventions.attaching import check_site
 from probe.interventions.features import norm_relative
-from probe.interventions.steering import Steer, direction_at
+from probe.interventions.steering import Steer, direction
 from probe.methods.sae_suppression import suppress
 from probe.metrics.memorisation import answer_stats
 from probe.report.measure import Sample, groups_of, mean_row
@@ -50,7 +50,7 @@ def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
         ValueError: the SAE does not belong to its site, or no feature passes the rule.
     """
     model, choosing, site = study.original, sample.choosing, Site(settings.editing.layer)
-    direction_D = direction_at(model, choosing, site)
+    direction_D = direction(model, choosing, site)
     norm = activations(model, choosing.retain, [site], tokens=content)[site].norm(dim=1).median().item()
     ranking = unit_F = None
     if study.sae is not None and study.sae_site is not None:

@@ -11,7 +11,7 @@ from torch import nn
 from probe.checkpoints import check_different, check_model
 from probe.data import QA, Split
 from probe.hooks import edited
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.objectives.token import ga
 from probe.positions import Intervention
 from probe.sites import Site

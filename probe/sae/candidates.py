@@ -24,7 +24,7 @@ from probe.interventions.projection import Project
 from probe.interventions.retained import retained_in
 from probe.interventions.steering import difference_of_means
 from probe.interventions.suppression import Suppress
-from probe.interventions.targets import Mode, Scale, Zero
+from probe.interventions.targets import Mode, Multiply, Zero
 from probe.objectives.token import nll
 from probe.positions import Intervention, NotIds
 from probe.sae.gates import gated
@@ -291,7 +291,7 @@ def _edits(
     for strength in strengths:
         mode: Mode = Zero()
         if strength.kind == "scale":
-            mode = Scale(-strength.amount)
+            mode = Multiply(-strength.amount)
         elif strength.kind == "push":
             mode = like.push(strength.amount)
         edit = behind(Suppress(found, features, mode))

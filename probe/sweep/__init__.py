@@ -5,8 +5,6 @@ A cell is known by the hash of all that determines it. Finished cells are one wh
 each time, it has the same bytes however often the run was interrupted and over how many shards it was spread.
 """
 
-from probe.sweep.cell import grid
-from probe.sweep.journal import load
-from probe.sweep.running import sweep
+from probe.exports import export
 
-__all__ = ["grid", "load", "sweep"]
+export(__name__)

@@ -1,5 +1,5 @@
 """A model organism: facts that one model knows and its twin never saw, and an SAE to look inside."""
 
-from probe.testbed.bed import Bed, load
+from probe.exports import export
 
-__all__ = ["Bed", "load"]
+export(__name__)

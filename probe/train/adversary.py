@@ -10,7 +10,7 @@ from torch import Tensor
 from probe.axes import HiddenBTD
 from probe.data import Batch
 from probe.hooks import captured, edited
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.sites import Site
 from probe.train.step import Gradient, Losses, Step, added, drawn_seed, plain
 from probe.train.terms import shuffled

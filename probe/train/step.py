@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from probe.data import Batch
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 from probe.sites import layer_of
 from probe.train.sharding import is_sharded, own_part, whole
 from probe.train.terms import Term

@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 
 from probe.data import Batch
-from probe.objectives import Objective
+from probe.objectives.objective import Objective
 
 Schedule = Callable[[float], float]
 # How many things an objective's mean over a batch runs over.

@@ -1,0 +1,9 @@
+from probe.templates.chat import chat_template as chat_template
+from probe.templates.chat import rendered as rendered
+from probe.templates.coding import Coded as Coded
+from probe.templates.coding import coded as coded
+from probe.templates.coding import leading_ids as leading_ids
+from probe.templates.coding import prompt_ids as prompt_ids
+from probe.templates.coding import stop_ids as stop_ids
+from probe.templates.template import TEMPLATES as TEMPLATES
+from probe.templates.template import Template as Template
