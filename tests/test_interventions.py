@@ -50,7 +50,7 @@ def hidden(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(3, 5, WIDTH, dtype=torch.float64).to(dtype)
 
 
-def direction(seed: int = 1) -> Tensor:
+def vector(seed: int = 1) -> Tensor:
     torch.manual_seed(seed)
     return torch.randn(WIDTH)
 
@@ -66,8 +66,8 @@ def logits(model, batch):
 @pytest.mark.parametrize(
     "edit",
     [
-        Steer(direction(), scale=0.0),
-        Project(direction(), strength=0.0),
+        Steer(vector(), scale=0.0),
+        Project(vector(), strength=0.0),
         Scale(1.0),
         Noise(0.0, seed=0),
         Clamp(planted(), (), 0.0),
@@ -80,14 +80,14 @@ def test_strength_zero_returns_the_very_tensor(edit):
 
 
 def test_steering_adds_the_scaled_vector_at_every_token_and_undoes_itself():
-    hidden_BTD, direction_D = hidden(dtype=torch.float64), direction().double()
+    hidden_BTD, direction_D = hidden(dtype=torch.float64), vector().double()
     there = Steer(direction_D, scale=2.5)(hidden_BTD)
     torch.testing.assert_close(there - hidden_BTD, (2.5 * direction_D).expand_as(hidden_BTD))
     torch.testing.assert_close(Steer(direction_D, scale=-2.5)(there), hidden_BTD)
 
 
 def test_steering_the_last_block_shifts_the_normed_residual_as_numpy_says():
-    model, batch, direction_D = tiny_gpt2(), random_batch(), direction().double()
+    model, batch, direction_D = tiny_gpt2(), random_batch(), vector().double()
     with captured(model, [Site(2)]) as states:
         logits(model, batch)
         before_BTD = states[Site(2)]
@@ -102,10 +102,10 @@ def test_steering_the_last_block_shifts_the_normed_residual_as_numpy_says():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_projection_leaves_nothing_along_the_direction_and_is_idempotent(dtype):
-    hidden_BTD, project = hidden(dtype=dtype), Project(7 * direction())
+    hidden_BTD, project = hidden(dtype=dtype), Project(7 * vector())
     once = project(hidden_BTD)
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    assert (once.double() @ direction().double()).abs().max() < tolerance * direction().norm()
+    assert (once.double() @ vector().double()).abs().max() < tolerance * vector().norm()
     torch.testing.assert_close(project(once), once, atol=tolerance, rtol=0)
     assert once.dtype == dtype
 
@@ -124,7 +124,7 @@ def test_r17_a_direction_may_be_of_any_length(length, dtype):
 
 
 def test_projection_of_strength_two_reflects():
-    hidden_BTD, mirror = hidden(dtype=torch.float64), Project(direction().double(), strength=2.0)
+    hidden_BTD, mirror = hidden(dtype=torch.float64), Project(vector().double(), strength=2.0)
     torch.testing.assert_close(mirror(mirror(hidden_BTD)), hidden_BTD)
     torch.testing.assert_close(mirror(hidden_BTD).norm(dim=-1), hidden_BTD.norm(dim=-1))
 
@@ -157,16 +157,16 @@ def test_noise_is_fixed_by_its_seed_and_has_its_size():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_float32_vectors_and_saes_act_in_the_dtype_of_the_hidden_states_39_59(dtype):
     hidden_BTD = hidden(dtype=dtype)
-    for edit in (Steer(direction(), scale=1.0), Project(direction()), Clamp(planted(), (0, 1), -1.0), Noise(1.0, 0)):
+    for edit in (Steer(vector(), scale=1.0), Project(vector()), Clamp(planted(), (0, 1), -1.0), Noise(1.0, 0)):
         assert edit(hidden_BTD).dtype == dtype
     model = tiny_llama(dtype=torch.bfloat16)
-    with edited(model, {Site(1): Steer(direction(), scale=4.0)}):
+    with edited(model, {Site(1): Steer(vector(), scale=4.0)}):
         assert logits(model, random_batch()).dtype == torch.bfloat16
 
 
 def test_a_vector_beyond_float16_is_refused():
     with pytest.raises(ValueError, match="float16"):
-        Steer(direction(), scale=1e6)(hidden(dtype=torch.float16))
+        Steer(vector(), scale=1e6)(hidden(dtype=torch.float16))
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_widths_are_named_52():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Steer(direction(), scale=float("nan")), "scale"),
-        (lambda: Project(direction(), strength=float("inf")), "strength"),
+        (lambda: Steer(vector(), scale=float("nan")), "scale"),
+        (lambda: Project(vector(), strength=float("inf")), "strength"),
         (lambda: Scale(float("nan")), "factor"),
         (lambda: Noise(-1.0, seed=0), "at least 0"),
         (lambda: Replace(torch.full((1, 2, 3), float("nan"))), "NaN"),
