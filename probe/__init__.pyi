@@ -128,7 +128,7 @@ from probe.interventions import probe_direction as probe_direction
 from probe.interventions import reach as reach
 from probe.interventions import retained as retained
 from probe.methods import method_named as method_named
-from probe.methods import methods as methods
+from probe.methods import methods as list_methods
 from probe.methods.cru import cru as cru
 from probe.methods.sequential import sequential as sequential
 from probe.methods.uwc import uwc as uwc
@@ -252,7 +252,6 @@ from probe.train import Smoothing as Smoothing
 from probe.train import Term as Term
 from probe.train import WarmUp as WarmUp
 from probe.train import at_checkpoint as at_checkpoint
-from probe.train import checkpoints as checkpoints
 from probe.train import lora as lora
 from probe.train import minimise as minimise
 from probe.train import one_cycle as one_cycle

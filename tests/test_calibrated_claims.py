@@ -1,5 +1,6 @@
 """Verdicts of the calibrated comparison, from made-up records whose answer is known."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from analyses.calibrated_metric_claims import c3, m2, u1
 from analyses.calibrated_numbers import ATTACKS, METRICS, STATES, bootstrap_means, studied
 from analyses.calibrated_pictures import draw
 from probe.data import QA, Template
-from probe.metrics.intervals import correlation
+from probe.metrics import correlation, reliability
 from probe.metrics.suite import SuiteResult
 from probe.metrics.tokens import TokenStats
 
@@ -21,7 +22,7 @@ from probe.metrics.tokens import TokenStats
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """The intervals of the study are tested where they are made."""
-    monkeypatch.setattr("probe.metrics.reliability.correlation", partial(correlation, resamples=20))
+    monkeypatch.setattr(sys.modules[reliability.__module__], "correlation", partial(correlation, resamples=20))
 
 
 METHODS = tuple(settings("testbed"))

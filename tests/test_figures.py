@@ -23,6 +23,7 @@ from probe.figures import (
     paper_style,
     save,
     separability,
+    separability_panels,
     states,
     style,
     svg_text,
@@ -221,7 +222,7 @@ def test_u_shape_is_one_minus_the_score_on_forget():
 def test_separability_data_equal_the_rows():
     rows = separability_rows(("original", "RMU"))
     with paper_style():
-        drawn = separability.separability(rows, blank()[1])
+        drawn = separability(rows, blank()[1])
     for row in rows:
         key = "auc" if row.quantity == "auc" else "control"
         assert drawn[key][row.intervention][row.layer] == row.value
@@ -430,7 +431,7 @@ def test_points_not_finite_are_counted_on_the_figure():
         assert said(figure) == 4
 
         figure = new_figure(5.5, 3)
-        separability.separability_panels(broken(separability_rows(("RMU", "NPO")), 5), figure)
+        separability_panels(broken(separability_rows(("RMU", "NPO")), 5), figure)
         assert said(figure) == 5
 
         figure = new_figure(5.5, 3)
