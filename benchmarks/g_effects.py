@@ -20,8 +20,8 @@ from probe.diagnostics.reweighting import reweighting_map
 from probe.diagnostics.sample_effects import sample_effects
 from probe.diagnostics.token_effects import token_effects
 from probe.figures.style import new_figure, paper_style
-from probe.objectives.objective import Objective
 from probe.objectives.logprobs import target_logprobs
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import TNPO, WGA, SatImp, ga, nll

@@ -14,8 +14,8 @@ from benchmarks import models
 from benchmarks.timing import alternating, peak_mib, show
 from probe.data import Batch
 from probe.methods.rmu import random_target, rmu_parameters
-from probe.objectives.objective import Objective
 from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
+from probe.objectives.objective import Objective
 from probe.objectives.representation import NearOriginal, TowardsTarget
 from probe.sites import Site, matching_parameters
 from probe.train import Term

@@ -128,7 +128,6 @@ from probe.interventions import probe_direction as probe_direction
 from probe.interventions import reach as reach
 from probe.interventions import retained as retained
 from probe.methods import method_named as method_named
-from probe.methods import methods as list_methods
 from probe.methods.cru import cru as cru
 from probe.methods.sequential import sequential as sequential
 from probe.methods.uwc import uwc as uwc
@@ -172,13 +171,13 @@ from probe.objectives import AnswerPreservation as AnswerPreservation
 from probe.objectives import BatchFLAT as BatchFLAT
 from probe.objectives import BatchNPO as BatchNPO
 from probe.objectives import BatchSimNPO as BatchSimNPO
-from probe.objectives import DistanceFromFrozen as DistanceFromFrozen
+from probe.objectives import DistanceFromOriginal as DistanceFromOriginal
 from probe.objectives import ELMErase as ELMErase
 from probe.objectives import FeatureActivity as FeatureActivity
 from probe.objectives import ForwardKL as ForwardKL
 from probe.objectives import GenericLabels as GenericLabels
 from probe.objectives import HardestRows as HardestRows
-from probe.objectives import HiddenStatesFromFrozen as HiddenStatesFromFrozen
+from probe.objectives import HiddenStatesFromOriginal as HiddenStatesFromOriginal
 from probe.objectives import InvertedHinge as InvertedHinge
 from probe.objectives import JensenShannon as JensenShannon
 from probe.objectives import JensenShannonToText as JensenShannonToText
@@ -188,10 +187,10 @@ from probe.objectives import LiftedActivity as LiftedActivity
 from probe.objectives import LogitMargin as LogitMargin
 from probe.objectives import LogitNPO as LogitNPO
 from probe.objectives import NearCached as NearCached
-from probe.objectives import NearFrozen as NearFrozen
+from probe.objectives import NearOriginal as NearOriginal
 from probe.objectives import Objective as Objective
-from probe.objectives import OrthogonalToFrozen as OrthogonalToFrozen
-from probe.objectives import Reference as Reference
+from probe.objectives import OriginalAnswers as OriginalAnswers
+from probe.objectives import OrthogonalToOriginal as OrthogonalToOriginal
 from probe.objectives import ReverseKL as ReverseKL
 from probe.objectives import Sampled as Sampled
 from probe.objectives import SatImp as SatImp

@@ -455,7 +455,7 @@ def test_all_points_not_finite_still_draws():
     rows = [row for row in everything() if row.intervention in names and row.item in (None, 0, 1)]
     rows = [replace(row, value=math.nan, low=None, high=None) for row in rows]
     with paper_style():
-        for draw in (separability.separability_panels, logits.collapse, states.hidden_states):
+        for draw in (separability_panels, logits.collapse, states.hidden_states):
             figure = new_figure(5.5, 4)
             draw(rows, figure)
             figure.draw_without_rendering()

@@ -168,3 +168,16 @@ def test_the_architecture_draws_these_levels_and_names_every_room():
     assert drawn == [["analyses"], *(sorted(name for name in rooms if LEVEL[name] == level) for level in levels)]
     table = re.findall(r"^\|([^|]*)\|", page, re.M)
     assert rooms <= {name for cell in table for name in re.findall(r"`(\w+)/?`", cell)}
+
+
+def test_every_name_that_a_package_offers_is_in_the_module_that_its_stub_names():
+    for stub in ROOT.rglob("__init__.pyi"):
+        for line in ast.parse(stub.read_text()).body:
+            path = ROOT.parent / line.module.replace(".", "/")
+            found = path / "__init__.pyi" if path.is_dir() else path.with_suffix(".py")
+            held = found.read_text() if found.exists() else ""
+            for alias in line.names:
+                pattern = rf"^(def|class) {alias.name}\b|^{alias.name}\b.* = | as {alias.name}$"
+                assert re.search(pattern, held, re.M), (
+                    f"{stub.parent.name}/__init__.pyi: no {alias.name} in {line.module}"
+                )

@@ -17,7 +17,7 @@ from probe.interventions.plan import compile_plan, load_plan
 from probe.interventions.reach import reach
 from probe.interventions.retained import Retained, retained
 from probe.interventions.suppression import Suppress, chosen_features
-from probe.interventions.targets import Always, Constant, Resample, Multiply, Together, Zero
+from probe.interventions.targets import Always, Constant, Multiply, Resample, Together, Zero
 from probe.positions import At, Counter, NotIds
 from probe.remote import generated, traced
 from probe.sites import Site

@@ -20,8 +20,8 @@ from probe.metrics.generation import generate
 from probe.objectives.token import target_logprobs
 from probe.sites import Site, n_layers
 from probe.testbed import card, load
-from probe.testbed.build import _replacing
 from probe.testbed.bed import WEIGHTS
+from probe.testbed.build import _replacing
 from probe.testbed.dictionary import fit_sae
 from probe.testbed.facts import ATTRIBUTES, authors
 from probe.testbed.recipe import Recipe, corpus, fit, make_model, make_tokenizer

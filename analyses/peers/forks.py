@@ -23,9 +23,9 @@ from analyses.peers.subject import (
     stored_gradients,
 )
 from probe.methods.gru import Rectified
-from probe.objectives.objective import Objective
 from probe.objectives.bootstrap import BSS, BST, BSTW
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
+from probe.objectives.objective import Objective
 from probe.objectives.robust import HardestRows, OfTokens, SoftWorst, summed_nll
 from probe.objectives.sequence import NPO, SimNPO
 from probe.objectives.token import TNPO, SatImp, ga, nll, sequence_sum

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from analyses.peers.imported import attribute, imports_from
 from analyses.peers.subject import Comparison, Side, Sides, Subject, compared, hugging_face
 from probe.data import paired
-from probe.objectives.objective import Objective
 from probe.objectives.distribution import CEU, UNDIAL, LogitMargin
 from probe.objectives.logprobs import all_but_last
+from probe.objectives.objective import Objective
 from probe.objectives.preference import DPO
 from probe.objectives.representation import NearOriginal, TowardsTarget, all_positions, answer_tokens
 from probe.objectives.retain import ForwardKL

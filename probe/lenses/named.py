@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from probe.data import Batch
-from probe.objectives.objective import Objective
 from probe.objectives.distribution import KLFromUniform, KLToUniform
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL, ReverseKL
 from probe.objectives.sequence import NPO, BatchNPO, BatchSimNPO, SimNPO

@@ -14,8 +14,8 @@ from probe.data import Split
 from probe.methods.method import Method
 from probe.methods.published import OPEN_UNLEARNING, Argument, Published
 from probe.methods.words import READ, Read, meant
-from probe.objectives.objective import Objective
 from probe.objectives import token as objectives
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO

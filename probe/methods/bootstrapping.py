@@ -9,8 +9,8 @@ from probe.data import Split
 from probe.methods.baselines import check_apart, unlearn
 from probe.methods.method import Method
 from probe.methods.published import Published
-from probe.objectives.objective import Objective
 from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.token import ga
 from probe.sites import unwrapped

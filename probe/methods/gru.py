@@ -13,8 +13,8 @@ from probe.data import Split
 from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import Published
-from probe.objectives.objective import Objective
 from probe.objectives import token as objectives
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import NPO
 from probe.objectives.token import nll

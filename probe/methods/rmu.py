@@ -15,8 +15,8 @@ from probe.methods.baselines import check_apart
 from probe.methods.method import Method
 from probe.methods.published import OPEN_UNLEARNING, Published
 from probe.methods.words import AVERAGES, TOKENS, Average, Tokens, meant
-from probe.objectives.objective import Objective
 from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
+from probe.objectives.objective import Objective
 from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, hidden_at, real_tokens
 from probe.objectives.token import Normalise, token_mean
 from probe.sites import Site, layer_of, matching_parameters, n_layers

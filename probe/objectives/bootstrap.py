@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from probe.axes import LogpBT, Scalar
 from probe.data import Batch
-from probe.objectives.objective import Objective
 from probe.objectives.logprobs import before_targets, logits_at, next_tokens, scattered
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers, original_logprobs
 from probe.objectives.token import Normalise, check_positive, sequence_mean
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from probe.axes import LogpBT, MaskBT, Scalar
 from probe.data import Batch
-from probe.objectives.objective import Objective
 from probe.objectives.logprobs import predicted_targets, target_logprobs
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers, original_logprobs
 
 Normalise = Callable[[LogpBT, MaskBT], Scalar]
