@@ -178,6 +178,4 @@ def test_every_name_that_a_package_offers_is_in_the_module_that_its_stub_names()
             held = found.read_text() if found.exists() else ""
             for alias in line.names:
                 pattern = rf"^(def|class) {alias.name}\b|^{alias.name}\b.* = | as {alias.name}$"
-                assert re.search(pattern, held, re.M), (
-                    f"{stub.parent.name}/__init__.pyi: no {alias.name} in {line.module}"
-                )
+                assert re.search(pattern, held, re.M), f"{stub.parent}: no {alias.name} in {line.module}"

@@ -19,7 +19,7 @@ from probe.interventions.attaching import check_site
 from probe.metrics.generation import generate
 from probe.objectives.token import target_logprobs
 from probe.sites import Site, n_layers
-from probe.testbed import card, load
+from probe.testbed import build, card, load
 from probe.testbed.bed import WEIGHTS
 from probe.testbed.build import _replacing
 from probe.testbed.dictionary import fit_sae
@@ -281,7 +281,7 @@ def test_a_failed_build_leaves_the_old_testbed_alone(tmp_path):
 @pytest.mark.slow
 def test_the_whole_recipe_runs_from_nothing(tmp_path):
     small = dataclasses.replace(SMALL, steps=3, sae_steps=12, vocabulary=1024)
-    made = build.build(tmp_path / "weights", small)
+    made = build(tmp_path / "weights", small)
     bed = load(tmp_path / "weights")
     assert bed.card == json.loads(json.dumps(made))
     assert bed.sae_site == Site(1)
