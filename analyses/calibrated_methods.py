@@ -12,8 +12,8 @@ from torch import nn
 from analyses import method_families
 from analyses.subjects import Subject
 from probe.methods.answers import needed_answers
-from probe.methods.baselines import unlearn
 from probe.methods.catalogue import method_named
+from probe.methods.unlearn import unlearn
 from probe.objectives.token import GA, SelectedTokens, ga
 
 NAMES = (

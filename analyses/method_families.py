@@ -25,9 +25,9 @@ from probe.datasets import rows_hash
 from probe.figures.families import family_figure
 from probe.figures.style import new_figure, paper_style, save
 from probe.methods.answers import needed_answers
-from probe.methods.baselines import unlearn
 from probe.methods.catalogue import method_named
 from probe.methods.sequential import requests, sequential
+from probe.methods.unlearn import unlearn
 from probe.methods.uwc import mixed, uwc
 from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats

@@ -26,7 +26,7 @@ from probe.hooks import our_hooks
 from probe.interventions.activations import activations, content
 from probe.methods import baselines, tarf
 from probe.methods.answers import alternative_answers, beside, drawn_refusals, perturbed, read_refusals
-from probe.methods.catalogue import method_named, methods, table
+from probe.methods.catalogue import details, method_named, methods, overview
 from probe.methods.guard import Gate, Refusing, word_overlap
 from probe.methods.in_context import in_context, instructed
 from probe.methods.logit_offset import Offset, logit_difference, logit_offset
@@ -35,6 +35,7 @@ from probe.methods.pdu import pdu
 from probe.methods.representation import Rerouting
 from probe.methods.sequential import compounded_loss, requests, sequential
 from probe.methods.task_vector import task_vector
+from probe.methods.unlearn import unlearn
 from probe.methods.uwc import mixed, uwc
 from probe.methods.whp import whp_logits
 from probe.metrics.generation import generate
@@ -47,9 +48,10 @@ from probe.unlearning.arguments import resolved
 from probe.unlearning.job import Job
 from probe.weights import negate, negated
 
+NAMES = tuple(method.name for method in methods())
 TRAINED = [method for method in methods() if method.trains_in_place]
 # Modules that hold no method of their own.
-TOOLS = {"answers", "catalogue", "method", "published", "running", "sequential", "supplies", "words"}
+TOOLS = {"answers", "catalogue", "method", "published", "running", "sequential", "supplies", "unlearn", "words"}
 
 
 def split() -> Split:
@@ -90,7 +92,7 @@ def test_every_recipe_is_in_the_catalogue_and_every_entry_is_a_recipe():
         and list(inspect.signature(function).parameters)[:2] == ["model", "split"]
     }
     # What others are made of is no method of its own.
-    assert recipes - {baselines.unlearn, tarf.tarf} == {method.run for method in TRAINED}
+    assert recipes - {unlearn, tarf.tarf} == {method.run for method in TRAINED}
     at_home = {method.run.__module__.rpartition(".")[2] for method in methods()}
     assert at_home == {module.__name__.rpartition(".")[2] for module in modules()} - TOOLS
 
@@ -115,15 +117,65 @@ def test_published_settings_name_what_the_recipe_takes(method):
                 assert value in words_of(annotation), f"{name}={value}"
 
 
-def test_table_shows_everything():
-    text = table()
+def test_the_overview_is_a_line_a_method_within_the_terminal():
+    for width in (60, 100):
+        lines = overview(width).splitlines()[:-1]
+        assert max(map(len, lines)) <= width
+        assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in NAMES] == list(NAMES)
+        assert [line for line in lines if line in FAMILIES] == list(FAMILIES)
+    assert any(line.endswith("\N{HORIZONTAL ELLIPSIS}") for line in lines)
+
+
+def test_details_are_the_whole_entry():
+    text = " ".join(details(NAMES).split())
     for method in methods():
-        assert method.name in text
-        assert method.formula in text
-        assert method.source in text
-        for name in method.published:
-            assert f"published {name}:" in text
-    assert "2403.03218" not in table(["npo"])
+        assert f"formula: {method.formula}" in text
+        assert f"source: {method.source}" in text
+        assert f"trains: {method.trains}" in text
+        for name, setting in method.published.items():
+            assert f"published {name}: " in text
+            assert f"({setting.source})" in text
+    assert max(map(len, details(NAMES, width=72).splitlines())) <= 72
+    assert "2403.03218" not in details(["npo"])
+
+
+def test_a_new_method_is_one_file(tmp_path, monkeypatch):
+    """Here in a folder of its own: nothing else names the module."""
+    (tmp_path / "brand_new.py").write_text(
+        "from probe.methods.unlearn import forget_loss\n"
+        "from probe.objectives.token import WGA\n\n\n"
+        '@forget_loss("divergence", "as WGA", "Somebody et al., arXiv 2699.00001")\n'
+        "def brand_new(beta: float) -> WGA:\n"
+        "    return WGA(beta)\n"
+    )
+    monkeypatch.setattr(probe.methods, "__path__", [*probe.methods.__path__, str(tmp_path)])
+    try:
+        found = method_named("brand_new")
+        assert [m.name for m in methods() if m.name not in NAMES] == ["brand_new"]
+        one, other = tiny_llama(), tiny_llama()
+        size = {"retain_weight": 1.0, "steps": 1, "lr": 1e-2, "batch_size": 2, "seed": 0}
+        found.run(one, split(), beta=1.0, **size)
+        baselines.wga(other, split(), beta=1.0, **size)
+        assert weights_hash(one) == weights_hash(other)
+    finally:
+        sys.modules.pop("probe.methods.brand_new", None)
+
+
+def test_a_loss_becomes_a_recipe_with_a_signature_of_its_own():
+    assert str(inspect.signature(baselines.tnpo)).startswith("(model: ")
+    named = inspect.signature(baselines.tnpo).parameters
+    assert list(named) == ["model", "split", "original", "beta", "retain_weight", "epsilon", "training"]
+    assert named["epsilon"].default == 0.0
+    assert baselines.tnpo.__module__ == "probe.methods.baselines"
+    assert baselines.tnpo.__doc__.startswith("Token-wise NPO")
+    model, data = tiny_llama(), split()
+    size = {"steps": 1, "lr": 1e-2, "batch_size": 2, "seed": 0}
+    with pytest.raises(TypeError, match=r"missing .* argument: 'beta'"):
+        baselines.wga(model, data, retain_weight=1.0, **size)
+    with pytest.raises(TypeError, match="retain_weight"):
+        baselines.wga(model, data, beta=1.0, **size)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gamma'"):
+        baselines.wga(model, data, beta=1.0, retain_weight=1.0, gamma=1.0, **size)
 
 
 def test_unknown_method_names_the_nearest():

@@ -17,11 +17,13 @@ from probe.features.rules import Frequency, MeanDifference, SquaredMeanRatio
 from probe.hooks import edited
 from probe.interventions.activations import activations, content
 from probe.interventions.features import Clamp
-from probe.methods import baselines, rmu
-from probe.methods.baselines import ga, ga_kl, grad_diff, npo, tnpo, unlearn, wga
+from probe.methods import rmu
+from probe.methods.baselines import ga, ga_kl, grad_diff, npo, tnpo, wga
+from probe.methods.catalogue import methods
 from probe.methods.cru import best_layers, changed_blocks, cru, rank_sum
 from probe.methods.published import Published
 from probe.methods.sae_suppression import suppress
+from probe.methods.unlearn import unlearn
 from probe.objectives.representation import (
     NearOriginal,
     TowardsTarget,
@@ -118,7 +120,12 @@ def test_negative_weights_and_a_reference_that_moves_are_refused():
         ga(model, data, lr=1e-3, batch_size=2, seed=0)
 
 
-SETTINGS = [(method, name) for module in (baselines, rmu) for method in module.METHODS for name in method.published]
+SETTINGS = [
+    (method, name)
+    for method in methods()
+    if method.run.__module__ in ("probe.methods.baselines", "probe.methods.rmu")
+    for name in method.published
+]
 
 
 @pytest.mark.parametrize(("method", "name"), SETTINGS, ids=lambda x: x if isinstance(x, str) else x.name)

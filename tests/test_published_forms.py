@@ -2,6 +2,7 @@
 
 import copy
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,8 @@ def terms_of(recipe, monkeypatch, module, **arguments) -> tuple[list[Term], dict
     return kept.pop("terms"), kept
 
 
+# Where most recipes hand their terms to the loop.
+UNLEARN = import_module("probe.methods.unlearn")
 HOW = {"steps": 4, "lr": 1e-3, "batch_size": 2, "seed": 0}
 
 
@@ -132,7 +135,7 @@ def test_p5_undial_refuses_a_vocabulary_without_that_token(original, model):
 )
 def test_p5_undial_by_name(positions, where, elsewhere, original, monkeypatch):
     arguments = {"original": original, "beta": 10.0, "retain_weight": 0.0, "positions": positions, **HOW}
-    terms, _ = terms_of(distribution.undial, monkeypatch, base, **arguments)
+    terms, _ = terms_of(distribution.undial, monkeypatch, UNLEARN, **arguments)
     assert terms[0].objective == UNDIAL(original, 10.0, where, elsewhere=elsewhere)
 
 
@@ -155,20 +158,20 @@ def test_p4_pdu_flattens_at_labels_that_are_not_shifted(model, monkeypatch):
 @pytest.mark.parametrize(("form", "objective"), [("paper", FLAT), ("released", BatchFLAT)])
 def test_p8_flat_by_name(form, objective, monkeypatch):
     arguments = {"refusals": random_batch(0), "divergence": "neyman", "form": form, **HOW}
-    terms, _ = terms_of(flat.flat, monkeypatch, base, **arguments)
+    terms, _ = terms_of(flat.flat, monkeypatch, UNLEARN, **arguments)
     assert terms[0].objective == objective("neyman")
 
 
 def test_p6_tnpo_takes_epsilon(original, monkeypatch):
     arguments = {"original": original, "beta": 4.0, "epsilon": 1e-5, "retain_weight": 1.0, **HOW}
-    terms, _ = terms_of(base.tnpo, monkeypatch, base, **arguments)
+    terms, _ = terms_of(base.tnpo, monkeypatch, UNLEARN, **arguments)
     assert terms[0].objective == TNPO(original, 4.0, 1e-5)
 
 
 @pytest.mark.parametrize(("positions", "where"), [("answers", before_targets), ("all", all_positions)])
 def test_p9_where_kl_is_averaged_is_said_by_name(positions, where, original, monkeypatch):
     shared = {"original": original, "retain_weight": 1.0, "positions": positions, **HOW}
-    terms, _ = terms_of(base.ga_kl, monkeypatch, base, **shared)
+    terms, _ = terms_of(base.ga_kl, monkeypatch, UNLEARN, **shared)
     assert terms[-1].objective == ForwardKL(original, where)
     other = {"alternatives": random_batch(0), "mismatch_weight": 1.0}
     terms, _ = terms_of(preference.llmu, monkeypatch, preference, **shared, **other)

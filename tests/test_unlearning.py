@@ -260,9 +260,12 @@ def test_every_need_is_known_and_every_flag_serves_one():
 
 
 def test_the_list_says_what_the_shell_wants(capsys):
-    main(["methods"])
+    main(["methods", *(method.name for method in methods())])
     text = capsys.readouterr().out
     assert text.count("writes: ") == len(methods())
+    main(["methods"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < len(methods()) + 20
     main(["methods", "uwc", "sae_suppression"])
     text = capsys.readouterr().out
     assert "asks for: --unlearned" in text

@@ -133,10 +133,10 @@ def _done(command: Report | Figures | Unlearn | Evaluate | Layers | GEffects | V
         from probe.verdict.run import run_verdict
 
         return run_verdict(command.model, command.job)
-    from probe.methods.catalogue import table
+    from probe.methods.catalogue import details, overview
     from probe.unlearning.needs import shell_facts
 
-    return table(command.names, shell_facts)
+    return details(command.names, shell_facts) if command.names else overview()
 
 
 def _with_table(folder: Path) -> str:

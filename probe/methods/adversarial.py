@@ -9,10 +9,10 @@ from torch.nn.functional import cosine_similarity
 
 from probe.axes import Scalar
 from probe.data import Batch, Split
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.rmu import RMUResult, rmu
+from probe.methods.rmu import MLP_OUTPUTS, RMUResult, rmu
+from probe.methods.unlearn import check_apart
 from probe.methods.words import Form, meant
 from probe.objectives.distribution import KLToUniform
 from probe.objectives.objective import Objective
@@ -43,44 +43,33 @@ _SHARED = (
     "accelerator",
 )
 
-PUBLISHED = {
-    "rmu_lat": Published(
-        "code of Sheshadri et al., arXiv 2407.15549, WMDP, Zephyr-7B",
-        {
-            "layer": 8,
-            "coefficient": 6.5,
-            "alpha": 1200.0,
-            "attack_layer": 7,
-            "epsilon": 2.0,
-            "attack_steps": 16,
-            "attack_lr": 5e-2,
-            "attack_weight_decay": 0.01,
-            "tokens": "all",
-            "steps": 200,
-            "lr": 5e-5,
-            "batch_size": 4,
-        },
-    ),
-    "tar": Published(
-        "Tamirisa et al., arXiv 2408.00761, WMDP, Llama-3-8B, bio",
-        {
-            "attack_lrs": (2e-6, 2e-5, 4e-5),
-            "attack_weight_decay": 0.01,
-            "form": "released",
-            "attack_steps": 64,
-            "every": 4,
-            "growth": 0.0625,
-            "forget_weight": 4.0,
-            "retain_weight": 1.0,
-            "distance_weight": 1.0,
-            "steps": 750,
-            "lr": 2e-5,
-            "batch_size": 8,
-        },
-    ),
-}
 
-
+@method(
+    "representation",
+    "RMU under the activation perturbation |delta| <= epsilon that brings answers back",
+    "Sheshadri et al., arXiv 2407.15549",
+    trains=MLP_OUTPUTS,
+    published={
+        "zephyr-7b": Published(
+            "code of Sheshadri et al., arXiv 2407.15549, WMDP, Zephyr-7B",
+            {
+                "layer": 8,
+                "coefficient": 6.5,
+                "alpha": 1200.0,
+                "attack_layer": 7,
+                "epsilon": 2.0,
+                "attack_steps": 16,
+                "attack_lr": 5e-2,
+                "attack_weight_decay": 0.01,
+                "tokens": "all",
+                "steps": 200,
+                "lr": 5e-5,
+                "batch_size": 4,
+            },
+        )
+    },
+    training=rmu,
+)
 def rmu_lat(
     model: nn.Module,
     split: Split,
@@ -140,6 +129,30 @@ class TowardsRandom:
         return torch.stack([away_BT[self.tokens(batch)].mean() for away_BT in away]).mean()
 
 
+@method(
+    "representation",
+    "-entropy(forget) along simulated fine-tuning + w NLL(retain) + v |h - h0|",
+    "Tamirisa et al., arXiv 2408.00761",
+    published={
+        "llama-3-8b": Published(
+            "Tamirisa et al., arXiv 2408.00761, WMDP, Llama-3-8B, bio",
+            {
+                "attack_lrs": (2e-6, 2e-5, 4e-5),
+                "attack_weight_decay": 0.01,
+                "form": "released",
+                "attack_steps": 64,
+                "every": 4,
+                "growth": 0.0625,
+                "forget_weight": 4.0,
+                "retain_weight": 1.0,
+                "distance_weight": 1.0,
+                "steps": 750,
+                "lr": 2e-5,
+                "batch_size": 8,
+            },
+        )
+    },
+)
 def tar(
     model: nn.Module,
     split: Split,
@@ -219,26 +232,3 @@ def _map_randomly(
         Term(1.0, nll, split.retain, "retain"),
     ]
     minimise(model, terms, steps=steps, lr=lr, **{key: training[key] for key in _SHARED if key in training})
-
-
-METHODS = (
-    Method(
-        "rmu_lat",
-        "representation",
-        "RMU under the activation perturbation |delta| <= epsilon that brings answers back",
-        "Sheshadri et al., arXiv 2407.15549",
-        "MLP output weights of blocks layer-2 to layer",
-        rmu_lat,
-        {"zephyr-7b": PUBLISHED["rmu_lat"]},
-        rmu,
-    ),
-    Method(
-        "tar",
-        "representation",
-        "-entropy(forget) along simulated fine-tuning + w NLL(retain) + v |h - h0|",
-        "Tamirisa et al., arXiv 2408.00761",
-        "all parameters",
-        tar,
-        {"llama-3-8b": PUBLISHED["tar"]},
-    ),
-)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from probe.data import Split
-from probe.methods.baselines import check_apart, unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import forget_loss, unlearn
 from probe.objectives.bootstrap import BSS, BST, BSTW, Sampled
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
@@ -16,57 +16,49 @@ from probe.objectives.token import ga
 from probe.sites import unwrapped
 from probe.train import History
 
-PUBLISHED = {
-    "bs_t": {"tofu": Published("code of Li et al., arXiv 2510.19422, TOFU", {"weight": 0.2, "k": 20})},
-    "bstw": {
+
+@forget_loss(
+    "divergence",
+    "mean sum_v t_v log pi_v, t = (1-w) e_y + w softmax(top k), + NLL(retain)",
+    "Li et al., arXiv 2510.19422",
+    published={"tofu": Published("code of Li et al., arXiv 2510.19422, TOFU", {"weight": 0.2, "k": 20})},
+)
+def bs_t(weight: float, k: int, detach: bool = True) -> Objective:
+    """Ascent on a mix of the answer and the model's k likeliest tokens, with the retain NLL.
+
+    ``detach=False`` lets the weights of those tokens carry a gradient too, as the code can.
+    """
+    return BST(weight, k, detach=detach)
+
+
+@forget_loss(
+    "divergence",
+    "mean sg[2 sigmoid(beta log pi/pi0)] sum sum_v t_v log pi_v, t as in bs_t, + w NLL(retain)",
+    "code of Li et al., arXiv 2510.19422",
+    published={
         "tofu": Published(
             "configuration in the code of Li et al., arXiv 2510.19422",
             {"weight": 0.2, "k": 20, "beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0},
         )
     },
-    "bs_s": {
+)
+def bstw(original: nn.Module | OriginalAnswers, weight: float, k: int, beta: float, detach: bool = True) -> Objective:
+    """BS-T with the weight that NPO gives each answer, and the retain NLL (the authors' code alone has it)."""
+    return BSTW(original, weight, k, beta, detach)
+
+
+@method(
+    "divergence",
+    "(1-w) L(forget) + w L(the model's own answers) + NLL(retain)",
+    "Li et al., arXiv 2510.19422",
+    published={
         "tofu": Published(
             "code of Li et al., arXiv 2510.19422, TOFU; drawn anew every 2 epochs there, at every step here",
             {"weight": 0.5, "samples": 3, "max_new_tokens": 200, "temperature": 1.0},
         )
     },
-}
-
-
-def bs_t(
-    model: nn.Module,
-    split: Split,
-    *,
-    weight: float,
-    k: int,
-    retain_weight: float,
-    detach: bool = True,
-    **training: Any,
-) -> History:
-    """Ascent on a mix of the answer and the model's k likeliest tokens, with the retain NLL.
-
-    ``detach=False`` lets the weights of those tokens carry a gradient too, as the code can.
-    """
-    return unlearn(model, split, BST(weight, k, detach=detach), retain_weight=retain_weight, **training)
-
-
-def bstw(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    weight: float,
-    k: int,
-    beta: float,
-    retain_weight: float,
-    detach: bool = True,
-    **training: Any,
-) -> History:
-    """BS-T with the weight that NPO gives each answer, and the retain NLL (the authors' code alone has it)."""
-    check_apart(model, original)
-    return unlearn(model, split, BSTW(original, weight, k, beta, detach), retain_weight=retain_weight, **training)
-
-
+    training=unlearn,
+)
 def bs_s(
     model: nn.Module,
     split: Split,
@@ -94,7 +86,7 @@ def bs_s(
         temperature: of sampling.
         eos_id: the token that ends an answer; the one of the model's config unless given.
         objective: what is minimised on both; the code takes gradient ascent, the paper's tutorial BS-T.
-        training: see ``probe.methods.baselines``.
+        training: see ``probe.methods.unlearn``.
 
     Raises:
         ValueError: a config without one eos token, or what the objective and ``minimise`` raise.
@@ -106,37 +98,3 @@ def bs_s(
     draw = Sampled(samples, max_new_tokens, chosen, torch.Generator().manual_seed(seed), temperature)
     mixed = BSS(objective, weight, draw)
     return unlearn(model, split, mixed, retain_weight=retain_weight, seed=seed, **training)
-
-
-METHODS = (
-    Method(
-        "bs_t",
-        "divergence",
-        "mean sum_v t_v log pi_v, t = (1-w) e_y + w softmax(top k), + NLL(retain)",
-        "Li et al., arXiv 2510.19422",
-        "all parameters",
-        bs_t,
-        PUBLISHED["bs_t"],
-        unlearn,
-    ),
-    Method(
-        "bstw",
-        "divergence",
-        "mean sg[2 sigmoid(beta log pi/pi0)] sum sum_v t_v log pi_v, t as in bs_t, + w NLL(retain)",
-        "code of Li et al., arXiv 2510.19422",
-        "all parameters",
-        bstw,
-        PUBLISHED["bstw"],
-        unlearn,
-    ),
-    Method(
-        "bs_s",
-        "divergence",
-        "(1-w) L(forget) + w L(the model's own answers) + NLL(retain)",
-        "Li et al., arXiv 2510.19422",
-        "all parameters",
-        bs_s,
-        PUBLISHED["bs_s"],
-        unlearn,
-    ),
-)

@@ -1,150 +1,42 @@
-"""Every method of this package, as one plain tuple of values.
+"""Every method of this package: each recipe that carries an entry (``probe.methods.method``), module by module."""
 
-A recipe's entry lies beside it, in the METHODS of its module; a test notices a recipe without one.
-"""
-
+import re
+import shutil
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from importlib import import_module
+from inspect import isfunction, signature
+from pkgutil import iter_modules
+from typing import Any
 
-from probe.methods import (
-    adversarial,
-    baldro,
-    baselines,
-    bootstrapping,
-    classwise,
-    crisp,
-    cru,
-    distribution,
-    elm,
-    flat,
-    gru,
-    guard,
-    in_context,
-    jensun,
-    kto,
-    logit_offset,
-    loku,
-    misdirection,
-    orthogonalised,
-    pdu,
-    preference,
-    representation,
-    rmu,
-    sae_suppression,
-    smooth,
-    sspu,
-    tarf,
-    task_vector,
-    uwc,
-    weighting,
-    whp,
-)
-from probe.methods.method import FAMILIES, Method, described
-
-_OTHERS = (
-    Method(
-        "fine_tune", "other", "NLL(retain)", "Golatkar et al., arXiv 1911.04933", "all parameters", classwise.fine_tune
-    ),
-    Method(
-        "random_labels",
-        "other",
-        "NLL(retain) + NLL(random labels)",
-        "Golatkar et al., arXiv 1911.04933",
-        "all parameters",
-        classwise.random_labels,
-    ),
-    Method(
-        "l1_sparse",
-        "other",
-        "NLL(retain) + alpha (1 - t/T) |w|_1",
-        "Jia et al., arXiv 2304.04934",
-        "all parameters",
-        classwise.l1_sparse,
-    ),
-    Method(
-        "salun",
-        "other",
-        "NLL(retain) + NLL(random labels), on the weights with the largest forget gradient",
-        "Fan et al., arXiv 2310.12508",
-        "the share of all weights with the largest forget gradient",
-        classwise.salun,
-    ),
-    Method(
-        "scrub",
-        "other",
-        "in turns: -KL(original || model) on forget; a KL + g NLL on retain",
-        "Kurmanji et al., arXiv 2302.09880",
-        "all parameters",
-        classwise.scrub,
-        decides=("steps",),
-    ),
-    Method(
-        "tarf",
-        "other",
-        "-k(t) NLL(forget) + tau NLL(retain), tau 0 where the loss rose along",
-        "Zhu et al., arXiv 2406.08288",
-        "all parameters",
-        tarf.tarf_by_numbers,
-        training=tarf.tarf,
-    ),
-    Method(
-        "cru",
-        "no gradient",
-        "the k layers of best rank(forget quality) + rank(utility) from the unlearned model",
-        "CRU: layer replacement by fragility",
-        "replaces k blocks of the original",
-        cru.cru_measured,
-        makes="mixture",
-    ),
-    Method(
-        "sae_suppression",
-        "no gradient",
-        "SAE features of the forget rows clamped where active",
-        "Farrell, Lau and Conmy, arXiv 2410.19278",
-        "nothing; acts while a text is read or written",
-        sae_suppression.suppress_ranked,
-        makes="edit",
-    ),
-)
+import probe.methods
+from probe.methods.method import FAMILIES, Method, entry, readable, written
 
 
 def methods() -> tuple[Method, ...]:
-    """All methods, family by family."""
-    modules = (
-        baselines,
-        preference,
-        flat,
-        weighting,
-        baldro,
-        loku,
-        distribution,
-        bootstrapping,
-        jensun,
-        kto,
-        gru,
-        pdu,
-        smooth,
-        rmu,
-        misdirection,
-        representation,
-        adversarial,
-        elm,
-        crisp,
-        sspu,
-        orthogonalised,
-        task_vector,
-        uwc,
-        in_context,
-        guard,
-        logit_offset,
-        whp,
-    )
-    found = [*(method for module in modules for method in module.METHODS), *_OTHERS]
-    return tuple(method for family in FAMILIES for method in found if method.family == family)
+    """All methods, family by family, the oldest paper first."""
+    names = [f"{probe.methods.__name__}.{found.name}" for found in iter_modules(probe.methods.__path__)]
+    found = [
+        method
+        for name in names
+        for value in vars(import_module(name)).values()
+        if isfunction(value) and value.__module__ == name and (method := entry(value))
+    ]
+    return tuple(sorted(found, key=lambda method: (FAMILIES.index(method.family), _published(method))))
+
+
+def _published(method: Method) -> str:
+    """The first arXiv number, which begins with year and month."""
+    number = re.search(r"arXiv (\d{4}\.\d{5})", method.source)
+    return number.group(1) if number else "later"
 
 
 def method_named(name: str) -> Method:
     """The method of that name.
+
+    >>> method_named("npo").source
+    'Zhang et al., arXiv 2404.05868'
 
     Raises:
         ValueError: no such method; the nearest name is given.
@@ -157,21 +49,78 @@ def method_named(name: str) -> Method:
     return found[name]
 
 
-def table(names: Sequence[str] = (), more: Callable[[Method], Mapping[str, str]] = lambda method: {}) -> str:
-    """All methods, or the named ones, as text.
+def overview(width: int | None = None) -> str:
+    """A line a method, under the names of the families: its name, and its formula as far as the line reaches.
+
+    >>> print(overview(70).splitlines()[3])
+    grad_diff             log p(forget) + w NLL(retain)
 
     Args:
-        names: of methods; empty for all.
+        width: of a line; the terminal's unless given.
+    """
+    wide = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    room = max(len(method.name) for method in methods()) + 2
+    lines = []
+    for family in FAMILIES:
+        lines += ["", family, "-" * len(family)]
+        for method in methods():
+            if method.family == family:
+                line = f"{method.name:<{room}}{method.formula}"
+                lines.append(line if len(line) <= wide else f"{line[: max(room, wide - 1)]}\N{HORIZONTAL ELLIPSIS}")
+    lines += ["", "`probe methods NAME` says more of one: source, what it trains, sets and needs, published settings"]
+    return "\n".join(lines[1:])
+
+
+def details(
+    names: Sequence[str],
+    more: Callable[[Method], Mapping[str, str]] = lambda method: {},
+    width: int | None = None,
+) -> str:
+    """Everything that is known of the named methods, as text.
+
+    >>> print(details(["ga"], width=100))  # doctest: +ELLIPSIS
+    ga
+      formula: log p of forget answers, token mean
+      family: divergence
+      source: Jang et al., arXiv 2210.01504
+      trains: all parameters
+      published open-unlearning: lr=1e-05, batch_size=32, weight_decay=0.01, ...
+
+    Args:
+        names: of methods.
         more: what else to say of each, by name.
+        width: of a line; the terminal's unless given.
 
     Raises:
         ValueError: an unknown name.
     """
-    chosen = [method_named(name) for name in names] or list(methods())
-    lines = []
-    for family in FAMILIES:
-        members = [method for method in chosen if method.family == family]
-        lines += [family, "-" * len(family)] if members else []
-        for method in members:
-            lines += described(method, more(method))
-    return "\n".join(lines)
+    wide = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    return "\n\n".join(_detailed(method, more(method), wide) for method in map(method_named, names))
+
+
+def _detailed(method: Method, more: Mapping[str, str], width: int) -> str:
+    own = ", ".join(_shown(name, p) for name, p in signature(method.run).parameters.items() if readable(p.annotation))
+    facts = {
+        "formula": method.formula,
+        "family": method.family,
+        "source": method.source,
+        "trains": method.trains,
+        "needs": ", ".join(method.needs),
+        "sets": own,
+        **{
+            f"published {name}": f"{', '.join(f'{k}={written(v)}' for k, v in p.arguments.items())} ({p.source})"
+            for name, p in method.published.items()
+        },
+        **more,
+    }
+    wrapped = (
+        textwrap.fill(f"{name}: {text}", max(width, 40), initial_indent="  ", subsequent_indent="    ")
+        for name, text in facts.items()
+        if text
+    )
+    return "\n".join([method.name, *wrapped])
+
+
+def _shown(name: str, parameter: Any) -> str:
+    """An argument with its default."""
+    return name if parameter.default is parameter.empty else f"{name}={parameter.default}"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from probe.axes import Scalar
 from probe.data import Batch, Split
-from probe.methods.baselines import check_apart
+from probe.methods.method import method
 from probe.methods.tarf import Reweighted
+from probe.methods.unlearn import check_apart
 from probe.objectives.objective import Objective
 from probe.objectives.retain import ForwardKL
 from probe.objectives.token import ga, nll
@@ -24,6 +25,7 @@ from probe.train import Step, Term, minimise
 Mask = Mapping[str, Bool[Tensor, "..."]]
 
 
+@method("other", "NLL(retain)", "Golatkar et al., arXiv 1911.04933")
 def fine_tune(model: nn.Module, split: Split, *, steps: int, **training: Any) -> None:
     """FT: minimise the NLL of the remaining rows and trust that the rest fades."""
     minimise(model, [Term(1.0, nll, split.retain, "retain")], steps=steps, **training)
@@ -52,6 +54,7 @@ class RandomLabels:
         return nll(model, replace(batch, tokens_BT=drawn_BT.where(batch.target_BT, batch.tokens_BT), warn=False))
 
 
+@method("other", "NLL(retain) + NLL(random labels)", "Golatkar et al., arXiv 1911.04933")
 def random_labels(
     model: nn.Module, split: Split, *, labels_K: Int[Tensor, " K"], steps: int, seed: int, **training: Any
 ) -> None:
@@ -72,6 +75,7 @@ def l1_norm(model: nn.Module, batch: Batch) -> Scalar:
     return torch.stack([p.abs().sum() for p in model.parameters()]).sum()
 
 
+@method("other", "NLL(retain) + alpha (1 - t/T) |w|_1", "Jia et al., arXiv 2304.04934")
 def l1_sparse(model: nn.Module, split: Split, *, alpha: float, steps: int, **training: Any) -> None:
     """L1-sparse: NLL of the remaining rows + alpha (1 - t / steps) |w|_1 (Jia et al., arXiv 2304.04934).
 
@@ -137,6 +141,12 @@ class Masked:
         return losses, {name: g.masked_fill(~self.mask[name].to(g.device), 0.0) for name, g in gradient.items()}
 
 
+@method(
+    "other",
+    "NLL(retain) + NLL(random labels), on the weights with the largest forget gradient",
+    "Fan et al., arXiv 2310.12508",
+    trains="the share of all weights with the largest forget gradient",
+)
 def salun(
     model: nn.Module,
     split: Split,
@@ -186,6 +196,12 @@ def scrub_terms(original: nn.Module, split: Split, *, alpha: float, gamma: float
     return leave, [Term(alpha, near, split.retain, "stay"), Term(gamma, nll, split.retain, "retain")]
 
 
+@method(
+    "other",
+    "in turns: -KL(original || model) on forget; a KL + g NLL on retain",
+    "Kurmanji et al., arXiv 2302.09880",
+    decides=("steps",),
+)
 def scrub(
     model: nn.Module,
     split: Split,

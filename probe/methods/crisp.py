@@ -18,10 +18,10 @@ from probe.features.activity import observe
 from probe.features.ranking import rank
 from probe.features.rules import Crisp, CrispRaw
 from probe.interventions.attaching import check_site
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
 from probe.methods.rmu import block_parameters
+from probe.methods.unlearn import check_apart
 from probe.objectives.features import FeatureActivity, LiftedActivity, StatesHeld, Watched
 from probe.sites import Site, layer_of, matching_parameters, n_layers
 from probe.train import History, Term, lora, minimise
@@ -30,49 +30,6 @@ from probe.train import History, Term, lora, minimise
 _SITE_ROWS = 32
 
 _PAPER = "Ashuach et al., arXiv 2508.13650, Gemma-2-2b, SAEs of blocks 4, 6, ..., 14, LoRA on blocks 3 to 9"
-PUBLISHED = {
-    "wmdp-bio": Published(
-        f"{_PAPER}; coherence is held on 20 sentences there",
-        {
-            "features": 30,
-            "ratio": 3.0,
-            "spread": 30.0,
-            "forget_weight": 0.01,
-            "retain_weight": 0.99,
-            "coherence_weight": 0.01,
-            "rank": 8,
-            "lr": 4e-5,
-            "steps": 200,
-        },
-    ),
-    "wmdp-cyber": Published(
-        f"{_PAPER}; coherence is held on 20 sentences there",
-        {
-            "features": 50,
-            "ratio": 3.0,
-            "spread": 20.0,
-            "forget_weight": 0.01,
-            "retain_weight": 0.99,
-            "coherence_weight": 0.01,
-            "rank": 4,
-            "lr": 4e-5,
-            "steps": 200,
-        },
-    ),
-    "released": Published(
-        "defaults of github.com/tomerashuach/CRISP, commit f25b8df; one epoch, AMSGrad and dropout of 0.05 there",
-        {
-            "features": 10,
-            "ratio": 3.0,
-            "lift": 5.0,
-            "beta": 0.99,
-            "gamma": 0.01,
-            "rank": 4,
-            "lr": 1e-5,
-            "batch_size": 1,
-        },
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +40,42 @@ class CrispResult:
     features: Mapping[Site, tuple[int, ...]] = field(repr=False)
 
 
+@method(
+    "representation",
+    "a [mean of chosen features + spread mean of all] + b |h - h0|^2 at the SAEs + c |h - h0|^2 at the last block",
+    "Ashuach et al., arXiv 2508.13650",
+    trains="blocks 0 to that of the last SAE; with rank, LoRA on their linear maps",
+    published={
+        "wmdp-bio": Published(
+            f"{_PAPER}; coherence is held on 20 sentences there",
+            {
+                "features": 30,
+                "ratio": 3.0,
+                "spread": 30.0,
+                "forget_weight": 0.01,
+                "retain_weight": 0.99,
+                "coherence_weight": 0.01,
+                "rank": 8,
+                "lr": 4e-5,
+                "steps": 200,
+            },
+        ),
+        "wmdp-cyber": Published(
+            f"{_PAPER}; coherence is held on 20 sentences there",
+            {
+                "features": 50,
+                "ratio": 3.0,
+                "spread": 20.0,
+                "forget_weight": 0.01,
+                "retain_weight": 0.99,
+                "coherence_weight": 0.01,
+                "rank": 4,
+                "lr": 4e-5,
+                "steps": 200,
+            },
+        ),
+    },
+)
 def crisp(
     model: nn.Module,
     split: Split,
@@ -143,6 +136,27 @@ def crisp(
     return _trained(model, terms, watched, saes, rank, parameters, training)
 
 
+@method(
+    "representation",
+    "(1 - beta) mean of chosen features, lifted + beta MSE at the SAEs + beta gamma MSE after the final norm",
+    "Ashuach et al., arXiv 2508.13650; the loss of its released code",
+    trains="blocks 0 to that of the last SAE; with rank, LoRA on their linear maps",
+    published={
+        "released": Published(
+            "defaults of github.com/tomerashuach/CRISP, commit f25b8df; one epoch, AMSGrad and dropout of 0.05 there",
+            {
+                "features": 10,
+                "ratio": 3.0,
+                "lift": 5.0,
+                "beta": 0.99,
+                "gamma": 0.01,
+                "rank": 4,
+                "lr": 1e-5,
+                "batch_size": 1,
+            },
+        )
+    },
+)
 def crisp_released(
     model: nn.Module,
     split: Split,
@@ -262,25 +276,3 @@ def _check_weights(**weights: float) -> None:
     for name, weight in weights.items():
         if not weight >= 0:
             raise ValueError(f"{name} must be at least 0, got {weight}")
-
-
-METHODS = (
-    Method(
-        "crisp",
-        "representation",
-        "a [mean of chosen features + spread mean of all] + b |h - h0|^2 at the SAEs + c |h - h0|^2 at the last block",
-        "Ashuach et al., arXiv 2508.13650",
-        "blocks 0 to that of the last SAE; with rank, LoRA on their linear maps",
-        crisp,
-        {name: PUBLISHED[name] for name in ("wmdp-bio", "wmdp-cyber")},
-    ),
-    Method(
-        "crisp_released",
-        "representation",
-        "(1 - beta) mean of chosen features, lifted + beta MSE at the SAEs + beta gamma MSE after the final norm",
-        "Ashuach et al., arXiv 2508.13650; the loss of its released code",
-        "blocks 0 to that of the last SAE; with rank, LoRA on their linear maps",
-        crisp_released,
-        {"released": PUBLISHED["released"]},
-    ),
-)

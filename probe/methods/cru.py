@@ -9,6 +9,7 @@ from torch import nn
 
 from probe.axes import PerLayerL
 from probe.data import Batch, Split
+from probe.methods.method import method
 from probe.sites import blocks
 from probe.weights import blended, check_same_architecture, layers
 
@@ -236,6 +237,14 @@ def _texts(batch: Batch) -> set[tuple[int, ...]]:
     return {tuple(tokens_T[real_T].tolist()) for tokens_T, real_T in rows}
 
 
+@method(
+    "no gradient",
+    "the k layers of best rank(forget quality) + rank(utility) from the unlearned model",
+    "CRU: layer replacement by fragility",
+    name="cru",
+    trains="replaces k blocks of the original",
+    makes="mixture",
+)
 def cru_measured(model: nn.Module, unlearned: nn.Module, layer_scores: LayerScores, *, k: int) -> Replacement:
     """``cru`` on scores that are measured here, once it is known that k layers can be chosen.
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from probe.data import Batch, Split
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import check_apart
 from probe.methods.words import meant
 from probe.modes import evaluating
 from probe.objectives.distribution import ELMErase
@@ -18,22 +18,26 @@ from probe.objectives.retain import ForwardKL
 from probe.objectives.token import nll
 from probe.train import History, Term, minimise
 
-PUBLISHED = {
-    "zephyr-7b": Published(
-        "code of Gandikota et al., arXiv 2410.02760, WMDP, Zephyr-7B; adapters of rank 256, 3000 samples",
-        {
-            "eta": 1000.0,
-            "positions": "all",
-            "forget_weight": 1.0,
-            "retain_weight": 1.0,
-            "fluency_weight": 1.0,
-            "gamma": 3.0,
-            "lr": 5e-5,
-        },
-    ),
-}
 
-
+@method(
+    "rejection",
+    "CE(pi0 (novice/expert)^eta, pi) + w KL(original || model) + v NLL(fluent text)",
+    "Gandikota et al., arXiv 2410.02760",
+    published={
+        "zephyr-7b": Published(
+            "code of Gandikota et al., arXiv 2410.02760, WMDP, Zephyr-7B; adapters of rank 256, 3000 samples",
+            {
+                "eta": 1000.0,
+                "positions": "all",
+                "forget_weight": 1.0,
+                "retain_weight": 1.0,
+                "fluency_weight": 1.0,
+                "gamma": 3.0,
+                "lr": 5e-5,
+            },
+        )
+    },
+)
 def elm(
     model: nn.Module,
     split: Split,
@@ -187,16 +191,3 @@ def _as_batch(written: list[list[int]], prompts: Batch) -> Batch:
     attention_BT = place_T[None] < length_B[:, None]
     target_BT = attention_BT & (place_T[None] >= prompt_B[:, None])
     return Batch(tokens_BT, target_BT, attention_BT, prompts.group_B.cpu(), prompt_B)
-
-
-METHODS = (
-    Method(
-        "elm",
-        "rejection",
-        "CE(pi0 (novice/expert)^eta, pi) + w KL(original || model) + v NLL(fluent text)",
-        "Gandikota et al., arXiv 2410.02760",
-        "all parameters",
-        elm,
-        PUBLISHED,
-    ),
-)

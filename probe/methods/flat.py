@@ -7,21 +7,25 @@ from torch import nn
 
 from probe.data import Batch, Split
 from probe.methods.answers import beside
-from probe.methods.baselines import unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import unlearn
 from probe.methods.words import Form, meant
 from probe.objectives.preference import FLAT, BatchFLAT, Divergence
 from probe.train import History
 
-PUBLISHED = {
-    "flat": Published(
-        "code of Wang et al., arXiv 2410.11143, TOFU",
-        {"divergence": "total-variation", "form": "released", "lr": 1e-5, "weight_decay": 0.01},
-    ),
-}
 
-
+@method(
+    "rejection",
+    "-g*(p(refusals)) + f*(g*(p(forget)))",
+    "Wang et al., arXiv 2410.11143",
+    published={
+        "flat": Published(
+            "code of Wang et al., arXiv 2410.11143, TOFU",
+            {"divergence": "total-variation", "form": "released", "lr": 1e-5, "weight_decay": 0.01},
+        )
+    },
+)
 def flat(
     model: nn.Module, split: Split, *, refusals: Batch, divergence: Divergence, form: Form = "paper", **training: Any
 ) -> History:
@@ -34,7 +38,7 @@ def flat(
         divergence: which f; see ``probe.objectives.preference.FLAT``.
         form: compare answer by answer the mean probability of their tokens (``"paper"``), or one mean a batch and side,
             over prompts and padding too (``"released"``, ``probe.objectives.preference.BatchFLAT``).
-        training: see ``probe.methods.baselines``.
+        training: see ``probe.methods.unlearn``.
 
     Raises:
         ValueError: an unknown divergence or form, refusals to other questions, or what ``minimise`` raises.
@@ -42,16 +46,3 @@ def flat(
     sides = replace(split, forget=beside(refusals, split.forget))
     objective = meant("form", form, {"paper": FLAT, "released": BatchFLAT})(divergence)
     return unlearn(model, sides, objective, retain_weight=0.0, **training)
-
-
-METHODS = (
-    Method(
-        "flat",
-        "rejection",
-        "-g*(p(refusals)) + f*(g*(p(forget)))",
-        "Wang et al., arXiv 2410.11143",
-        "all parameters",
-        flat,
-        PUBLISHED,
-    ),
-)

@@ -1,7 +1,7 @@
 """GRU (Wang et al., arXiv 2503.09117): the forget gradient without the part that would undo what is to be kept.
 
 ``Rectified`` is a way of stepping that any method takes as ``stepping=``; here are pairings of the paper. ``training``
-is as in ``probe.methods.baselines``.
+is as in ``probe.methods.unlearn``.
 """
 
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from probe.data import Split
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import check_apart
 from probe.objectives import token as objectives
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
@@ -22,10 +22,6 @@ from probe.train import History, Step, Term, minimise
 from probe.train.step import Gradient, Losses, added, norm
 
 _PORT = "configuration of the port to OpenUnlearning in the code of Li et al., arXiv 2510.19422"
-PUBLISHED = {
-    "ga_gru": {"open-unlearning-port": Published(_PORT, {"smoothing": 0.8, "batch_size": 32})},
-    "npo_gru": {"open-unlearning-port": Published(_PORT, {"smoothing": 0.8, "beta": 0.1, "batch_size": 32})},
-}
 
 
 @dataclass(eq=False)
@@ -75,6 +71,12 @@ class Rectified:
         return losses | found, added(gradient, retain, self.retain_weight) if self.retain_weight else gradient
 
 
+@method(
+    "divergence",
+    "log p(forget), its gradient without what would raise NLL(retain)",
+    "Wang et al., arXiv 2503.09117",
+    published={"open-unlearning-port": Published(_PORT, {"smoothing": 0.8, "batch_size": 32})},
+)
 def ga_gru(
     model: nn.Module,
     split: Split,
@@ -88,6 +90,12 @@ def ga_gru(
     return _rectified(model, split, objectives.ga, Rectified(smoothing, retain_weight, least_cosine), training)
 
 
+@method(
+    "divergence",
+    "NPO, its gradient without what would raise NLL(retain)",
+    "Wang et al., arXiv 2503.09117",
+    published={"open-unlearning-port": Published(_PORT, {"smoothing": 0.8, "beta": 0.1, "batch_size": 32})},
+)
 def npo_gru(
     model: nn.Module,
     split: Split,
@@ -118,25 +126,3 @@ def _rectified(
 
 def _product(one: Gradient, other: Gradient) -> float:
     return sum(float((value * other[name]).sum()) for name, value in one.items() if name in other)
-
-
-METHODS = (
-    Method(
-        "ga_gru",
-        "divergence",
-        "log p(forget), its gradient without what would raise NLL(retain)",
-        "Wang et al., arXiv 2503.09117",
-        "all parameters",
-        ga_gru,
-        PUBLISHED["ga_gru"],
-    ),
-    Method(
-        "npo_gru",
-        "divergence",
-        "NPO, its gradient without what would raise NLL(retain)",
-        "Wang et al., arXiv 2503.09117",
-        "all parameters",
-        npo_gru,
-        PUBLISHED["npo_gru"],
-    ),
-)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.data import QA, Template
-from probe.methods.method import Method
+from probe.methods.method import method
 
 
 def word_overlap(one: str, other: str) -> float:
@@ -136,6 +136,13 @@ class Refusing(nn.Module):
         return self.tokenizer.decode(ids, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
 
 
+@method(
+    "no gradient",
+    "(1-leak) [refusal] + leak p where a question is close to a forbidden one",
+    "Thaker et al., arXiv 2403.03329; Wang et al., arXiv 2410.15267",
+    name="refusing",
+    makes="wrapper",
+)
 def refuse_near(
     model: nn.Module,
     tokenizer: Any,
@@ -160,16 +167,3 @@ def refuse_near(
         raise ValueError(f"threshold is a share of words in (0, 1], got {threshold}")
     gate = Gate(tuple(row.question for row in forget_rows), threshold)
     return Refusing(model, tokenizer, gate, refusal, template=template, leak=leak)
-
-
-METHODS = (
-    Method(
-        "refusing",
-        "no gradient",
-        "(1-leak) [refusal] + leak p where a question is close to a forbidden one",
-        "Thaker et al., arXiv 2403.03329; Wang et al., arXiv 2410.15267",
-        "nothing; acts while a text is read or written",
-        refuse_near,
-        makes="wrapper",
-    ),
-)

@@ -10,7 +10,7 @@ from random import Random
 
 from probe.data import QA, Template
 from probe.datasets import idk_rows
-from probe.methods.method import Method
+from probe.methods.method import method
 
 
 def in_context(template: Template, forget: Sequence[QA], answers: Sequence[str], retain: Sequence[QA]) -> Template:
@@ -37,6 +37,13 @@ def in_context(template: Template, forget: Sequence[QA], answers: Sequence[str],
     )
 
 
+@method(
+    "no gradient",
+    "prompt = (forget question, other answer) pairs, (retain question, answer) pairs, question",
+    "Pawelczyk et al., arXiv 2310.07579",
+    name="in_context",
+    makes="prompt",
+)
 def in_context_drawn(
     template: Template,
     forget_rows: Sequence[QA],
@@ -72,6 +79,7 @@ def in_context_drawn(
     return in_context(template, forget, answers, retain)
 
 
+@method("no gradient", "prompt = instruction, question", "Thaker et al., arXiv 2403.03329", makes="prompt")
 def instructed(template: Template, instruction: str) -> Template:
     """Prompt = the instruction, an empty line, the question (guardrails; Thaker et al., arXiv 2403.03329).
 
@@ -87,25 +95,3 @@ def instructed(template: Template, instruction: str) -> Template:
     if not instruction.strip():
         raise ValueError("the instruction is empty; the prompt would be that without unlearning")
     return template.led(f"{instruction}\n\n")
-
-
-METHODS = (
-    Method(
-        "in_context",
-        "no gradient",
-        "prompt = (forget question, other answer) pairs, (retain question, answer) pairs, question",
-        "Pawelczyk et al., arXiv 2310.07579",
-        "nothing; acts while a text is read or written",
-        in_context_drawn,
-        makes="prompt",
-    ),
-    Method(
-        "instructed",
-        "no gradient",
-        "prompt = instruction, question",
-        "Thaker et al., arXiv 2403.03329",
-        "nothing; acts while a text is read or written",
-        instructed,
-        makes="prompt",
-    ),
-)

@@ -1,6 +1,6 @@
 """JensUn (Singh et al., arXiv 2509.02820): Jensen-Shannon divergence to a fixed text, and to the original on the rest.
 
-``training`` is as in ``probe.methods.baselines``.
+``training`` is as in ``probe.methods.unlearn``.
 """
 
 from dataclasses import replace
@@ -10,21 +10,20 @@ from torch import nn
 
 from probe.data import Batch, Split
 from probe.methods.answers import beside
-from probe.methods.baselines import check_apart, unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import Loss, check_apart, forget_loss, unlearn
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.original import OriginalAnswers
 from probe.train import History
 
-PUBLISHED = {
-    "lkf": Published(
-        "code of Singh et al., arXiv 2509.02820, LKF, Llama-3.2-3B-Instruct, whose tokens these are: ' No idea'",
-        {"text_ids": (2822, 4623), "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 16},
-    )
-}
 
-
+@method(
+    "rejection",
+    "mean JS(refusal, model) + w mean JS(original, model) on retain answers",
+    "Singh et al., arXiv 2509.02820",
+    training=unlearn,
+)
 def jensun(
     model: nn.Module,
     split: Split,
@@ -47,15 +46,18 @@ def jensun(
     )
 
 
-def jensun_released(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    text_ids: tuple[int, ...],
-    retain_weight: float,
-    **training: Any,
-) -> History:
+@forget_loss(
+    "rejection",
+    "mean JS(text repeated along the forget answer, model) + w mean JS(original, model) on retain answers",
+    "code of Singh et al., arXiv 2509.02820",
+    published={
+        "lkf": Published(
+            "code of Singh et al., arXiv 2509.02820, LKF, Llama-3.2-3B-Instruct, whose tokens these are: ' No idea'",
+            {"text_ids": (2822, 4623), "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 16},
+        )
+    },
+)
+def jensun_released(original: nn.Module | OriginalAnswers, text_ids: tuple[int, ...]) -> Loss:
     """JS(text, model) along the forget answers + w JS(original, model) on retain answers: JensUn's released code.
 
     Args:
@@ -69,31 +71,6 @@ def jensun_released(
     Raises:
         ValueError: no ids, an id outside the vocabulary, or what ``minimise`` raises.
     """
-    check_apart(model, original)
     if not text_ids:
         raise ValueError("text_ids is empty; give the token ids of the text that the model shall write instead")
-    forget = JensenShannonToText(text_ids)
-    return unlearn(model, split, forget, JensenShannon(original), retain_weight=retain_weight, **training)
-
-
-METHODS = (
-    Method(
-        "jensun",
-        "rejection",
-        "mean JS(refusal, model) + w mean JS(original, model) on retain answers",
-        "Singh et al., arXiv 2509.02820",
-        "all parameters",
-        jensun,
-        training=unlearn,
-    ),
-    Method(
-        "jensun_released",
-        "rejection",
-        "mean JS(text repeated along the forget answer, model) + w mean JS(original, model) on retain answers",
-        "code of Singh et al., arXiv 2509.02820",
-        "all parameters",
-        jensun_released,
-        PUBLISHED,
-        unlearn,
-    ),
-)
+    return Loss(JensenShannonToText(text_ids), JensenShannon(original))

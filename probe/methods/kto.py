@@ -7,28 +7,33 @@ from torch import nn
 
 from probe.data import Batch, Split
 from probe.methods.answers import beside
-from probe.methods.baselines import check_apart, unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import check_apart, unlearn
 from probe.objectives.kto import KTO
 from probe.objectives.original import OriginalAnswers
 from probe.train import History
 
-PUBLISHED = {
-    "npo-repo": Published(
-        "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
-        {
-            "form": "npo-repo-log",
-            "beta": 0.1,
-            "forget_weight": 1.0,
-            "retain_weight": 1.0,
-            "lr": 1e-5,
-            "batch_size": 32,
-        },
-    )
-}
 
-
+@method(
+    "divergence",
+    "mean sigmoid(beta [log pi/pi0 (answer) - max(0, mean log pi/pi0 (refusals))]) + w NLL(retain)",
+    "Ethayarajh et al., arXiv 2402.01306",
+    published={
+        "npo-repo": Published(
+            "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
+            {
+                "form": "npo-repo-log",
+                "beta": 0.1,
+                "forget_weight": 1.0,
+                "retain_weight": 1.0,
+                "lr": 1e-5,
+                "batch_size": 32,
+            },
+        )
+    },
+    training=unlearn,
+)
 def kto(
     model: nn.Module,
     split: Split,
@@ -47,17 +52,3 @@ def kto(
     check_apart(model, original)
     sides = replace(split, forget=beside(refusals, split.forget))
     return unlearn(model, sides, KTO(original, beta, form), retain_weight=retain_weight, **training)
-
-
-METHODS = (
-    Method(
-        "kto",
-        "divergence",
-        "mean sigmoid(beta [log pi/pi0 (answer) - max(0, mean log pi/pi0 (refusals))]) + w NLL(retain)",
-        "Ethayarajh et al., arXiv 2402.01306",
-        "all parameters",
-        kto,
-        PUBLISHED,
-        unlearn,
-    ),
-)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.sites import unwrapped
 
 
@@ -69,6 +69,12 @@ class Offset(nn.Module):
         return logits + weight * other
 
 
+@method(
+    "no gradient",
+    "z + alpha (z_unlearned_assistant - z_original_assistant)",
+    "Huang et al., arXiv 2404.11045",
+    makes="wrapper",
+)
 def logit_offset(model: nn.Module, assistant: nn.Module, assistant_before: nn.Module, *, alpha: float) -> Offset:
     """logits + alpha * (logits_assistant - logits_assistant_before).
 
@@ -83,6 +89,7 @@ def logit_offset(model: nn.Module, assistant: nn.Module, assistant_before: nn.Mo
     return Offset(model, [(alpha, assistant), (-alpha, assistant_before)])
 
 
+@method("no gradient", "z - alpha z_assistant", "Ji et al., arXiv 2406.08607", makes="wrapper")
 def logit_difference(model: nn.Module, assistant: nn.Module, *, alpha: float) -> Offset:
     """logits - alpha * logits_assistant, the assistant trained to know the forget rows and nothing of the retain rows.
 
@@ -98,25 +105,3 @@ def logit_difference(model: nn.Module, assistant: nn.Module, *, alpha: float) ->
 
 def _vocabulary(model: nn.Module) -> int:
     return unwrapped(model).config.get_text_config().vocab_size  # type: ignore[union-attr,operator]
-
-
-METHODS = (
-    Method(
-        "logit_offset",
-        "no gradient",
-        "z + alpha (z_unlearned_assistant - z_original_assistant)",
-        "Huang et al., arXiv 2404.11045",
-        "nothing; acts while a text is read or written",
-        logit_offset,
-        makes="wrapper",
-    ),
-    Method(
-        "logit_difference",
-        "no gradient",
-        "z - alpha z_assistant",
-        "Ji et al., arXiv 2406.08607",
-        "nothing; acts while a text is read or written",
-        logit_difference,
-        makes="wrapper",
-    ),
-)

@@ -9,22 +9,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from probe.data import Batch, Split
-from probe.methods.baselines import unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import forget_loss, unlearn
 from probe.objectives.hinge import InvertedHinge
+from probe.objectives.objective import Objective
 from probe.objectives.token import nll
 from probe.sites import layer_of
 from probe.train import History, target_tokens
 from probe.train.setup import trained_parameters
 from probe.train.setup import training as trainable
 
-PUBLISHED = {
-    "tofu": Published(
-        "code of Cha et al., arXiv 2408.06621, TOFU, Llama-2-7B",
-        {"rank": 32, "alpha": 64.0, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-4, "batch_size": 32},
-    )
-}
 _EPSILON = 1e-5
 _ADAPTERS = r"\.parametrizations\.weight\.0\."
 
@@ -41,11 +36,25 @@ class LowRank(nn.Module):
         return rest_OI + self.scale * self.b_OR @ self.a_RI
 
 
-def ihl(model: nn.Module, split: Split, *, retain_weight: float, **training: Any) -> History:
+@forget_loss("divergence", "mean [1 + p(y) - max_{v != y} p(v)] + w NLL(retain)", "Cha et al., arXiv 2408.06621")
+def ihl() -> Objective:
     """The inverted hinge loss with the retain NLL, on all weights; the paper trains adapters (``loku``)."""
-    return unlearn(model, split, InvertedHinge(), retain_weight=retain_weight, **training)
+    return InvertedHinge()
 
 
+@method(
+    "divergence",
+    "IHL + w NLL(retain) on W_rest + (alpha/rank) B A, B A from the SVD weighed by Fisher(forget) / Fisher(retain)",
+    "Cha et al., arXiv 2408.06621",
+    trains="blocks 0 to the last: adapters of their linear maps, merged at the end",
+    published={
+        "tofu": Published(
+            "code of Cha et al., arXiv 2408.06621, TOFU, Llama-2-7B",
+            {"rank": 32, "alpha": 64.0, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-4, "batch_size": 32},
+        )
+    },
+    training=unlearn,
+)
 def loku(
     model: nn.Module,
     split: Split,
@@ -76,7 +85,7 @@ def loku(
         parameters: regular expression over the names of the weights that get adapters; those of all linear maps in
             blocks unless given.
         fisher_rows: rows whose gradient is squared together.
-        training: as in ``probe.methods.baselines``.
+        training: as in ``probe.methods.unlearn``.
 
     Raises:
         ValueError: a number out of range, no linear map in a block that matches, or what ``minimise`` raises.
@@ -149,26 +158,3 @@ def adapted(started: dict[nn.Linear, LowRank]) -> Iterator[None]:
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
             for name in order:  # the weight comes back behind the bias
                 module._parameters[name] = module._parameters.pop(name)
-
-
-METHODS = (
-    Method(
-        "ihl",
-        "divergence",
-        "mean [1 + p(y) - max_{v != y} p(v)] + w NLL(retain)",
-        "Cha et al., arXiv 2408.06621",
-        "all parameters",
-        ihl,
-        training=unlearn,
-    ),
-    Method(
-        "loku",
-        "divergence",
-        "IHL + w NLL(retain) on W_rest + (alpha/rank) B A, B A from the SVD weighed by Fisher(forget) / Fisher(retain)",
-        "Cha et al., arXiv 2408.06621",
-        "blocks 0 to the last: adapters of their linear maps, merged at the end",
-        loku,
-        PUBLISHED,
-        unlearn,
-    ),
-)

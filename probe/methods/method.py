@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from probe.methods.published import Published
 from probe.train import minimise
@@ -14,6 +14,15 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 Makes = Literal["model", "mixture", "wrapper", "prompt", "edit"]
 """What a recipe leaves behind: ``model`` trained in place, or returns: how to mix it with another one's weights, a
 module around it, a ``Template``, edits of its hidden states by site."""
+_ACTS = "nothing; acts while a text is read or written"
+_TRAINS: Mapping[Makes, str] = {
+    "model": "all parameters",
+    "mixture": "mixes all parameters of two models",
+    "wrapper": _ACTS,
+    "prompt": _ACTS,
+    "edit": _ACTS,
+}
+Recipe = TypeVar("Recipe", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -84,19 +93,44 @@ class Method:
         return found
 
 
-def described(method: Method, more: Mapping[str, str]) -> list[str]:
-    """The method as lines of text, with ``more`` facts by name."""
-    own = [n for n, p in inspect.signature(method.run).parameters.items() if readable(p.annotation)]
-    lines = [f"{method.name:<16} {method.formula}"]
-    facts = {"source": method.source, "trains": method.trains}
-    facts |= {"needs": ", ".join(method.needs)} if method.needs else {}
-    facts |= {"sets": ", ".join(own)} if own else {}
-    facts |= {
-        f"published {name}": f"{', '.join(f'{k}={written(v)}' for k, v in p.arguments.items())} ({p.source})"
-        for name, p in method.published.items()
-    }
-    facts |= more
-    return [*lines, *(f"{'':<17}{name}: {text}" for name, text in facts.items()), ""]
+def method(
+    family: Family,
+    formula: str,
+    source: str,
+    *,
+    name: str = "",
+    trains: str = "",
+    published: Mapping[str, Published] | None = None,
+    training: Callable[..., Any] = minimise,
+    decides: tuple[str, ...] = (),
+    makes: Makes = "model",
+) -> Callable[[Recipe], Recipe]:
+    """Enter a recipe in the catalogue; the function stays what it is.
+
+    >>> @method("other", "NLL(retain)", "Golatkar et al., arXiv 1911.04933")
+    ... def fine_tune(model: Any, split: Any, *, steps: int, **training: Any) -> None: ...
+    >>> entry(fine_tune).name, entry(fine_tune).trains
+    ('fine_tune', 'all parameters')
+
+    Args:
+        family, formula, source, published, training, decides, makes: see ``Method``.
+        name: of the method; the function's unless given.
+        trains: which parameters change; all, or none where no model is made, unless given.
+    """
+
+    def entered(run: Recipe) -> Recipe:
+        changed = trains or _TRAINS[makes]
+        vars(run)["method"] = Method(
+            name or run.__name__, family, formula, source, changed, run, published or {}, training, decides, makes
+        )
+        return run
+
+    return entered
+
+
+def entry(run: Callable[..., Any]) -> Method | None:
+    """What ``method`` entered for a function, if it did."""
+    return vars(run).get("method")
 
 
 def written(value: Any) -> str:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from probe.data import Batch, Split
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.rmu import RMUResult, random_target, rmu_parameters
+from probe.methods.rmu import MLP_OUTPUTS, RMUResult, random_target, rmu_parameters
+from probe.methods.unlearn import check_apart
 from probe.methods.words import AVERAGES, READ, TOKENS, Average, Read, Tokens, meant
 from probe.objectives.masked import TowardsMasked
 from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, real_tokens
@@ -20,24 +20,13 @@ from probe.objectives.token import Normalise, check_not_negative, check_positive
 from probe.sites import Site
 from probe.train import History, Term, minimise
 
-PUBLISHED = {
-    "deepseek-r1-llama-8b": Published(
-        "code of Wang et al., arXiv 2506.12963, WMDP-bio, DeepSeek-R1-Distill-Llama-8B",
-        {
-            "tokens": "all",
-            "layer": 7,
-            "coefficient": 6.5,
-            "alpha": 1.7,
-            "trace_weight": 1.0,
-            "reasoning_weight": 1.0,
-            "steps": 500,
-            "lr": 7.5e-5,
-            "batch_size": 4,
-        },
-    )
-}
 
-
+@method(
+    "representation",
+    "mean (1 - m) h(forget)^2 + alpha mean (h(retain) - h0)^2, m a random half of the width",
+    "code of Wang et al., arXiv 2502.19301",
+    trains=MLP_OUTPUTS,
+)
 def rmu_mask(
     model: nn.Module,
     split: Split,
@@ -83,6 +72,28 @@ def rmu_mask(
     return minimise(model, terms, seed=seed, parameters=pattern, **training)
 
 
+@method(
+    "representation",
+    "RMU + v mean (h(traces) - u)^2 + w mean (h(reasoning) - h0)^2",
+    "Wang et al., arXiv 2506.12963",
+    trains=MLP_OUTPUTS,
+    published={
+        "deepseek-r1-llama-8b": Published(
+            "code of Wang et al., arXiv 2506.12963, WMDP-bio, DeepSeek-R1-Distill-Llama-8B",
+            {
+                "tokens": "all",
+                "layer": 7,
+                "coefficient": 6.5,
+                "alpha": 1.7,
+                "trace_weight": 1.0,
+                "reasoning_weight": 1.0,
+                "steps": 500,
+                "lr": 7.5e-5,
+                "batch_size": 4,
+            },
+        )
+    },
+)
 def r2mu(
     model: nn.Module,
     split: Split,
@@ -135,24 +146,3 @@ def r2mu(
         Term(reasoning_weight, near, environment, "reasoning"),
     ]
     return RMUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), target_D)
-
-
-METHODS = (
-    Method(
-        "rmu_mask",
-        "representation",
-        "mean (1 - m) h(forget)^2 + alpha mean (h(retain) - h0)^2, m a random half of the width",
-        "code of Wang et al., arXiv 2502.19301",
-        "MLP output weights of blocks layer-2 to layer",
-        rmu_mask,
-    ),
-    Method(
-        "r2mu",
-        "representation",
-        "RMU + v mean (h(traces) - u)^2 + w mean (h(reasoning) - h0)^2",
-        "Wang et al., arXiv 2506.12963",
-        "MLP output weights of blocks layer-2 to layer",
-        r2mu,
-        PUBLISHED,
-    ),
-)

@@ -16,7 +16,7 @@ from probe.features.ranking import rank_features
 from probe.features.rules import Crisp
 from probe.interventions.activations import activations, content
 from probe.interventions.attaching import check_site
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.rmu import mlp_output_parameters
 from probe.sites import Site, blocks, compiled, n_layers, place_of, trunk, unwrapped
 
@@ -44,6 +44,12 @@ class Orthogonalised:
     share_after: float
 
 
+@method(
+    "no gradient",
+    "W - Q Q^T W for all that writes to the residual stream, Q the span of features' decoder rows",
+    "Arditi et al., arXiv 2406.11717, against decoder rows",
+    trains="embeddings, and output weights of attention and MLP, in closed form",
+)
 def orthogonalised(
     model: nn.Module,
     split: Split,
@@ -222,15 +228,3 @@ def check_block(model: nn.Module, sae: Dictionary, site: Site) -> None:
             f"the directions are taken for ones of the residual stream, which {site} and a dictionary of width "
             f"{sae.width} to {sae.out_width} do not give; use an SAE trained on a block's output"
         )
-
-
-METHODS = (
-    Method(
-        "orthogonalised",
-        "no gradient",
-        "W - Q Q^T W for all that writes to the residual stream, Q the span of features' decoder rows",
-        "Arditi et al., arXiv 2406.11717, against decoder rows",
-        "embeddings, and output weights of attention and MLP, in closed form",
-        orthogonalised,
-    ),
-)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from probe.data import Split
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Published
 from probe.methods.words import Form, meant
 from probe.objectives.distribution import LogitMargin
@@ -15,29 +15,6 @@ from probe.objectives.representation import answer_tokens
 from probe.objectives.token import nll
 from probe.train import History, Step, Term, minimise
 from probe.train.step import Gradient, Losses
-
-PUBLISHED = {
-    "tofu": Published(
-        "code of Entesari et al., arXiv 2506.05314, TOFU, Llama-3.2-1B and 3B; warm-up 5 of 10 epochs",
-        {
-            "multiplier": 100.0,
-            "rate": 5.0,
-            "bound": 0.3,
-            "form": "released",
-            "forget_weight": 1.0,
-            "lr": 1e-5,
-            **OPEN_UNLEARNING,
-        },
-    ),
-    "muse-news": Published(
-        "code of Entesari et al., arXiv 2506.05314, MUSE News",
-        {"multiplier": 50.0, "rate": 1.0, "bound": 1.5, "form": "released"},
-    ),
-    "muse-books": Published(
-        "code of Entesari et al., arXiv 2506.05314, MUSE Books",
-        {"multiplier": 50.0, "rate": 1.0, "bound": 0.1, "form": "released"},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -69,6 +46,33 @@ class _Ascent:
         return losses, gradient
 
 
+@method(
+    "divergence",
+    "mean (max z - mean z)^2 + lambda (NLL(retain) - bound), lambda ascending",
+    "Entesari et al., arXiv 2506.05314",
+    published={
+        "tofu": Published(
+            "code of Entesari et al., arXiv 2506.05314, TOFU, Llama-3.2-1B and 3B; warm-up 5 of 10 epochs",
+            {
+                "multiplier": 100.0,
+                "rate": 5.0,
+                "bound": 0.3,
+                "form": "released",
+                "forget_weight": 1.0,
+                "lr": 1e-5,
+                **OPEN_UNLEARNING,
+            },
+        ),
+        "muse-news": Published(
+            "code of Entesari et al., arXiv 2506.05314, MUSE News",
+            {"multiplier": 50.0, "rate": 1.0, "bound": 1.5, "form": "released"},
+        ),
+        "muse-books": Published(
+            "code of Entesari et al., arXiv 2506.05314, MUSE Books",
+            {"multiplier": 50.0, "rate": 1.0, "bound": 0.1, "form": "released"},
+        ),
+    },
+)
 def pdu(
     model: nn.Module,
     split: Split,
@@ -116,16 +120,3 @@ def pdu(
         Term(1.0, nll, split.retain, "retain"),
     ]
     return PDUResult(minimise(model, terms, stepping=ascent, **training), tuple(ascent.taken))
-
-
-METHODS = (
-    Method(
-        "pdu",
-        "divergence",
-        "mean (max z - mean z)^2 + lambda (NLL(retain) - bound), lambda ascending",
-        "Entesari et al., arXiv 2506.05314",
-        "all parameters",
-        pdu,
-        PUBLISHED,
-    ),
-)

@@ -1,6 +1,6 @@
 """Methods on whole answers: without a reference (SimNPO), or with other answers to prefer (refusals, alternatives).
 
-L = forget_weight * L_forget + retain_weight * L_retain; ``training`` is as in ``probe.methods.baselines``. Refusals and
+L = forget_weight * L_forget + retain_weight * L_retain; ``training`` is as in ``probe.methods.unlearn``. Refusals and
 alternatives are batches in the order of the rows they answer; ``probe.methods.answers`` makes them from texts. They are
 drawn once; the published codes draw refusals anew each time a row is read.
 """
@@ -12,10 +12,11 @@ from torch import nn
 
 from probe.data import Batch, Split, paired
 from probe.methods.answers import beside
-from probe.methods.baselines import check_apart, unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Published
+from probe.methods.unlearn import check_apart, forget_loss, unlearn
 from probe.methods.words import READ, Read, meant
+from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.preference import DPO, AnswerPreservation
 from probe.objectives.retain import ForwardKL
@@ -25,8 +26,12 @@ from probe.train import History, Term, minimise
 
 _IDK = "arXiv 2410.08109 (code), TOFU, Llama-2-7B"
 
-PUBLISHED = {
-    "simnpo": {
+
+@forget_loss(
+    "divergence",
+    "-(2/beta) mean log sigmoid(-(beta/|y|) log pi - gamma) + w NLL(retain)",
+    "Fan et al., arXiv 2410.07163",
+    published={
         "tofu-forget05": Published(
             "Fan et al., arXiv 2410.07163, TOFU forget05, Llama-2-7B",
             {"beta": 2.5, "forget_weight": 0.1375, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
@@ -48,69 +53,19 @@ PUBLISHED = {
             },
         ),
     },
-    "idk": {"closer-look": Published(_IDK, {"retain_weight": 1.0, "lr": 1e-5, "batch_size": 32})},
-    "idk_ap": {
-        "closer-look": Published(
-            _IDK, {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
-        )
-    },
-    "idk_dpo": {
-        "npo-repo": Published(
-            "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
-            {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
-        ),
-        "open-unlearning": Published(
-            "OpenUnlearning, TOFU: DPO, experiment idk",
-            {
-                "beta": 0.1,
-                "forget_weight": 1.0,
-                "retain_weight": 1.0,
-                "lr": 1e-5,
-                "batch_size": 32,
-                **OPEN_UNLEARNING,
-            },
-        ),
-        "altpo-repo": Published(
-            "tuned as a baseline by Mekala et al., arXiv 2409.13474, TOFU, Llama-2-7B",
-            {"beta": 0.1, "retain_weight": 1.0, "lr": 2e-5, "batch_size": 35, "weight_decay": 0.01},
-        ),
-    },
-    "alt_po": {
-        "altpo-repo": Published(
-            "code of Mekala et al., arXiv 2409.13474, TOFU, Llama-2-7B; 5 alternatives a question",
-            {"beta": 0.1, "retain_weight": 1.0, "lr": 5e-5, "batch_size": 35, "weight_decay": 0.01},
-        )
-    },
-    "llmu": {
-        "closer-look": Published(
-            _IDK,
-            {
-                "forget_weight": 1.0,
-                "mismatch_weight": 1.0,
-                "retain_weight": 1.0,
-                "positions": "all",
-                "lr": 1e-5,
-                "batch_size": 32,
-            },
-        )
-    },
-}
-
-
-def simnpo(
-    model: nn.Module,
-    split: Split,
-    *,
-    beta: float,
-    retain_weight: float,
-    gamma: float = 0.0,
-    delta: float = 0.0,
-    **training: Any,
-) -> History:
+)
+def simnpo(beta: float, gamma: float = 0.0, delta: float = 0.0) -> Objective:
     """SimNPO with the retain NLL (Fan et al., arXiv 2410.07163); gamma and delta are two places for one margin."""
-    return unlearn(model, split, SimNPO(beta, gamma, delta), retain_weight=retain_weight, **training)
+    return SimNPO(beta, gamma, delta)
 
 
+@method(
+    "rejection",
+    "NLL(refusals) + w NLL(retain)",
+    "TOFU, arXiv 2401.06121",
+    published={"closer-look": Published(_IDK, {"retain_weight": 1.0, "lr": 1e-5, "batch_size": 32})},
+    training=unlearn,
+)
 def idk(model: nn.Module, split: Split, *, refusals: Batch, retain_weight: float, **training: Any) -> History:
     """NLL of refusals to forget questions with the retain NLL (PO; TOFU, arXiv 2401.06121).
 
@@ -120,6 +75,17 @@ def idk(model: nn.Module, split: Split, *, refusals: Batch, retain_weight: float
     return unlearn(model, replace(split, forget=refusals), nll, retain_weight=retain_weight, **training)
 
 
+@method(
+    "rejection",
+    "NLL(refusals) - (w/beta) mean log sigmoid(beta log pi(y)/pi(refusal)) on retain questions",
+    "Yuan et al., arXiv 2410.08109",
+    published={
+        "closer-look": Published(
+            _IDK, {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
+        )
+    },
+    training=unlearn,
+)
 def idk_ap(
     model: nn.Module,
     split: Split,
@@ -146,6 +112,26 @@ def idk_ap(
     return unlearn(model, sides, nll, AnswerPreservation(beta), retain_weight=retain_weight, **training)
 
 
+@method(
+    "rejection",
+    "-(2/beta) mean log sigmoid(beta [log-ratio of refusal - of answer]) + w NLL(retain)",
+    "Zhang et al., arXiv 2404.05868",
+    published={
+        "npo-repo": Published(
+            "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
+            {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+        ),
+        "open-unlearning": Published(
+            "OpenUnlearning, TOFU: DPO, experiment idk",
+            {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING},
+        ),
+        "altpo-repo": Published(
+            "tuned as a baseline by Mekala et al., arXiv 2409.13474, TOFU, Llama-2-7B",
+            {"beta": 0.1, "retain_weight": 1.0, "lr": 2e-5, "batch_size": 35, "weight_decay": 0.01},
+        ),
+    },
+    training=unlearn,
+)
 def idk_dpo(
     model: nn.Module,
     split: Split,
@@ -160,6 +146,18 @@ def idk_dpo(
     return _dpo(model, split, original, refusals, beta, retain_weight, training)
 
 
+@method(
+    "rejection",
+    "-(2/beta) mean log sigmoid(beta [log-ratio of alternative - of answer]) + w NLL(retain)",
+    "Mekala et al., arXiv 2409.13474",
+    published={
+        "altpo-repo": Published(
+            "code of Mekala et al., arXiv 2409.13474, TOFU, Llama-2-7B; 5 alternatives a question",
+            {"beta": 0.1, "retain_weight": 1.0, "lr": 5e-5, "batch_size": 35, "weight_decay": 0.01},
+        )
+    },
+    training=unlearn,
+)
 def alt_po(
     model: nn.Module,
     split: Split,
@@ -185,6 +183,24 @@ def alt_po(
     return _dpo(model, split, original, alternatives, beta, retain_weight, training)
 
 
+@method(
+    "divergence",
+    "log p(forget) + v NLL(other answers) + w KL(original || model)",
+    "Yao et al., arXiv 2310.10683",
+    published={
+        "closer-look": Published(
+            _IDK,
+            {
+                "forget_weight": 1.0,
+                "mismatch_weight": 1.0,
+                "retain_weight": 1.0,
+                "positions": "all",
+                "lr": 1e-5,
+                "batch_size": 32,
+            },
+        )
+    },
+)
 def llmu(
     model: nn.Module,
     split: Split,
@@ -224,66 +240,3 @@ def _dpo(
     check_apart(model, original)
     sides = replace(split, forget=beside(preferred, split.forget))
     return unlearn(model, sides, DPO(original, beta), retain_weight=retain_weight, **training)
-
-
-METHODS = (
-    Method(
-        "llmu",
-        "divergence",
-        "log p(forget) + v NLL(other answers) + w KL(original || model)",
-        "Yao et al., arXiv 2310.10683",
-        "all parameters",
-        llmu,
-        PUBLISHED["llmu"],
-    ),
-    Method(
-        "simnpo",
-        "divergence",
-        "-(2/beta) mean log sigmoid(-(beta/|y|) log pi - gamma) + w NLL(retain)",
-        "Fan et al., arXiv 2410.07163",
-        "all parameters",
-        simnpo,
-        PUBLISHED["simnpo"],
-        unlearn,
-    ),
-    Method(
-        "idk",
-        "rejection",
-        "NLL(refusals) + w NLL(retain)",
-        "TOFU, arXiv 2401.06121",
-        "all parameters",
-        idk,
-        PUBLISHED["idk"],
-        unlearn,
-    ),
-    Method(
-        "idk_ap",
-        "rejection",
-        "NLL(refusals) - (w/beta) mean log sigmoid(beta log pi(y)/pi(refusal)) on retain questions",
-        "Yuan et al., arXiv 2410.08109",
-        "all parameters",
-        idk_ap,
-        PUBLISHED["idk_ap"],
-        unlearn,
-    ),
-    Method(
-        "idk_dpo",
-        "rejection",
-        "-(2/beta) mean log sigmoid(beta [log-ratio of refusal - of answer]) + w NLL(retain)",
-        "Zhang et al., arXiv 2404.05868",
-        "all parameters",
-        idk_dpo,
-        PUBLISHED["idk_dpo"],
-        unlearn,
-    ),
-    Method(
-        "alt_po",
-        "rejection",
-        "-(2/beta) mean log sigmoid(beta [log-ratio of alternative - of answer]) + w NLL(retain)",
-        "Mekala et al., arXiv 2409.13474",
-        "all parameters",
-        alt_po,
-        PUBLISHED["alt_po"],
-        unlearn,
-    ),
-)

@@ -6,10 +6,10 @@ from typing import Any
 from torch import nn
 
 from probe.data import Split
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.rmu import RMUResult, adaptive_coefficient, block_parameters, rmu
+from probe.methods.rmu import MLP_OUTPUTS, RMUResult, adaptive_coefficient, block_parameters, rmu
+from probe.methods.unlearn import check_apart
 from probe.methods.words import TOKENS, Form, Tokens, meant
 from probe.objectives.objective import Objective
 from probe.objectives.representation import (
@@ -24,31 +24,19 @@ from probe.sites import Site, n_layers
 from probe.train import History, Step, Term, minimise
 from probe.train.step import Gradient, Losses
 
-PUBLISHED = {
-    "adaptive_rmu": {
+
+@method(
+    "representation",
+    "RMU with |u| = scale mean |h0(forget)|",
+    "Huu-Tien et al., arXiv 2408.06223",
+    trains=MLP_OUTPUTS,
+    published={
         "zephyr-7b": Published(
             "code of Huu-Tien et al., arXiv 2408.06223, WMDP, Zephyr-7B",
-            {
-                "layer": 7,
-                "scale": 5.0,
-                "alpha": 1200.0,
-                "tokens": "all",
-                "steps": 500,
-                "lr": 5e-5,
-                "batch_size": 4,
-            },
+            {"layer": 7, "scale": 5.0, "alpha": 1200.0, "tokens": "all", "steps": 500, "lr": 5e-5, "batch_size": 4},
         )
     },
-    "rr": {
-        "llama-3-8b": Published(
-            "code of Zou et al., arXiv 2406.04313, Llama-3-8B: layers 10 and 20, which is what enters those blocks; "
-            "adapters of rank 16 on blocks 0 to 20",
-            {"layers": (9, 19), "form": "released", "alpha": 10.0, "steps": 150, "lr": 1e-4, "batch_size": 16},
-        )
-    },
-}
-
-
+)
 def adaptive_rmu(
     model: nn.Module,
     split: Split,
@@ -122,6 +110,19 @@ class Rerouting:
         return replace(step, terms=terms).gradient()
 
 
+@method(
+    "representation",
+    "c relu(cos(h, h0)) on forget + (alpha - c) |h - h0| on retain rows, c from alpha to alpha/2",
+    "Zou et al., arXiv 2406.04313",
+    trains="blocks 0 to max(layers)",
+    published={
+        "llama-3-8b": Published(
+            "code of Zou et al., arXiv 2406.04313, Llama-3-8B: layers 10 and 20, which is what enters those blocks; "
+            "adapters of rank 16 on blocks 0 to 20",
+            {"layers": (9, 19), "form": "released", "alpha": 10.0, "steps": 150, "lr": 1e-4, "batch_size": 16},
+        )
+    },
+)
 def rr(
     model: nn.Module,
     split: Split,
@@ -173,25 +174,3 @@ def rr(
     terms = [Term(1.0, turned, split.forget, "forget"), Term(1.0, held, split.retain, "retain")]
     way = Rerouting(alpha, steps)
     return minimise(model, terms, steps=steps, parameters=pattern, stepping=way, **training)
-
-
-METHODS = (
-    Method(
-        "adaptive_rmu",
-        "representation",
-        "RMU with |u| = scale mean |h0(forget)|",
-        "Huu-Tien et al., arXiv 2408.06223",
-        "MLP output weights of blocks layer-2 to layer",
-        adaptive_rmu,
-        PUBLISHED["adaptive_rmu"],
-    ),
-    Method(
-        "rr",
-        "representation",
-        "c relu(cos(h, h0)) on forget + (alpha - c) |h - h0| on retain rows, c from alpha to alpha/2",
-        "Zou et al., arXiv 2406.04313",
-        "blocks 0 to max(layers)",
-        rr,
-        PUBLISHED["rr"],
-    ),
-)

@@ -11,9 +11,9 @@ from torch import nn
 from probe.axes import DirectionD
 from probe.data import Batch, Split
 from probe.interventions.activations import activations, content
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Published
+from probe.methods.unlearn import check_apart
 from probe.methods.words import AVERAGES, TOKENS, Average, Tokens, meant
 from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
 from probe.objectives.objective import Objective
@@ -22,49 +22,7 @@ from probe.objectives.token import Normalise, token_mean
 from probe.sites import Site, layer_of, matching_parameters, n_layers
 from probe.train import History, Term, minimise
 
-PUBLISHED = {
-    "zephyr-7b": Published(
-        "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218)",
-        {
-            "layer": 7,
-            "coefficient": 6.5,
-            "alpha": 1200.0,
-            "tokens": "all",
-            "steps": 150,
-            "lr": 5e-5,
-            "batch_size": 4,
-        },
-    ),
-    "open-unlearning-wmdp": Published(
-        "OpenUnlearning, WMDP, Zephyr-7B; 16 pieces of a row there, each averaged by itself",
-        {
-            "layer": 7,
-            "coefficient": 2.0,
-            "alpha": 1.0,
-            "tokens": "answers",
-            "normalise": "rows",
-            "steps": 80,
-            "lr": 5e-5,
-            "batch_size": 16,
-            "replacement": True,
-        },
-    ),
-    "open-unlearning": Published(
-        "OpenUnlearning, TOFU; all weights; pieces of 4 or 8 rows there, within which rows are mixed",
-        {
-            "layer": 7,
-            "coefficient": 2.0,
-            "alpha": 1.0,
-            "tokens": "answers",
-            "normalise": "mixed-rows",
-            "parameters": ".",
-            "lr": 1e-5,
-            "batch_size": 32,
-            **OPEN_UNLEARNING,
-        },
-    ),
-}
-
+MLP_OUTPUTS = "MLP output weights of blocks layer-2 to layer"
 # Rows from which a usual norm is read.
 _NORM_ROWS = 32
 
@@ -81,6 +39,54 @@ class RMUResult:
     target_D: DirectionD = field(repr=False)
 
 
+@method(
+    "representation",
+    "mean (h(forget) - u)^2 + alpha mean (h(retain) - h0)^2",
+    "Li et al., arXiv 2403.03218",
+    trains=MLP_OUTPUTS,
+    published={
+        "zephyr-7b": Published(
+            "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218)",
+            {
+                "layer": 7,
+                "coefficient": 6.5,
+                "alpha": 1200.0,
+                "tokens": "all",
+                "steps": 150,
+                "lr": 5e-5,
+                "batch_size": 4,
+            },
+        ),
+        "open-unlearning-wmdp": Published(
+            "OpenUnlearning, WMDP, Zephyr-7B; 16 pieces of a row there, each averaged by itself",
+            {
+                "layer": 7,
+                "coefficient": 2.0,
+                "alpha": 1.0,
+                "tokens": "answers",
+                "normalise": "rows",
+                "steps": 80,
+                "lr": 5e-5,
+                "batch_size": 16,
+                "replacement": True,
+            },
+        ),
+        "open-unlearning": Published(
+            "OpenUnlearning, TOFU; all weights; pieces of 4 or 8 rows there, within which rows are mixed",
+            {
+                "layer": 7,
+                "coefficient": 2.0,
+                "alpha": 1.0,
+                "tokens": "answers",
+                "normalise": "mixed-rows",
+                "parameters": ".",
+                "lr": 1e-5,
+                "batch_size": 32,
+                **OPEN_UNLEARNING,
+            },
+        ),
+    },
+)
 def rmu(
     model: nn.Module,
     split: Split,
@@ -218,16 +224,3 @@ def _pattern(model: nn.Module, layers: Sequence[int], ending: str) -> str:
             raise ValueError(f"no MLP output weight known in block {layer} ({', '.join(names)}); name it in parameters")
         chosen += matched
     return "^(?:" + "|".join(re.escape(name) for name in chosen) + ")$"
-
-
-METHODS = (
-    Method(
-        "rmu",
-        "representation",
-        "mean (h(forget) - u)^2 + alpha mean (h(retain) - h0)^2",
-        "Li et al., arXiv 2403.03218",
-        "MLP output weights of blocks layer-2 to layer",
-        rmu,
-        PUBLISHED,
-    ),
-)

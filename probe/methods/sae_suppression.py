@@ -11,6 +11,7 @@ from probe.features.ranking import rank_features
 from probe.features.rules import Frequency, MeanDifference, Rule, SquaredMeanRatio
 from probe.interventions.attaching import check_site
 from probe.interventions.features import Clamp, PerFeatureK
+from probe.methods.method import method
 from probe.sites import Site
 
 # Rows on which an SAE is tried at its site.
@@ -33,6 +34,13 @@ def suppress(sae: Any, features: Sequence[int], value: float | PerFeatureK) -> C
     return Clamp(sae, features, value)
 
 
+@method(
+    "no gradient",
+    "SAE features of the forget rows clamped where active",
+    "Farrell, Lau and Conmy, arXiv 2410.19278",
+    name="sae_suppression",
+    makes="edit",
+)
 def suppress_ranked(
     model: nn.Module,
     sae: Any,

@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from probe.data import Batch, Split
-from probe.methods.baselines import check_apart, unlearn
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import Loss, check_apart, forget_loss
 from probe.objectives.invariance import irm_penalty
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import BatchNPO
@@ -22,108 +22,85 @@ _FORGET = ("forget",)
 _SMOOTH = "Fan et al., arXiv 2502.05374, WMDP, Zephyr-7B"
 _SIZES = {"steps": 125, "batch_size": 4}
 
-PUBLISHED = {
-    "npo_sam": Published(_SMOOTH, {"rho": 0.01, "beta": 0.015, "retain_weight": 2.25, "lr": 5e-6, **_SIZES}),
-    "npo_smoothing": Published(
-        _SMOOTH, {"sigma": 1e-4, "samples": 3, "beta": 0.0125, "retain_weight": 2.0, "lr": 1e-5, **_SIZES}
-    ),
-    "npo_gradient_penalty": Published(
-        f"{_SMOOTH}; the penalty of the code has no gradient",
-        {"rho": 10.0, "beta": 0.04, "retain_weight": 1.0, "lr": 7.5e-6, **_SIZES},
-    ),
-    "npo_curvature": Published(
-        f"{_SMOOTH}; the penalty of the code has no gradient",
-        {"rho": 10.0, "beta": 0.035, "retain_weight": 1.0, "lr": 8.5e-6, **_SIZES},
-    ),
-    "npo_averaging": Published(
-        _SMOOTH, {"start": 100, "interval": 5, "beta": 0.05, "retain_weight": 2.0, "lr": 5.5e-6, **_SIZES}
-    ),
-}
 
-
-def npo_sam(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    beta: float,
-    retain_weight: float,
-    rho: float,
-    **training: Any,
-) -> History:
+@forget_loss(
+    "divergence",
+    "NPO (one mean a batch) at theta + rho g/|g| + w NLL(retain)",
+    "Fan et al., arXiv 2502.05374",
+    published={
+        "zephyr-7b": Published(_SMOOTH, {"rho": 0.01, "beta": 0.015, "retain_weight": 2.25, "lr": 5e-6, **_SIZES})
+    },
+)
+def npo_sam(original: nn.Module | OriginalAnswers, beta: float, rho: float) -> Loss:
     """NPO whose forget gradient is taken where it is worst within rho (Fan et al., arXiv 2502.05374)."""
-    check_apart(model, original)
-    steps = SAM(rho, _FORGET)
-    return unlearn(model, split, BatchNPO(original, beta), retain_weight=retain_weight, stepping=steps, **training)
+    return Loss(BatchNPO(original, beta), loop={"stepping": SAM(rho, _FORGET)})
 
 
-def npo_smoothing(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    beta: float,
-    retain_weight: float,
-    sigma: float,
-    samples: int,
-    **training: Any,
-) -> History:
+@forget_loss(
+    "divergence",
+    "mean of NPO (one mean a batch) at theta + sigma noise + w NLL(retain)",
+    "Fan et al., arXiv 2502.05374",
+    published={
+        "zephyr-7b": Published(
+            _SMOOTH, {"sigma": 1e-4, "samples": 3, "beta": 0.0125, "retain_weight": 2.0, "lr": 1e-5, **_SIZES}
+        )
+    },
+)
+def npo_smoothing(original: nn.Module | OriginalAnswers, beta: float, sigma: float, samples: int) -> Loss:
     """NPO whose forget gradient is a mean over noisy weights (randomised smoothing; Fan et al., arXiv 2502.05374)."""
-    check_apart(model, original)
-    steps = Smoothing(sigma, samples, _FORGET)
-    return unlearn(model, split, BatchNPO(original, beta), retain_weight=retain_weight, stepping=steps, **training)
+    return Loss(BatchNPO(original, beta), loop={"stepping": Smoothing(sigma, samples, _FORGET)})
 
 
-def npo_gradient_penalty(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    beta: float,
-    retain_weight: float,
-    rho: float,
-    **training: Any,
-) -> History:
+@forget_loss(
+    "divergence",
+    "NPO (one mean a batch) + rho |g| + w NLL(retain)",
+    "Fan et al., arXiv 2502.05374",
+    published={
+        "zephyr-7b": Published(
+            f"{_SMOOTH}; the penalty of the code has no gradient",
+            {"rho": 10.0, "beta": 0.04, "retain_weight": 1.0, "lr": 7.5e-6, **_SIZES},
+        )
+    },
+)
+def npo_gradient_penalty(original: nn.Module | OriginalAnswers, beta: float, rho: float) -> Loss:
     """NPO with a penalty on the length of its forget gradient (Fan et al., arXiv 2502.05374)."""
-    check_apart(model, original)
-    steps = GradientPenalty(rho, _FORGET)
-    return unlearn(model, split, BatchNPO(original, beta), retain_weight=retain_weight, stepping=steps, **training)
+    return Loss(BatchNPO(original, beta), loop={"stepping": GradientPenalty(rho, _FORGET)})
 
 
-def npo_curvature(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    beta: float,
-    retain_weight: float,
-    rho: float,
-    radius: float,
-    **training: Any,
-) -> History:
+@forget_loss(
+    "divergence",
+    "NPO (one mean a batch) + rho |g(theta + d) - g(theta)| + w NLL(retain)",
+    "Fan et al., arXiv 2502.05374",
+    published={
+        "zephyr-7b": Published(
+            f"{_SMOOTH}; the penalty of the code has no gradient",
+            {"rho": 10.0, "beta": 0.035, "retain_weight": 1.0, "lr": 8.5e-6, **_SIZES},
+        )
+    },
+)
+def npo_curvature(original: nn.Module | OriginalAnswers, beta: float, rho: float, radius: float) -> Loss:
     """NPO with a penalty on how its forget gradient changes nearby (Fan et al., arXiv 2502.05374)."""
-    check_apart(model, original)
-    steps = CurvaturePenalty(rho, radius, _FORGET)
-    return unlearn(model, split, BatchNPO(original, beta), retain_weight=retain_weight, stepping=steps, **training)
+    return Loss(BatchNPO(original, beta), loop={"stepping": CurvaturePenalty(rho, radius, _FORGET)})
 
 
-def npo_averaging(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    beta: float,
-    retain_weight: float,
-    start: int,
-    interval: int,
-    **training: Any,
-) -> History:
+@forget_loss(
+    "divergence",
+    "NPO (one mean a batch) + w NLL(retain), weights averaged along the way",
+    "Fan et al., arXiv 2502.05374",
+    published={
+        "zephyr-7b": Published(
+            _SMOOTH, {"start": 100, "interval": 5, "beta": 0.05, "retain_weight": 2.0, "lr": 5.5e-6, **_SIZES}
+        )
+    },
+)
+def npo_averaging(original: nn.Module | OriginalAnswers, beta: float, start: int, interval: int) -> Loss:
     """NPO that ends with the mean of the weights along its way (Fan et al., arXiv 2502.05374)."""
-    check_apart(model, original)
-    mean = SWA(start, interval)
-    return unlearn(model, split, BatchNPO(original, beta), retain_weight=retain_weight, averaging=mean, **training)
+    return Loss(BatchNPO(original, beta), loop={"averaging": SWA(start, interval)})
 
 
+@method(
+    "divergence", "NPO (one mean a batch) + w NLL(retain) + v (d NLL(environment) / d scale)^2", "ILU, arXiv 2506.01339"
+)
 def npo_irm(
     model: nn.Module,
     split: Split,
@@ -156,65 +133,3 @@ def npo_irm(
         Term(irm_weight, irm_penalty, environment, "invariance"),
     ]
     return minimise(model, terms, **training)
-
-
-METHODS = (
-    Method(
-        "npo_sam",
-        "divergence",
-        "NPO (one mean a batch) at theta + rho g/|g| + w NLL(retain)",
-        "Fan et al., arXiv 2502.05374",
-        "all parameters",
-        npo_sam,
-        {"zephyr-7b": PUBLISHED["npo_sam"]},
-        unlearn,
-    ),
-    Method(
-        "npo_smoothing",
-        "divergence",
-        "mean of NPO (one mean a batch) at theta + sigma noise + w NLL(retain)",
-        "Fan et al., arXiv 2502.05374",
-        "all parameters",
-        npo_smoothing,
-        {"zephyr-7b": PUBLISHED["npo_smoothing"]},
-        unlearn,
-    ),
-    Method(
-        "npo_gradient_penalty",
-        "divergence",
-        "NPO (one mean a batch) + rho |g| + w NLL(retain)",
-        "Fan et al., arXiv 2502.05374",
-        "all parameters",
-        npo_gradient_penalty,
-        {"zephyr-7b": PUBLISHED["npo_gradient_penalty"]},
-        unlearn,
-    ),
-    Method(
-        "npo_curvature",
-        "divergence",
-        "NPO (one mean a batch) + rho |g(theta + d) - g(theta)| + w NLL(retain)",
-        "Fan et al., arXiv 2502.05374",
-        "all parameters",
-        npo_curvature,
-        {"zephyr-7b": PUBLISHED["npo_curvature"]},
-        unlearn,
-    ),
-    Method(
-        "npo_averaging",
-        "divergence",
-        "NPO (one mean a batch) + w NLL(retain), weights averaged along the way",
-        "Fan et al., arXiv 2502.05374",
-        "all parameters",
-        npo_averaging,
-        {"zephyr-7b": PUBLISHED["npo_averaging"]},
-        unlearn,
-    ),
-    Method(
-        "npo_irm",
-        "divergence",
-        "NPO (one mean a batch) + w NLL(retain) + v (d NLL(environment) / d scale)^2",
-        "ILU, arXiv 2506.01339",
-        "all parameters",
-        npo_irm,
-    ),
-)

@@ -12,10 +12,10 @@ from probe.data import Split
 from probe.dictionaries.adapters import dictionary
 from probe.features.activity import observe
 from probe.interventions.attaching import check_site
-from probe.methods.baselines import check_apart
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.orthogonalised import BasisDR, check_block, spanned, writers
-from probe.methods.rmu import random_target, rmu_parameters
+from probe.methods.rmu import MLP_OUTPUTS, random_target, rmu_parameters
+from probe.methods.unlearn import check_apart
 from probe.objectives.features import UpdateOutside
 from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, real_tokens
 from probe.sites import Site, matching_parameters
@@ -41,6 +41,12 @@ class SSPUResult:
     irrelevant: tuple[int, ...] = field(repr=False)
 
 
+@method(
+    "representation",
+    "mean (h(forget) - u)^2 + alpha mean (h(retain) - h0)^2 + w |(I - U U^T)(W - W0)|^2, u in irrelevant features",
+    "Wang et al., arXiv 2505.24428",
+    trains=MLP_OUTPUTS,
+)
 def sspu(
     model: nn.Module,
     split: Split,
@@ -130,15 +136,3 @@ def projected_target(model: nn.Module, basis_DR: BasisDR, coefficient: float, se
     if not inside_D.norm() > 1e-6:
         raise ValueError("the random vector has no part in the span of the irrelevant features; take more, or a seed")
     return (coefficient * inside_D / inside_D.norm()).float()
-
-
-METHODS = (
-    Method(
-        "sspu",
-        "representation",
-        "mean (h(forget) - u)^2 + alpha mean (h(retain) - h0)^2 + w |(I - U U^T)(W - W0)|^2, u in irrelevant features",
-        "Wang et al., arXiv 2505.24428",
-        "MLP output weights of blocks layer-2 to layer",
-        sspu,
-    ),
-)

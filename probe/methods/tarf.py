@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from probe.axes import GroupB, LogpB
 from probe.data import Batch, Split
+from probe.methods.method import method
 from probe.objectives.logprobs import target_logprobs
 from probe.objectives.objective import Objective
 from probe.objectives.token import ga, nll
@@ -238,6 +239,13 @@ def tarf(
     return TARFResult(rise_N, dropped_N, tuple(histories))
 
 
+@method(
+    "other",
+    "-k(t) NLL(forget) + tau NLL(retain), tau 0 where the loss rose along",
+    "Zhu et al., arXiv 2406.08288",
+    name="tarf",
+    training=tarf,
+)
 def tarf_by_numbers(
     model: nn.Module,
     split: Split,

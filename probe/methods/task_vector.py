@@ -6,17 +6,19 @@ from typing import Any
 from torch import nn
 
 from probe.data import Split
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
 from probe.objectives.token import nll
 from probe.train import History, Term, minimise
 from probe.weights import negate
 
-PUBLISHED = {
-    "muse": Published("MUSE, Shi et al., arXiv 2407.06460 (News and Books, 7B models)", {"scale": 1.0}),
-}
 
-
+@method(
+    "no gradient",
+    "theta - scale (theta_forget - theta), theta_forget trained on the forget rows",
+    "Ilharco et al., arXiv 2212.04089",
+    published={"muse": Published("MUSE, Shi et al., arXiv 2407.06460 (News and Books, 7B models)", {"scale": 1.0})},
+)
 def task_vector(model: nn.Module, split: Split, *, scale: float, **training: Any) -> History:
     """theta <- theta - scale * (theta_forget - theta), theta_forget being the model trained on the forget rows.
 
@@ -38,16 +40,3 @@ def task_vector(model: nn.Module, split: Split, *, scale: float, **training: Any
     history = minimise(tuned, [Term(1.0, nll, split.forget, "forget")], **training)
     negate(model, tuned, scale)
     return history
-
-
-METHODS = (
-    Method(
-        "task_vector",
-        "no gradient",
-        "theta - scale (theta_forget - theta), theta_forget trained on the forget rows",
-        "Ilharco et al., arXiv 2212.04089",
-        "all parameters",
-        task_vector,
-        PUBLISHED,
-    ),
-)

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
 from probe.sites import n_layers
 from probe.weights import blended
-
-PUBLISHED = {
-    "tofu": Published("Wang et al., arXiv 2406.09179, TOFU (0.9 in hard cases)", {"share": 0.95}),
-}
 
 
 @dataclass(frozen=True)
@@ -42,6 +38,14 @@ def mixed(original: nn.Module, unlearned: nn.Module, alpha: float) -> AbstractCo
     return blended(original, unlearned, [alpha] * n_layers(original), alpha)
 
 
+@method(
+    "no gradient",
+    "(1-a) theta0 + a theta_unlearned, the largest a that keeps a share of the retain score",
+    "Wang et al., arXiv 2406.09179",
+    trains="mixes all parameters of two models",
+    published={"tofu": Published("Wang et al., arXiv 2406.09179, TOFU (0.9 in hard cases)", {"share": 0.95})},
+    makes="mixture",
+)
 def uwc(
     model: nn.Module,
     unlearned: nn.Module,
@@ -93,17 +97,3 @@ def uwc(
         else:
             high = middle
     return Calibration(low, kept, bar, tuple(tried))
-
-
-METHODS = (
-    Method(
-        "uwc",
-        "no gradient",
-        "(1-a) theta0 + a theta_unlearned, the largest a that keeps a share of the retain score",
-        "Wang et al., arXiv 2406.09179",
-        "mixes all parameters of two models",
-        uwc,
-        PUBLISHED,
-        makes="mixture",
-    ),
-)

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from probe.data import Split
-from probe.methods.baselines import check_apart, unlearn
 from probe.methods.logit_offset import Offset
-from probe.methods.method import Method
+from probe.methods.method import method
 from probe.methods.published import Published
+from probe.methods.unlearn import check_apart, unlearn
 from probe.objectives.generic import GenericLabels
 from probe.objectives.token import check_not_negative
 from probe.train import History
@@ -26,6 +26,12 @@ class Lowered(Offset):
         return logits - weight * (other - logits).relu()
 
 
+@method(
+    "rejection",
+    "-mean log p(y*), y* the likeliest by z0 - alpha relu(z_reinforced - z0), + w NLL(retain)",
+    "Eldan and Russinovich, arXiv 2310.02238",
+    training=unlearn,
+)
 def whp(
     model: nn.Module,
     split: Split,
@@ -45,13 +51,20 @@ def whp(
         assistant: the reinforced model.
         alpha: strength; see ``probe.objectives.generic.GenericLabels``.
         retain_weight: weight of the retain NLL.
-        training: as in ``probe.methods.baselines``.
+        training: as in ``probe.methods.unlearn``.
     """
     check_apart(model, original)
     check_apart(model, assistant)
     return unlearn(model, split, GenericLabels(original, assistant, alpha), retain_weight=retain_weight, **training)
 
 
+@method(
+    "no gradient",
+    "z - alpha relu(z_reinforced - z)",
+    "Eldan and Russinovich, arXiv 2310.02238; code of MUSE, arXiv 2407.06460",
+    published={"muse": Published("default of MUSE's code, arXiv 2407.06460", {"alpha": 1.0})},
+    makes="wrapper",
+)
 def whp_logits(model: nn.Module, assistant: nn.Module, *, alpha: float) -> Lowered:
     """logits - alpha relu(logits_assistant - logits): the generic prediction itself, as MUSE's code has the method.
 
@@ -65,26 +78,3 @@ def whp_logits(model: nn.Module, assistant: nn.Module, *, alpha: float) -> Lower
     """
     check_not_negative("alpha", alpha)
     return Lowered(model, [(alpha, assistant)])
-
-
-METHODS = (
-    Method(
-        "whp",
-        "rejection",
-        "-mean log p(y*), y* the likeliest by z0 - alpha relu(z_reinforced - z0), + w NLL(retain)",
-        "Eldan and Russinovich, arXiv 2310.02238",
-        "all parameters",
-        whp,
-        training=unlearn,
-    ),
-    Method(
-        "whp_logits",
-        "no gradient",
-        "z - alpha relu(z_reinforced - z)",
-        "Eldan and Russinovich, arXiv 2310.02238; code of MUSE, arXiv 2407.06460",
-        "nothing; acts while a text is read or written",
-        whp_logits,
-        {"muse": Published("default of MUSE's code, arXiv 2407.06460", {"alpha": 1.0})},
-        makes="wrapper",
-    ),
-)
