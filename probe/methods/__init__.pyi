@@ -2,9 +2,10 @@ from probe.methods.answers import alternative_answers as alternative_answers
 from probe.methods.answers import drawn_refusals as drawn_refusals
 from probe.methods.answers import needed_answers as needed_answers
 from probe.methods.answers import read_refusals as read_refusals
+from probe.methods.catalogue import details as details
 from probe.methods.catalogue import method_named as method_named
 from probe.methods.catalogue import methods as methods
-from probe.methods.catalogue import table as table
+from probe.methods.catalogue import overview as overview
 from probe.methods.cru import HeldOut as HeldOut
 from probe.methods.cru import Replacement as Replacement
 from probe.methods.cru import best_layers as best_layers
@@ -13,5 +14,12 @@ from probe.methods.cru import held_out_cru as held_out_cru
 from probe.methods.cru import pareto_fronts as pareto_fronts
 from probe.methods.cru import rank_sum as rank_sum
 from probe.methods.method import Method as Method
+from probe.methods.method import method as method
+from probe.methods.published import Published as Published
+from probe.methods.running import run_method as run_method
+from probe.methods.supplies import HANDED_IN as HANDED_IN
+from probe.methods.unlearn import Loss as Loss
+from probe.methods.unlearn import forget_loss as forget_loss
+from probe.methods.unlearn import unlearn as unlearn
 from probe.methods.uwc import Calibration as Calibration
 from probe.methods.uwc import mixed as mixed
