@@ -19,16 +19,15 @@ from probe.commands.folder import Run
 from probe.commands.templates import chosen
 from probe.data import QA, Template, encode
 from probe.datasets import read_rows, write_rows
-from probe.evaluation.ask import evaluate, reference_log
+from probe.evaluation.ask import EvaluationSettings, evaluate, reference_log
 from probe.evaluation.data import Material, material
 from probe.evaluation.job import EvaluationJob
-from probe.evaluation.log import EvaluationLog, read_log, write_log
-from probe.evaluation.measure import Asking
 from probe.evaluation.numbers import quality_rows
-from probe.evaluation.recomputed import MUSE_ROUGE, recomputed, truth_ratios
 from probe.evaluation.run import run_evaluation
 from probe.evaluation.table import latex_table, text_table
 from probe.metrics.suite import answer_suite
+from probe.open_unlearning.log import EvaluationLog, read_log, write_log
+from probe.open_unlearning.recomputed import MUSE_ROUGE, recomputed, truth_ratios
 from probe.rows import Row, load
 
 # The log
@@ -571,7 +570,7 @@ def asked_of(bed, n=6, **more):
 
 
 def asking_of(bed, **changes):
-    return Asking(bed.split.template, batch_size=16, max_length=64, max_new_tokens=10, **changes)
+    return EvaluationSettings(bed.split.template, batch_size=16, max_length=64, max_new_tokens=10, **changes)
 
 
 def test_the_testbed_gets_the_numbers_of_the_suite(bed):

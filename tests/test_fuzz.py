@@ -27,9 +27,9 @@ from probe.cli import main
 from probe.data import QA
 from probe.datasets import FIELDS, read_rows
 from probe.dictionaries.folders import load_dictionary
-from probe.evaluation.log import read_log
-from probe.evaluation.recomputed import recomputed
 from probe.methods.catalogue import methods
+from probe.open_unlearning.log import read_log
+from probe.open_unlearning.recomputed import recomputed
 from probe.sweep.command import run_file
 from probe.sweep.file import read_sweep
 from probe.swept.commands import JOBS

@@ -46,6 +46,7 @@ LEVEL = {
     "train": 6,
     "replay": 6,
     "features": 7,
+    "open_unlearning": 7,
     "methods": 8,
     "attacks": 8,
     "diagnostics": 8,

@@ -1,33 +1,43 @@
-"""A model that is loaded, asked everything: samples, aggregates and rows. Nothing is read from disk or written."""
+"""A model that is loaded, evaluated: samples, aggregates and rows. Nothing is read from disk or written."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import nn
 from tqdm.auto import tqdm
 
 from probe.commands.folder import Keep, unkept, within
+from probe.data import Batch, Template, encode
 from probe.evaluation.data import Material
-from probe.evaluation.log import EvaluationLog
-from probe.evaluation.measure import Asking, Measured, attacks, gradient_attack, measured, n_steps, samples
-from probe.evaluation.numbers import (
-    aggregate_rows,
-    attack_rows,
-    choice_rows,
-    choice_samples,
-    quality_rows,
-    set_rows,
-    utility_rows,
-)
-from probe.evaluation.recomputed import recomputed, reference_attack
+from probe.evaluation.numbers import aggregate_rows, attack_rows, choice_rows, quality_rows, set_rows
 from probe.evaluation.table import text_table
-from probe.metrics.choices import ChoiceResult, choice_suite
+from probe.metrics.attacks import attack_scores, gradient_norm
+from probe.metrics.choices import ChoiceResult, Form, choice_suite
+from probe.metrics.suite import SuiteResult, answer_suite, n_texts
+from probe.open_unlearning.log import EvaluationLog
+from probe.open_unlearning.recomputed import recomputed, reference_attack, with_aggregates
+from probe.open_unlearning.samples import attack_samples, choice_samples, set_samples
 from probe.rows import Row
 
 
 @dataclass(frozen=True)
+class EvaluationSettings:
+    """How rows are put to a model: template, sizes in rows and tokens, and what is run besides scoring."""
+
+    template: Template
+    batch_size: int
+    max_length: int
+    max_new_tokens: int
+    generate: bool = True
+    choices: Form = "letter"
+    gradnorm: bool = False
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The numbers of one model.
 
     Args:
         rows: every number, as in ``rows.jsonl``.
@@ -37,7 +47,7 @@ class Evaluation:
 
     rows: tuple[Row, ...]
     log: EvaluationLog
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def table(self) -> str:
@@ -48,8 +58,8 @@ class Evaluation:
 def evaluate(
     model: Any,
     tokenizer: Any,
-    asked: Material,
-    asking: Asking,
+    data: Material,
+    settings: EvaluationSettings,
     *,
     name: str = "model",
     retrained: EvaluationLog | None = None,
@@ -61,8 +71,8 @@ def evaluate(
     Args:
         model: any Hugging Face decoder.
         tokenizer: its tokenizer, fast.
-        asked: what is asked; see ``probe.evaluation.data.material``.
-        asking: template and sizes.
+        data: the rows; see ``probe.evaluation.data.material``.
+        settings: template and sizes.
         name: what the model is called in rows and table.
         retrained: log of the retrained model, for forget quality and privleak; ``reference_log`` makes one.
         progress: whether to show a bar.
@@ -71,88 +81,91 @@ def evaluate(
     Raises:
         ValueError: rows that cannot be measured, or a log of other data.
     """
-    log, found = _measured_log(model, tokenizer, asked, asking, progress=progress, label=name, keep=keep)
+    log, suites = _measured(model, tokenizer, data, settings, progress=progress, label=name, keep=keep)
     if retrained is not None:
         log = replace(log, results={**log.results, **reference_attack(log, retrained)})
     aggregates = recomputed(log, retrained)
-    rows: list[Row] = []
-    for part, measure in found.items():
-        if part != "holdout":
-            rows += set_rows(name, part, measure, log)
-    rows += utility_rows(name, aggregates)
+    rows = [row for part in data.sets for row in set_rows(name, part, suites[part])]
+    if "model_utility" in aggregates:
+        rows.append(Row(name, "evaluation", "model_utility", aggregates["model_utility"], n=9))
     if retrained is not None and "forget_quality" in aggregates:
         rows += quality_rows(name, log, retrained)
     rows += attack_rows(name, log, retrained)
     rows += aggregate_rows(name, rows)
-    log = _with_aggregates(log, aggregates)
-    if asked.choices:
-        picks = _picks(model, tokenizer, asked, asking, keep)
+    log = with_aggregates(log, aggregates)
+    if data.choices:
+        picks = _picks(model, tokenizer, data, settings, keep)
         rows += choice_rows(name, picks)
-        log = EvaluationLog({**log.results, "mcq_accuracy": choice_samples(picks)}, log.where)
-    return Evaluation(tuple(rows), log, ())
+        log = replace(log, results={**log.results, "mcq_accuracy": choice_samples(picks)})
+    return Evaluation(tuple(rows), log)
 
 
 def reference_log(
-    model: Any, tokenizer: Any, asked: Material, asking: Asking, *, progress: bool = False, keep: Keep = unkept
+    model: Any,
+    tokenizer: Any,
+    data: Material,
+    settings: EvaluationSettings,
+    *,
+    progress: bool = False,
+    keep: Keep = unkept,
 ) -> EvaluationLog:
     """The part of a retrained model's log that comparisons need: truth ratios and attacks, nothing generated."""
-    only = replace(asked, sets={k: rows for k, rows in asked.sets.items() if k == "forget"}, choices=())
-    log, _ = _measured_log(
-        model, tokenizer, only, replace(asking, generate=False), progress=progress, label="retrained", keep=keep
-    )
-    return _with_aggregates(log, recomputed(log))
+    only = replace(data, sets={on: rows for on, rows in data.sets.items() if on == "forget"}, choices=())
+    how = replace(settings, generate=False)
+    log, _ = _measured(model, tokenizer, only, how, progress=progress, label="retrained", keep=keep)
+    return with_aggregates(log, recomputed(log))
 
 
-def _measured_log(
-    model: Any, tokenizer: Any, asked: Material, asking: Asking, *, progress: bool, label: str, keep: Keep
-) -> tuple[EvaluationLog, dict[str, Measured]]:
-    sets = {**asked.sets, **({"holdout": asked.holdout} if asked.holdout and "forget" in asked.sets else {})}
-    found: dict[str, Measured] = {}
-    results: dict[str, Any] = {}
-    # Only the two sides of an attack need the whole distribution, and nothing is generated for rows held out.
-    how = {
-        part: replace(
-            asking,
-            generate=asking.generate and part != "holdout",
-            moments="holdout" in sets and part in ("forget", "holdout"),
-        )
-        for part in sets
-    }
-    total = sum(n_steps(rows, how[part]) for part, rows in sets.items())
+def _measured(
+    model: Any, tokenizer: Any, data: Material, settings: EvaluationSettings, *, progress: bool, label: str, keep: Keep
+) -> tuple[EvaluationLog, dict[str, SuiteResult]]:
+    sides = ("forget", "holdout") if data.holdout and "forget" in data.sets else ()
+    sets = {**data.sets, **({"holdout": data.holdout} if sides else {})}
+    generated = set(data.sets) if settings.generate else set()
+    suites: dict[str, SuiteResult] = {}
+    total = sum(n_texts(rows, with_generation=on in generated) for on, rows in sets.items())
     with tqdm(total=total, desc=label, unit="text", disable=not progress) as bar:
-        for part, rows in sets.items():
-            bar.set_postfix_str(part)
-            found[part] = measured(model, tokenizer, rows, how[part], bar, within(keep, part))
-            if part != "holdout":
-                results |= samples(part, found[part])
-    if "holdout" in found:
-        results |= attacks(found["forget"], found["holdout"])
-        if asking.gradnorm:
-            both = {side: sets[side] for side in ("forget", "holdout")}
-            results |= gradient_attack(model, tokenizer, both, asking, keep)
-    return EvaluationLog(results, label), found
+        for on, rows in sets.items():
+            bar.set_postfix_str(on)
+            suites[on] = answer_suite(
+                model,
+                tokenizer,
+                rows,
+                settings.template,
+                batch_size=settings.batch_size,
+                max_new_tokens=settings.max_new_tokens,
+                max_length=settings.max_length,
+                with_generation=on in generated,
+                # Only the two sides of an attack need the whole distribution.
+                with_moments=on in sides,
+                keep=within(keep, on),
+                progress=bar.update,
+            )
+    results = {metric: result for on in data.sets for metric, result in set_samples(on, suites[on]).items()}
+    if sides:
+        scores = {on: attack_scores(suites[on].tokens, [row.answer for row in sets[on]]) for on in sides}
+        if settings.gradnorm:
+            for on in sides:
+                batch = encode(tokenizer, sets[on], template=settings.template, max_length=settings.max_length)
+                norms = keep(f"{on}, gradient norms", partial(_gradient_norms, model, batch))
+                scores[on] = {**scores[on], "gradnorm": np.array(norms)}
+        results |= attack_samples(scores)
+    return EvaluationLog(results, label), suites
 
 
-def _picks(model: Any, tokenizer: Any, asked: Material, asking: Asking, keep: Keep) -> ChoiceResult:
+def _gradient_norms(model: nn.Module, batch: Batch) -> list[float]:
+    """OpenUnlearning's form, with dropout off; a backward pass for each row."""
+    found: list[float] = gradient_norm(model, batch, eos=False).tolist()
+    return found
+
+
+def _picks(model: Any, tokenizer: Any, data: Material, settings: EvaluationSettings, keep: Keep) -> ChoiceResult:
+    sizes: dict[str, Any] = {"batch_size": settings.batch_size, "max_length": settings.max_length}
+
     def columns() -> list[Any]:
-        found = choice_suite(
-            model,
-            tokenizer,
-            asked.choices,
-            form=asking.choices,
-            batch_size=asking.batch_size,
-            max_length=asking.max_length,
-        )
+        found = choice_suite(model, tokenizer, data.choices, form=settings.choices, **sizes)
         numbers = (found.picked_N, found.answer_N, found.guess_N)
         return [[logp_K.tolist() for logp_K in found.logp], *(values_N.tolist() for values_N in numbers)]
 
     logp, *numbers = keep("choices", columns)
-    return ChoiceResult(asking.choices, tuple(map(np.array, logp)), *map(np.array, numbers))
-
-
-def _with_aggregates(log: EvaluationLog, aggregates: dict[str, float]) -> EvaluationLog:
-    results: dict[str, Any] = {}
-    for name in sorted({*log.results, *aggregates}):
-        area = {"auc": aggregates[name]} if name.startswith("mia_") else {}
-        results[name] = {**log.results.get(name, {}), **area, "agg_value": aggregates.get(name)}
-    return EvaluationLog(results, log.where)
+    return ChoiceResult(settings.choices, tuple(map(np.array, logp)), *map(np.array, numbers))

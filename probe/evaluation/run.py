@@ -19,15 +19,14 @@ from probe.checkpoints import (
 from probe.commands.data import greedy_note
 from probe.commands.folder import Run, content_of, results, within
 from probe.commands.templates import Chosen, check_log, chosen
-from probe.evaluation.ask import Evaluation, evaluate, reference_log
+from probe.evaluation.ask import Evaluation, EvaluationSettings, evaluate, reference_log
 from probe.evaluation.data import Material, material
 from probe.evaluation.job import EvaluationJob
-from probe.evaluation.log import EvaluationLog, read_log, write_log
-from probe.evaluation.measure import Asking
-from probe.evaluation.recomputed import truth_ratios
 from probe.evaluation.table import latex_table
 from probe.metrics.choices import Form
 from probe.metrics.generation import penalties
+from probe.open_unlearning.log import EvaluationLog, read_log, write_log
+from probe.open_unlearning.recomputed import truth_ratios
 from probe.rows import append
 from probe.sweep.inputs import content_hash
 
@@ -89,7 +88,7 @@ def _evaluated(
 ) -> tuple[Evaluation, dict[str, str]]:
     check_device(job.device)
     weights = {}
-    asking = Asking(
+    asking = EvaluationSettings(
         template.template,
         job.batch_size,
         job.max_length,

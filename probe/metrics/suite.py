@@ -34,7 +34,7 @@ class SuiteResult:
             has none (as TOFU's real authors).
         wrong_loss_NK: losses of the wrong answers.
         paraphrased_tokens: of the answers given the paraphrased questions; those of ``tokens`` where a row has none.
-        generations: the greedy continuations of the questions.
+        prompts, generations: what texts were continued, and how.
     """
 
     rows: tuple[QA, ...]
@@ -42,6 +42,7 @@ class SuiteResult:
     right_loss_N: ArrayN | None = None
     wrong_loss_NK: ArrayNK | None = None
     paraphrased_tokens: TokenStats | None = None
+    prompts: tuple[str, ...] = ()
     generations: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -199,27 +200,26 @@ def answer_suite(
         batch = encode(tokenizer, some, template=template, max_length=max_length)
 
         def columns(index: list[int]) -> list[Any]:
-            options = {"batch_size": batch_size, "targets_at_once": targets_at_once, "moments": moments}
+            options: dict[str, Any] = {"batch_size": batch_size, "targets_at_once": targets_at_once, "moments": moments}
             part = token_stats(model, batch.select(index), **options)
             kept = (part.logp, part.correct, part.mean, part.variance)
             return list(zip(*([values_T.tolist() for values_T in one] for one in kept if one is not None), strict=True))
 
         found = _by_length(batch.attention_BT.sum(1), batch_size * _STRIDE, columns, name, keep, progress)
         logp, correct, *more = (tuple(map(np.array, column)) for column in zip(*found, strict=True))
-        ends = None if batch.end_B is None else tuple(batch.end_B.tolist())
-        return TokenStats(logp, correct, *(more or (None, None)), ends)
+        mean, variance = more or (None, None)
+        return TokenStats(logp, correct, mean, variance, None if batch.end_B is None else tuple(batch.end_B.tolist()))
 
     # Answers come first among the texts, and only they are asked for moments, which cost as much as all else.
     n = 1 + max(places["answer"]) if with_moments else len(texts)
     stats = answers = scored("answers", texts[:n], with_moments)
     if texts[n:]:
         stats = _joined(answers, scored("others", texts[n:], False))
-    generations = None
+    prompts, generations = tuple(template.asked(row.question) for row in rows), None
     if with_generation:
-        prompts = [template.asked(row.question) for row in rows]
 
         def continued(index: list[int]) -> list[str]:
-            options = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "template": template}
+            options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "template": template}
             return generate(model, tokenizer, [prompts[i] for i in index], **options)
 
         length_N = [len(ids) for ids in prompt_ids(tokenizer, prompts, template)]
@@ -231,6 +231,7 @@ def answer_suite(
         loss_N[places["right"]] if "right" in places else None,
         loss_N[places["wrong"]] if "wrong" in places else None,
         stats.select(places["paraphrased"]) if with_paraphrases else None,
+        prompts,
         generations,
     )
 

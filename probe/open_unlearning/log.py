@@ -1,4 +1,4 @@
-"""OpenUnlearning's evaluation log, read and written, and every aggregate computed anew from its samples.
+"""OpenUnlearning's evaluation log, read and written.
 
 The format (locuslab/open-unlearning, ``TOFU_EVAL.json``) is one JSON object, metric -> result. A result holds
 ``agg_value`` and, for most metrics, ``value_by_index``: sample number -> fields. Fields that are understood:
@@ -26,7 +26,7 @@ TOFU's first code (``eval_log_aggregated.json``: file -> field -> number -> valu
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,17 @@ _TOFU_FIELDS = {
 
 @dataclass(frozen=True)
 class EvaluationLog:
-    """The log as it lies on disk.
+    """The log as it lies on disk; ``recomputed`` gives its aggregates, ``truth_ratios`` what forget quality compares.
 
     Args:
         results: metric -> result.
         where: what error messages call it.
         eps: what the log's own code adds to denominators.
+
+    Example:
+        >>> log = EvaluationLog({"retain_Q_A_Prob": {"value_by_index": {"0": {"prob": 0.5}, "1": {"prob": 0.25}}}})
+        >>> log.samples("retain_Q_A_Prob", "prob")
+        array([0.5 , 0.25])
     """
 
     results: Mapping[str, Mapping[str, Any]]
@@ -92,11 +97,10 @@ class EvaluationLog:
         Raises:
             ValueError: no such metric or field, samples without a value, or lists of unequal length.
         """
-        found = self.measured(name, field, part)
-        absent = len(self._by_number(name, part)) - len(found)
-        if absent:
-            raise ValueError(f"{self.where}: {absent} of {absent + len(found)} samples of {name} have no {field}")
-        return self._array(name, field, list(found.values()))
+        found, n = self.measured(name, field, part), len(self._by_number(name, part))
+        if len(found) < n:
+            raise ValueError(f"{self.where}: {n - len(found)} of {n} samples of {name} have no {field}")
+        return self._array(name, field, found.values())
 
     def measured(self, name: str, field: str, part: str | None = None) -> dict[int, Any]:
         """Sample number -> field, in the order of numbers, for the samples that have it.
@@ -119,13 +123,17 @@ class EvaluationLog:
         samples = self.results.get(name, {}).get("value_by_index") or {}
         return any(sample and (field is None or sample.get(field) is not None) for sample in samples.values())
 
-    def mean(self, name: str, field: str) -> float:
-        """Mean of a field over the samples that have it.
+    def present(self, name: str, field: str) -> np.ndarray:
+        """A field of the samples that have it, as an array.
 
         Raises:
             ValueError: as ``measured``, or values that are no numbers.
         """
-        return float(self._array(name, field, list(self.measured(name, field).values())).mean())
+        return self._array(name, field, self.measured(name, field).values())
+
+    def mean(self, name: str, field: str) -> float:
+        """Mean of ``present``."""
+        return float(self.present(name, field).mean())
 
     def paired(self, first: str, second: str, field: str) -> tuple[np.ndarray, np.ndarray]:
         """A field of two metrics of the same samples, number by number; a sample that lacks either is left out.
@@ -145,14 +153,13 @@ class EvaluationLog:
         both = [number for number in left if number in right]
         if not both:
             raise ValueError(f"{self.where}: no sample has {field} in both {first} and {second}")
-        return tuple(  # type: ignore[return-value]
-            self._array(name, field, [found[number] for number in both])
-            for name, found in ((first, left), (second, right))
-        )
+        pairs = ((first, left), (second, right))
+        one, other = (self._array(name, field, [found[number] for number in both]) for name, found in pairs)
+        return one, other
 
-    def _array(self, name: str, field: str, values: list[Any]) -> np.ndarray:
+    def _array(self, name: str, field: str, values: Iterable[Any]) -> np.ndarray:
         try:
-            return np.asarray(values, dtype=np.float64)
+            return np.asarray(list(values), dtype=np.float64)
         except (TypeError, ValueError):
             raise ValueError(
                 f"{self.where}: {field} of {name[:60]} is no number in some sample, or lists differ in length; mend "
