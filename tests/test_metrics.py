@@ -32,7 +32,7 @@ from probe.metrics import (
 )
 from probe.metrics.generation import generate
 from probe.metrics.memorisation import answer_stats
-from probe.metrics.suite import answer_suite
+from probe.metrics.suite import answer_suite, n_texts
 from probe.metrics.text import Rouge, rouge, words
 from probe.metrics.tofu import UTILITY_PARTS
 from probe.objectives.token import target_logprobs
@@ -502,6 +502,45 @@ def test_suite_agrees_with_one_text_at_a_time():
     assert means["choice_accuracy"] == pytest.approx((found.rank_N == 0).mean())
     assert means["truth_ratio_retain"] == truth_ratio_retain(found.truth_ratio_N)
     assert all(0 <= value <= 1 for value in means.values())
+
+
+def test_a_suite_that_was_stopped_goes_on_from_what_was_kept():
+    model, tokenizer, rows = roomy_gpt2(), letter_tokenizer(), rows_for_suite(7)
+    options = {"batch_size": 1, "max_new_tokens": 4, "with_moments": True}
+    whole = answer_suite(model, tokenizer, rows, TEMPLATE, **options)
+    kept, made, counted = {}, [], []
+
+    def keep(key, make):
+        if key not in kept:
+            made.append(key)
+            kept[key] = json.dumps(make())
+        return json.loads(kept[key])
+
+    answer_suite(model, tokenizer, rows, TEMPLATE, **options, keep=keep, progress=counted.append)
+    assert sum(counted) == n_texts(rows, with_generation=True)
+    assert len(set(made)) == len(made) == len(counted) > 10
+    lost = made[2::3]
+    for key in lost:
+        del kept[key]
+    made.clear()
+    again = answer_suite(model, tokenizer, rows, TEMPLATE, **options, keep=keep)
+    assert made == lost
+    assert again.generations == whole.generations
+    assert again.means() == whole.means()
+    for name in ("logp", "correct", "mean", "variance"):
+        for found, expected in zip(getattr(again.tokens, name), getattr(whole.tokens, name), strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_paraphrases_that_are_not_asked_for_are_not_run():
+    model, tokenizer, rows = roomy_gpt2(), letter_tokenizer(), rows_for_suite(2)
+    options = {"with_generation": False, "with_wrong_answers": False, "with_paraphrases": False}
+    counted = []
+    found = answer_suite(model, tokenizer, rows, TEMPLATE, **options, progress=counted.append)
+    assert sum(counted) == 2
+    assert set(found.means()) == {"probability", "extraction_strength", "exact_memorisation"}
+    with pytest.raises(ValueError, match="leave with_paraphrases at True"):
+        found.extraction("0", perturbed=True)
 
 
 def test_suite_under_a_full_blend_is_the_other_model():

@@ -1,6 +1,6 @@
 """One model's evaluation as text and as LaTeX, from its rows alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from probe.evaluation.numbers import FLOOR, IDENTICAL, NAMES
 from probe.figures.tables import escaped
@@ -22,49 +22,12 @@ QUANTITIES = {
     "exact_memorisation": "exact memorisation",
     "choice_accuracy": "right answer beats every wrong one",
 }
+_LEGEND = (
+    "means over rows, ± half their 95 % interval; truth ratios: mean min(R, 1/R) on forget, "
+    "mean max(0, 1 - R) elsewhere"
+)
 # In the order of model utility's nine parts, with the set and what the part is there.
 _PARTS = {"retain": "probability", "real_authors": "normalised_probability", "world_facts": "normalised_probability"}
-_BETWEEN = "   "
-
-
-def text_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """The whole evaluation in plain text, with what each number is and how many rows are behind it."""
-    lines = [*_heading(rows), *_means(rows)]
-    blocks = [_choices(rows)]
-    if any(row.on != "choices" for row in rows):
-        blocks += [_utility(rows), _quality(rows), _attacks(rows), _aggregates(rows)]
-    for block in blocks:
-        lines += ["", *block] if block else []
-    if notes:
-        lines += ["", *(f"note: {note}" for note in notes)]
-    return "\n".join(lines) + "\n"
-
-
-def latex_table(rows: Sequence[Row]) -> str:
-    """The means as a ``tabular`` for booktabs, half-widths of the 95 % intervals beside them, numbers below."""
-    sides = _sides(rows)
-    lines = [
-        r"% needs \usepackage{booktabs}; means over rows, with half the 95 % interval",
-        rf"\begin{{tabular}}{{l{'r' * max(1, len(sides))}}}",
-        r"\toprule",
-        " & ".join(["", *(escaped(side.replace("_", " ").capitalize()) for side in sides)]) + r" \\",
-        r"\midrule",
-    ]
-    cells = _cells(rows)
-    for quantity, words in QUANTITIES.items():
-        found = [cells.get((side, quantity)) for side in sides]
-        if any(found):
-            lines.append(" & ".join([escaped(words[0].upper() + words[1:]), *map(_latex_cell, found)]) + r" \\")
-    single = [row for row in rows if row.quantity in _SINGLE and row.value is not None]
-    if single:
-        lines.append(r"\midrule")
-    for row in single:
-        mark = {FLOOR: " (floor)", IDENTICAL: " (identical)"}.get(row.status, "")
-        gap = " &" * max(0, len(sides) - 1)
-        lines.append(rf"{_SINGLE[row.quantity]}{mark} & {_number(row).replace('-', '$-$')}{gap} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
 _SINGLE = {
     "model_utility": "Model utility",
     "forget_quality_p": "Forget quality, $p$",
@@ -73,76 +36,101 @@ _SINGLE = {
     "forget_quality_statistic": "Forget quality, KS $D$",
     "privleak_min_k": r"PrivLeak, Min-K\% (\%)",
 }
+_AGGREGATES = {
+    "mem": "Mem, HM(1 - ES floor 1/L, 1 - EM, 1 - paraphrased answer, 1 - knowledge)",
+    "priv_by_ratio": "Priv, HM over four attacks of min/max of the two AUC",
+    "agg_mem_utility": "HM(Mem, model utility)",
+    "agg_mem_priv_utility": "HM(Mem, Priv, model utility)",
+}
+_Cells = Mapping[tuple[str, str], Row]
 
 
-def _heading(rows: Sequence[Row]) -> list[str]:
-    names = dict.fromkeys(row.intervention for row in rows)
-    return [f"model: {', '.join(names)}", ""]
+def text_table(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """The whole evaluation in plain text, with what each number is and how many rows are behind it."""
+    cells = {(row.on, row.quantity): row for row in rows}
+    blocks = [[f"model: {', '.join(dict.fromkeys(row.intervention for row in rows))}"], _means(cells)]
+    if any(row.on == "choices" for row in rows):
+        blocks.append(_choices(cells))
+    if any(row.on != "choices" for row in rows):
+        blocks += [_utility(cells), _quality(cells), _attacks(cells), _aggregates(cells)]
+    if notes:
+        blocks.append([f"note: {note}" for note in notes])
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
-def _cells(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
-    return {(row.on, row.quantity): row for row in rows if row.diagnostic == "performance"}
+def latex_table(rows: Sequence[Row]) -> str:
+    """The means as a ``tabular`` for booktabs, half-widths of the 95 % intervals beside them, numbers below."""
+    cells = {(row.on, row.quantity): row for row in rows}
+    sides, lines = _grid(cells)
+    shown = [
+        r"% needs \usepackage{booktabs}; means over rows, with half the 95 % interval",
+        rf"\begin{{tabular}}{{l{'r' * max(1, len(sides))}}}",
+        r"\toprule",
+        " & ".join(["", *(escaped(side.replace("_", " ").capitalize()) for side in sides)]) + r" \\",
+        r"\midrule",
+    ]
+    for label, found in lines:
+        shown.append(" & ".join([escaped(label[0].upper() + label[1:]), *map(_latex_cell, found)]) + r" \\")
+    single = [row for row in rows if row.quantity in _SINGLE and row.value is not None]
+    if single:
+        shown.append(r"\midrule")
+    for row in single:
+        mark = {FLOOR: " (floor)", IDENTICAL: " (identical)"}.get(row.status, "")
+        gap = " &" * max(0, len(sides) - 1)
+        shown.append(rf"{_SINGLE[row.quantity]}{mark} & {_number(row).replace('-', '$-$')}{gap} \\")
+    return "\n".join([*shown, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def _sides(rows: Sequence[Row]) -> list[str]:
-    seen = {row.on for row in rows if row.quantity in QUANTITIES}
-    return [side for side in NAMES.values() if side in seen]
+def _grid(cells: _Cells) -> tuple[list[str], list[tuple[str, list[Row | None]]]]:
+    """The sets there are, and of each quantity that one of them has, its label and its row on every set."""
+    sides = [side for side in NAMES.values() if any((side, quantity) in cells for quantity in QUANTITIES)]
+    lines = [(label, [cells.get((side, quantity)) for side in sides]) for quantity, label in QUANTITIES.items()]
+    return sides, [line for line in lines if any(line[1])]
 
 
-def _means(rows: Sequence[Row]) -> list[str]:
-    cells, sides = _cells(rows), _sides(rows)
+def _means(cells: _Cells) -> list[str]:
+    sides, lines = _grid(cells)
     if not sides:
         return []
-    counts = [max(row.n or 0 for (on, _), row in cells.items() if on == side) for side in sides]
+    counts = [max(row.n or 0 for _, found in lines if (row := found[k]) is not None) for k in range(len(sides))]
     grid = [["", *(side.replace("_", " ") for side in sides)], ["rows", *map(str, counts)]]
-    for quantity, words in QUANTITIES.items():
-        found = [cells.get((side, quantity)) for side in sides]
-        if any(found):
-            grid.append([words, *map(_cell, found)])
-    widths = [max(len(line[k]) for line in grid) for k in range(len(grid[0]))]
+    grid += [[label, *map(_cell, found)] for label, found in lines]
+    first, *others = (max(map(len, column)) for column in zip(*grid, strict=True))
     shown = []
-    for line in grid:
-        first, *others = line
-        places = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
-        shown.append(_BETWEEN.join([first.ljust(widths[0]), *places]).rstrip())
-    legend = (
-        "means over rows, ± half their 95 % interval; truth ratios: mean min(R, 1/R) on forget, "
-        "mean max(0, 1 - R) elsewhere"
-    )
-    return [*shown, legend]
+    for label, *places in grid:
+        aligned = [text.rjust(width) for text, width in zip(places, others, strict=True)]
+        shown.append("   ".join([label.ljust(first), *aligned]).rstrip())
+    return [*shown, _LEGEND]
 
 
-def _utility(rows: Sequence[Row]) -> list[str]:
-    cells = _cells(rows)
-    whole = next((row for row in rows if row.quantity == "model_utility"), None)
-    parts = [
-        (side, quantity, cells.get((side, quantity)))
+def _utility(cells: _Cells) -> list[str]:
+    parts = {
+        side: {quantity: cells.get((side, quantity)) for quantity in (first, "rouge", "truth_ratio")}
         for side, first in _PARTS.items()
-        for quantity in (first, "rouge", "truth_ratio")
-    ]
+    }
+    every = {f"{side} {quantity}": row for side, found in parts.items() for quantity, row in found.items()}
+    whole = cells.get(("", "model_utility"))
     if whole is None:
-        absent = [f"{side} {quantity}" for side, quantity, row in parts if row is None]
+        absent = [name for name, row in every.items() if row is None]
         return [f"model utility: not measured ({len(absent)} of its 9 parts are missing: {', '.join(absent)})"]
-    zero = [f"{side} {quantity}" for side, quantity, row in parts if row is not None and row.value == 0]
     lines = [f"model utility   {_number(whole)}   (harmonic mean of nine parts)"]
+    zero = [name for name, row in every.items() if row is not None and row.value == 0]
     if zero:
         lines.append(f"  zero because of {', '.join(zero)}")
-    for side in _PARTS:
-        listed = [f"{quantity} {_number(row)}" for on, quantity, row in parts if on == side and row is not None]
+    for side, found in parts.items():
+        listed = [f"{quantity} {_number(row)}" for quantity, row in found.items() if row is not None]
         lines.append(f"  {side.replace('_', ' ')}: {', '.join(listed)}")
     return lines
 
 
-def _quality(rows: Sequence[Row]) -> list[str]:
-    found = {
-        row.quantity.removeprefix("forget_quality_"): row for row in rows if row.quantity.startswith("forget_quality_")
-    }
-    if "p" not in found:
+def _quality(cells: _Cells) -> list[str]:
+    if ("forget", "forget_quality_p") not in cells:
         return ["forget quality: not measured (needs perturbed answers and --retrained)"]
-    p, floor = found["p"], found["floor"]
+    names = ("p", "ln_p", "log10_p", "statistic", "m", "floor")
+    p, ln_p, log10_p, statistic, m, floor = (cells["forget", f"forget_quality_{name}"] for name in names)
     lines = [
-        f"forget quality   p {_number(p)}   ln p {_number(found['ln_p'])}   log10 p {_number(found['log10_p'])}",
-        f"  two-sample KS, exact: D {_number(found['statistic'])}, n {p.n}, m {_number(found['m'])}; "
+        f"forget quality   p {_number(p)}   ln p {_number(ln_p)}   log10 p {_number(log10_p)}",
+        f"  two-sample KS, exact: D {_number(statistic)}, n {p.n}, m {_number(m)}; "
         f"smallest p at these sizes {_number(floor)}",
     ]
     if p.status == FLOOR:
@@ -152,8 +140,8 @@ def _quality(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _attacks(rows: Sequence[Row]) -> list[str]:
-    found = {row.quantity: row for row in rows if row.quantity.startswith(("auc_", "privleak_"))}
+def _attacks(cells: _Cells) -> list[str]:
+    found = {quantity: row for (_, quantity), row in cells.items()}
     attacks = [q.removeprefix("auc_") for q in found if q.startswith("auc_") and not q.startswith("auc_retrained_")]
     if not attacks:
         return ["membership: not measured (needs --holdout rows)"]
@@ -166,30 +154,21 @@ def _attacks(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-_AGGREGATES = {
-    "mem": "Mem, HM(1 - ES floor 1/L, 1 - EM, 1 - paraphrased answer, 1 - knowledge)",
-    "priv_by_ratio": "Priv, HM over four attacks of min/max of the two AUC",
-    "agg_mem_utility": "HM(Mem, model utility)",
-    "agg_mem_priv_utility": "HM(Mem, Priv, model utility)",
-}
-
-
-def _aggregates(rows: Sequence[Row]) -> list[str]:
-    lines = [f"  {_AGGREGATES[row.quantity]}   {_number(row)}" for row in rows if row.quantity in _AGGREGATES]
+def _aggregates(cells: _Cells) -> list[str]:
+    found = [(label, cells.get(("", quantity))) for quantity, label in _AGGREGATES.items()]
+    lines = [f"  {label}   {_number(row)}" for label, row in found if row is not None]
     heading = "aggregates as in OpenUnlearning, but for its fluency classifier, which is not asked"
     return [heading, *lines] if lines else []
 
 
-def _choices(rows: Sequence[Row]) -> list[str]:
-    found = {row.quantity: row for row in rows if row.on == "choices"}
-    if not found:
-        return []
-    accuracy, guess, favourite = (found[f"mcq_{q}"] for q in ("accuracy", "guess", "favourite_share"))
-    assert None not in (accuracy.low, accuracy.high, accuracy.value, guess.value)
+def _choices(cells: _Cells) -> list[str]:
+    names = ("accuracy", "guess", "entropy", "favourite_share")
+    accuracy, guess, entropy, favourite = (cells["choices", f"mcq_{name}"] for name in names)
+    assert None not in (accuracy.low, accuracy.high, guess.value)
     lines = [
         f"multiple choice   accuracy {_number(accuracy)}   95 % [{accuracy.low:.4g}, {accuracy.high:.4g}]   "
         f"n {accuracy.n}   blind guess {_number(guess)}",
-        f"  entropy of the options {_number(found['mcq_entropy'])} of the largest possible; "
+        f"  entropy of the options {_number(entropy)} of the largest possible; "
         f"option {favourite.item} (from 0) takes {_number(favourite)} of the picks",
     ]
     if accuracy.low <= guess.value <= accuracy.high:  # type: ignore[operator]
@@ -202,12 +181,10 @@ def _number(row: Row) -> str:
 
 
 def _cell(row: Row | None) -> str:
-    if row is None:
-        return "-"
-    if row.value is None:
-        return "n/f"
-    wide = row.low is not None and row.high is not None
-    return f"{row.value:.4f}" + (f" ± {(row.high - row.low) / 2:.4f}" if wide else "")  # type: ignore[operator]
+    if row is None or row.value is None:
+        return "-" if row is None else "n/f"
+    half = "" if row.low is None or row.high is None else f" ± {(row.high - row.low) / 2:.4f}"
+    return f"{row.value:.4f}{half}"
 
 
 def _latex_cell(row: Row | None) -> str:
