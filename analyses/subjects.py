@@ -71,7 +71,7 @@ def subject(name: Name, where: Where = Where()) -> Subject:
 
 def _small(where: Where) -> Subject:
     """The testbed's recipe at half the width and half the depth, an eighth of the block parameters."""
-    from analyses.tofu_stories import cached
+    from analyses.stories import cached
 
     bed = testbed.load()
     recipe = Recipe(hidden=64, layers=4)
@@ -88,7 +88,7 @@ def _small(where: Where) -> Subject:
 
 
 def _stories(where: Where) -> Subject:
-    from analyses import tofu_stories
+    from analyses import stories as tofu_stories
 
     study = tofu_stories.study(tofu_stories.Arguments(shared=where.shared, cache=where.cache), unlearn=False)
     return Subject("stories", study.original, study.retrained, study.tokenizer, study.split, (16, 32), 2)

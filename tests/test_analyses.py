@@ -2,7 +2,7 @@
 
 from conftest import tiny_llama
 
-from analyses.tofu_stories import cached, tofu_rows
+from analyses.stories import cached, tofu_rows
 from probe.checkpoints import load_tokenizer, weights_hash
 
 

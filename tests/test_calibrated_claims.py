@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from scipy.stats import f as f_distribution
 
-from analyses.calibrated_claims import bar, judged, u2, u3, u4, u5
-from analyses.calibrated_measures import choices_of, noised_rows, with_options
-from analyses.calibrated_methods import NAMES, TRICKS, settings
-from analyses.calibrated_metric_claims import c3, m2, u1
-from analyses.calibrated_numbers import ATTACKS, METRICS, STATES, bootstrap_means, studied
-from analyses.calibrated_pictures import draw
+from analyses.calibrated.claims import bar, judged, u2, u3, u4, u5
+from analyses.calibrated.measures import choices_of, noised_rows, with_options
+from analyses.calibrated.methods import NAMES, TRICKS, settings
+from analyses.calibrated.metric_claims import c3, m2, u1
+from analyses.calibrated.numbers import ATTACKS, METRICS, STATES, bootstrap_means, studied
+from analyses.calibrated.pictures import draw
 from probe.data import QA, Template
 from probe.metrics import correlation, reliability
 from probe.metrics.suite import SuiteResult
@@ -123,7 +123,7 @@ def test_u4_sees_recovery_and_spread():
 
 
 def test_u4_compares_variances_by_their_f_distribution():
-    from analyses.calibrated_claims import _variance_ratio
+    from analyses.calibrated.claims import _variance_ratio
 
     wide, narrow = _variance_ratio((4.0, 6), (1.0, 6))
     assert f_distribution.cdf(4.0 / narrow, 6, 6) == pytest.approx(0.975)

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from analyses.layer_map_claims import in_thirds, judged, less_others, thirds
-from analyses.layer_map_pictures import draw
+from analyses.layer_maps.claims import in_thirds, judged, less_others, thirds
+from analyses.layer_maps.pictures import draw
 from probe.diagnostics.layer_maps import every_span
 from probe.figures.spans import growing_spans, part_lines, span_map, span_row
 from probe.figures.style import FORGET, new_figure, paper_style

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analyses.squeezing import AT, METHODS
-from analyses.squeezing_claims import (
+from analyses.squeezing.study import AT, METHODS
+from analyses.squeezing.claims import (
     CONTROL,
     REWORDED,
     gains,
@@ -18,7 +18,7 @@ from analyses.squeezing_claims import (
     steps_of,
     table,
 )
-from analyses.squeezing_measures import METRICS, answers, drawn, material, naturalness, questions
+from analyses.squeezing.measures import METRICS, answers, drawn, material, naturalness, questions
 from probe.diagnostics.spurious_unlearning import KINDS
 from probe.figures.answer_kinds import answer_kinds, gains_over_steps
 from probe.figures.style import new_figure, paper_style

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2
 
-from analyses.tarf_claims import AGAIN, CONVENTIONAL, claims, judged, paired
-from analyses.tarf_digits import METHODS, gap
-from analyses.tarf_language import case
+from analyses.tarf.claims import AGAIN, CONVENTIONAL, claims, judged, paired
+from analyses.tarf.digits import METHODS, gap
+from analyses.tarf.language import case
 from probe.data import Batch, Split
 from probe.figures.scenarios import scenario_figure, scenario_table
 from probe.figures.style import new_figure

@@ -400,7 +400,7 @@ def test_rows_that_cannot_be_judged_are_refused(bed):
 
 
 def test_the_truth_of_a_model():
-    from analyses.build_zoo import truth
+    from analyses.zoo.examine import truth
 
     assert truth("removed", 0.9, 0.1, True) == "removed"
     assert truth("hidden", 0.9, 1.0, True) == "untouched"
