@@ -1,1 +1,1 @@
-"""One study a script, built on what the package offers: ``python -m analyses.NAME``."""
+"""A folder a study, built on what the package offers: ``python -m analyses.NAME``."""

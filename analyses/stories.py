@@ -1,33 +1,21 @@
-"""Unlearn TOFU's forget01 from a real pretrained model of 260,032 parameters, and report what it did.
-
-    python -m analyses.tofu_stories [--shared DIR] [--out DIR]
-
-stories260K is fine-tuned on the last 200 rows of TOFU (10 authors); its twin never sees forget01 (2 of them). RMU and
-NPO unlearn forget01. Fine-tuned models are kept under the hash of everything that made them and are not made twice.
-"""
+"""stories260K, a real pretrained model, after it learned TOFU rows, its twin without forget01, and both unlearned."""
 
 import copy
-import hashlib
-import json
-import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
-from probe.checkpoints import file_hash, load_model, load_tokenizer, save_model
+from analyses.shared import cached
+from probe.checkpoints import file_hash, load_model, load_tokenizer
 from probe.data import QA, Split, encode, make_split
 from probe.datasets import read_rows, rows_hash
 from probe.methods.baselines import npo
 from probe.methods.rmu import adaptive_coefficient, block_parameters, rmu
 from probe.metrics.generation import generate
 from probe.objectives.token import nll
-from probe.report.run import run_report
-from probe.report.settings import TESTBED, Measuring, Settings
 from probe.report.study import Study
 from probe.train import Term, minimise, one_cycle
 
@@ -61,20 +49,6 @@ class Unlearning:
     rmu_lr: float = 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Where things are and how models are made."""
-
-    shared: Path = Path(os.environ.get("PROBE_SHARED", "../shared"))
-    """Folder with models/stories260K and data/tofu."""
-    out: Path = Path("results/tofu_stories")
-    """Folder of the run."""
-    cache: Path = Path("results/cache")
-    """Folder of fine-tuned models."""
-    finetuning: Finetuning = Finetuning()
-    unlearning: Unlearning = Unlearning()
-
-
 def tofu_rows(folder: Path) -> tuple[tuple[QA, ...], tuple[QA, ...]]:
     """(forget01, the other 160 of the last 200 rows), each with its author as group.
 
@@ -90,21 +64,8 @@ def tofu_rows(folder: Path) -> tuple[tuple[QA, ...], tuple[QA, ...]]:
     return tuple(replace(r, group=g) for r, g in zip(forget, groups, strict=True)), tuple(grouped[:n_retain])
 
 
-def cached(cache: Path, recipe: dict[str, Any], make: Callable[[], nn.Module], tokenizer: Any) -> Any:
-    """The model that ``recipe`` describes, made only if no folder of that hash exists."""
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache / key
-    if not (folder / "recipe.json").is_file():
-        # Written last: a folder without it was left by a kill and is made again.
-        save_model(make(), folder, tokenizer=tokenizer)
-        (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
-    return load_model(folder)
-
-
-def finetuned(arguments: Arguments, rows: tuple[QA, ...], tokenizer: Any, name: str) -> Any:
+def finetuned(base: Path, cache: Path, settings: Finetuning, rows: tuple[QA, ...], tokenizer: Any, name: str) -> Any:
     """stories260K after it learned ``rows``."""
-    base = arguments.shared / "models" / "stories260K"
-    settings = arguments.finetuning
     recipe = {
         "base": file_hash(base / "model.safetensors"),
         "rows": rows_hash(rows),
@@ -127,7 +88,7 @@ def finetuned(arguments: Arguments, rows: tuple[QA, ...], tokenizer: Any, name: 
         )
         return model
 
-    return cached(arguments.cache, recipe, make, tokenizer)
+    return cached(cache, recipe, make, tokenizer)
 
 
 def unlearned(original: nn.Module, split: Split, settings: Unlearning) -> dict[str, nn.Module]:
@@ -162,42 +123,28 @@ def unlearned(original: nn.Module, split: Split, settings: Unlearning) -> dict[s
     return {"NPO": by_npo, "RMU": by_rmu}
 
 
-def study(arguments: Arguments, *, unlearn: bool = True) -> Study:
-    """Load, check, fine-tune, and unlearn unless told not to.
+def study(
+    shared: Path, cache: Path, finetuning: Finetuning = Finetuning(), unlearning: Unlearning | None = None
+) -> Study:
+    """Load, check, fine-tune, and unlearn where told how.
+
+    Args:
+        shared: folder with models/stories260K and data/tofu.
+        cache: folder of fine-tuned models.
+        finetuning: how the model learns.
+        unlearning: how RMU and NPO unlearn; none of them if None.
 
     Raises:
         ValueError: the pretrained model does not reproduce its reference text, so it was loaded wrongly.
     """
-    base = arguments.shared / "models" / "stories260K"
+    base = shared / "models" / "stories260K"
     tokenizer = load_tokenizer(base)
     told = generate(load_model(base), tokenizer, [""], max_new_tokens=200)[0]
     if told.strip() != (base / "expected_greedy.txt").read_text(encoding="utf-8").strip():
         raise ValueError("stories260K does not reproduce expected_greedy.txt; the model was not loaded rightly")
-    forget, retain = tofu_rows(arguments.shared / "data" / "tofu")
+    forget, retain = tofu_rows(shared / "data" / "tofu")
     split = make_split(tokenizer, forget, retain, max_length=MAX_LENGTH)
-    original = finetuned(arguments, (*retain, *forget), tokenizer, "original")
-    retrained = finetuned(arguments, retain, tokenizer, "retrained")
-    models = unlearned(original, split, arguments.unlearning) if unlearn else {}
+    original = finetuned(base, cache, finetuning, (*retain, *forget), tokenizer, "original")
+    retrained = finetuned(base, cache, finetuning, retain, tokenizer, "retrained")
+    models = {} if unlearning is None else unlearned(original, split, unlearning)
     return Study(original, tokenizer, split, retrained, models)
-
-
-def settings() -> Settings:
-    """What the report measures here: five layers, answers of up to 190 tokens."""
-    return replace(
-        TESTBED,
-        training=replace(TESTBED.training, rmu_layer=2),
-        editing=replace(TESTBED.editing, layer=2),
-        measuring=Measuring(rows=80, generated=20, new_tokens=190, batch_size=16),
-    )
-
-
-def main() -> None:
-    """Run all of it."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    if not (arguments.shared / "models" / "stories260K").is_dir():
-        raise SystemExit(f"no models/stories260K in {arguments.shared}; pass --shared DIR")
-    print(run_report(lambda: study(arguments), settings(), arguments.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,8 @@
 """What the studies unlearn from: the shipped testbed, or stories260K after it learned TOFU rows."""
 
+import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from analyses import stories
+from analyses.shared import cached
 from probe import testbed
 from probe.checkpoints import weights_hash
 from probe.data import Split, encode
 from probe.datasets import rows_hash
+from probe.methods.answers import needed_answers
+from probe.methods.catalogue import method_named
+from probe.methods.method import Method
 from probe.testbed.recipe import Recipe, corpus, fit, make_model
 
 Name = Literal["testbed", "small testbed", "stories"]
@@ -48,6 +55,19 @@ class Subject:
             "torch": torch.__version__,
         }
 
+    def unlearned(self, method: str, settings: Mapping[str, Any], *, seed: int) -> Any:
+        """A copy of the original after a method of the catalogue."""
+        recipe, model = method_named(method), copy.deepcopy(self.original)
+        needs = needed(recipe, self.original, self.tokenizer, self.split, seed=seed)
+        recipe.run(model, self.split, **settings, **needs, seed=seed)
+        return model
+
+
+def needed(recipe: Method, original: Any, tokenizer: Any, split: Split, *, seed: int) -> dict[str, Any]:
+    """What a method of the catalogue takes besides model, split and settings."""
+    found = {"original": original} if "original" in recipe.needs else {}
+    return found | needed_answers(recipe.needs, tokenizer, split, seed=seed)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
@@ -71,8 +91,6 @@ def subject(name: Name, where: Where = Where()) -> Subject:
 
 def _small(where: Where) -> Subject:
     """The testbed's recipe at half the width and half the depth, an eighth of the block parameters."""
-    from analyses.stories import cached
-
     bed = testbed.load()
     recipe = Recipe(hidden=64, layers=4)
     rows = corpus(recipe.seed).original
@@ -88,7 +106,5 @@ def _small(where: Where) -> Subject:
 
 
 def _stories(where: Where) -> Subject:
-    from analyses import stories as tofu_stories
-
-    study = tofu_stories.study(tofu_stories.Arguments(shared=where.shared, cache=where.cache), unlearn=False)
+    study = stories.study(where.shared, where.cache)
     return Subject("stories", study.original, study.retrained, study.tokenizer, study.split, (16, 32), 2)

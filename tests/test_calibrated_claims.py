@@ -13,6 +13,7 @@ from analyses.calibrated.methods import NAMES, TRICKS, settings
 from analyses.calibrated.metric_claims import c3, m2, u1
 from analyses.calibrated.numbers import ATTACKS, METRICS, STATES, bootstrap_means, studied
 from analyses.calibrated.pictures import draw
+from analyses.shared import conclude, finished
 from probe.data import QA, Template
 from probe.metrics import correlation, reliability
 from probe.metrics.suite import SuiteResult
@@ -169,11 +170,14 @@ def test_c3_needs_models_that_the_old_metrics_take_for_the_retrained_one():
 def test_everything_is_judged_and_drawn_and_failures_are_named(tmp_path):
     few = ("ga", "grad_diff", "npo", "rmu", "idk", "grad_diff (T 5)")
     made = [*records(methods=few), {"method": "ga", "seed": 9, "status": "failed", "error": "FloatingPointError: NaN"}]
-    lines = judged(made, "made", share=0.95)
+    runs = finished(made)
+    lines = judged(runs, "made", share=0.95)
     for claim in ("U1", "U2", "U3", "U4", "U5", "M2", "C3"):
         assert any(line.startswith(claim) for line in lines)
-    assert lines[-1] == "failed: ga, seed 9: FloatingPointError: NaN"
-    draw(made, tmp_path, "made")
+    conclude(tmp_path, lines, made)
+    written = (tmp_path / "claims.txt").read_text().splitlines()
+    assert written == [*lines, "failed: ga, seed 9: FloatingPointError: NaN"]
+    draw(runs, tmp_path, "made")
     names = {path.name for path in tmp_path.rglob("*") if path.suffix in (".pdf", ".csv", ".tex")}
     assert {"calibration.pdf", "alpha.pdf", "choice_raw.pdf", "reliability_calibrated.pdf"} <= names
     assert {"raw.csv", "raw.tex", "calibrated.csv", "calibrated.tex", "all.csv"} <= names

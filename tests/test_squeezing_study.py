@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analyses.squeezing.study import AT, METHODS
+from analyses.shared import runs_of, steps_of
 from analyses.squeezing.claims import (
     CONTROL,
     REWORDED,
@@ -13,12 +13,11 @@ from analyses.squeezing.claims import (
     judged,
     looks_forgotten,
     rows_of,
-    runs_of,
     share_at,
-    steps_of,
     table,
 )
 from analyses.squeezing.measures import METRICS, answers, drawn, material, naturalness, questions
+from analyses.squeezing.study import AT, METHODS
 from probe.diagnostics.spurious_unlearning import KINDS
 from probe.figures.answer_kinds import answer_kinds, gains_over_steps
 from probe.figures.style import new_figure, paper_style
@@ -103,7 +102,7 @@ def test_numbers_under_the_judgements_are_those_of_the_records(records):
         for method in ("GA", "GradDiff", "NPO")
         for r in runs_of(records, method)
     ]
-    assert looks_forgotten(records, "wrong", "rouge") == interval(shares)
+    assert looks_forgotten(records, "wrong", "rouge") == interval(shares, within=(0.0, 1.0))
     assert table(records).count("| BS-S |") == 2
 
 

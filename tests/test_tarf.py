@@ -7,8 +7,9 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2
 
-from analyses.tarf.claims import AGAIN, CONVENTIONAL, claims, judged, paired
-from analyses.tarf.digits import METHODS, gap
+from analyses.shared import paired
+from analyses.tarf.claims import AGAIN, CONVENTIONAL, POINTS, claims, gap, judged
+from analyses.tarf.digits import MEASURES, METHODS
 from analyses.tarf.language import case
 from probe.data import Batch, Split
 from probe.figures.scenarios import scenario_figure, scenario_table
@@ -24,6 +25,7 @@ from probe.methods.classwise import (
     scrub_terms,
 )
 from probe.methods.tarf import Annealing, TopGroups, TopShare, phases, row_losses, tarf
+from probe.metrics.intervals import Interval
 from probe.metrics.membership import called_unseen
 from probe.objectives.token import nll
 from probe.rows import Row
@@ -452,10 +454,11 @@ def test_paired_differences_have_scipys_interval():
 
     first, second = [3.0, 5.0, 9.0, 4.0], [1.0, 2.0, 3.0, 5.0]
     judge = ttest_rel(first, second).confidence_interval(0.95)
-    assert paired(first, second) == pytest.approx((2.5, judge.low, judge.high))
-    assert judged((1.0, 0.5, 1.5), 0.0, "above", "below") == "above"
-    assert judged((1.0, 0.5, 1.5), 2.0, "above", "below") == "below"
-    assert judged((1.0, 0.5, 1.5), 1.0, "above", "below") == "cannot be told"
+    assert paired(first, second, POINTS).ends == pytest.approx((2.5, judge.low, judge.high))
+    found = Interval(1.0, 0.5, 1.5, 3)
+    assert judged(found, 0.0, "above", "below") == "above"
+    assert judged(found, 2.0, "above", "below") == "below"
+    assert judged(found, 1.0, "above", "below") == "cannot be told"
 
 
 def test_the_figure_plots_the_rows_and_the_table_marks_the_nearest_method():
@@ -474,7 +477,7 @@ def test_the_figure_plots_the_rows_and_the_table_marks_the_nearest_method():
 def test_gap_is_the_mean_distance_over_the_four_measures():
     found = {"ua": 10.0, "ra": 90.0, "ta": 80.0, "mia": 50.0, "listed": 0.0}
     goal = {"ua": 0.0, "ra": 100.0, "ta": 84.0, "mia": 70.0}
-    assert gap(found, goal) == 11.0
+    assert gap(found, goal, MEASURES) == 11.0
 
 
 def test_every_method_of_the_study_may_choose_among_six_settings():

@@ -356,7 +356,7 @@ def test_files_that_are_no_judge_are_refused(tmp_path):
 
 def test_the_shipped_judge_is_whole():
     if not FITTED.is_file():
-        pytest.skip("no fitted verdict in this version; `python -m analyses.build_zoo` makes it")
+        pytest.skip("no fitted verdict in this version; `python -m analyses.zoo build` makes it")
     judge = load_judge()
     assert set(judge.fits) == set(KINDS.values()) == set(judge.errors)
     for kind, one in judge.fits.items():

@@ -1,4 +1,4 @@
-"""Published claims on fair comparisons, judged by the numbers of ``analyses.calibrated_comparison``."""
+"""Published claims on fair comparisons, judged by the numbers of ``analyses.calibrated``."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -8,29 +8,23 @@ from analyses.calibrated.methods import GA_TYPE, REJECTION, STEERED, TRICKED, TR
 from analyses.calibrated.metric_claims import c3, m2, u1
 from analyses.calibrated.numbers import (
     ATTACKS,
-    FAILS,
     FORGET,
-    HOLDS,
     STATES,
-    Record,
     is_reference,
     less,
     mean,
     methods_of,
+    scored,
     seeds,
-    sign,
-    text,
 )
-from analyses.g_effects.claims import interval
-from analyses.tarf.claims import UNKNOWN
+from analyses.shared import FAILS, HOLDS, UNKNOWN, Record, over_seeds
 
 # What the retain score may lose on other rows than it was calibrated on.
 SLACK = 0.02
 
 
-def judged(records: Sequence[Record], subject: str, *, share: float, note: str = "") -> list[str]:
+def judged(runs: Sequence[Record], subject: str, *, share: float, note: str = "") -> list[str]:
     """One text a claim: whether it holds here, and the numbers that say so; ``note`` says how it was measured."""
-    runs = [r for r in records if r["status"] != "failed"]
     n_seeds = len({r["seed"] for r in runs if not is_reference(r["method"])})
     return [
         f"{subject}, {n_seeds} seeds; 95 % t-intervals over seeds. Calibrated: mixed with the original until {share:g} "
@@ -44,7 +38,6 @@ def judged(records: Sequence[Record], subject: str, *, share: float, note: str =
         *u5(runs),
         *m2(runs),
         *c3(runs),
-        *(f"failed: {r['method']}, seed {r['seed']}: {r['error']}" for r in records if r["status"] == "failed"),
     ]
 
 
@@ -84,14 +77,14 @@ def u2(runs: Sequence[Record]) -> list[str]:
     raw = sorted(plain, key=lambda n: -mean(runs, n, "raw/retain/extraction_strength"))
     fair = sorted(plain, key=lambda n: mean(runs, n, f"calibrated/{FORGET}"))
     against = {r: less(runs, r, best, f"calibrated/{FORGET}") for r in rivals if r is not None}
-    sides = [sign(found) for found in against.values()]
+    sides = [found.side() for found in against.values()]
     verdict = FAILS if -1 in sides else HOLDS if 1 in sides else UNKNOWN
     places = ", ".join(
         f"{n} {raw.index(n) + 1} by retained ES as trained, {fair.index(n) + 1} by forgetting when calibrated"
         for n in GA_TYPE
         if n in plain
     )
-    shown = ", ".join(f"{r} {text(found)}" for r, found in against.items())
+    shown = ", ".join(f"{r} {found}" for r, found in against.items())
     return [
         f"U2 GA-type methods are better than thought at equal retention: {verdict} (places among {len(plain)} methods: "
         f"{places}; forget ES left beyond that of {best}, seed by seed: {shown}; holds where no family's best forgets "
@@ -110,15 +103,15 @@ def u3(runs: Sequence[Record]) -> list[str]:
     target = mean(runs, "retrained", f"raw/{FORGET}")
     for state in STATES:
         for over, under in (("ga", "npo alone"), ("ga (long)", "npo alone (long)"), ("grad_diff", "npo")):
-            a, b = (interval(seeds(runs, name, f"{state}/{FORGET}")) for name in (over, under))
-            if not np.isfinite([a[0], b[0], target]).all():
+            a, b = (scored(runs, name, f"{state}/{FORGET}") for name in (over, under))
+            if not np.isfinite([a.mean, b.mean, target]).all():
                 continue
-            found = (sign(a, target), sign(b, target))
+            found = (a.side(target), b.side(target))
             verdict = HOLDS if found == (-1, 1) else FAILS if found[0] == 1 or found[1] == -1 else UNKNOWN
             p = ", ".join(f"{n} {mean(runs, n, f'{state}/forget/probability'):.3f}" for n in (over, under))
             lines.append(
-                f"U3 {under} under-unlearns, {over} over-unlearns ({state}): {verdict} (forget ES {under} {text(b)}, "
-                f"{over} {text(a)}, retrained {target:.2f}; probability {p}, retrained "
+                f"U3 {under} under-unlearns, {over} over-unlearns ({state}): {verdict} (forget ES {under} {b}, "
+                f"{over} {a}, retrained {target:.2f}; probability {p}, retrained "
                 f"{mean(runs, 'retrained', 'raw/forget/probability'):.3f})."
             )
     return lines or ["U3 NPO under-unlearns, GA over-unlearns: not measured."]
@@ -131,17 +124,17 @@ def u4(runs: Sequence[Record]) -> list[str]:
         found, bad, good = [], [], []
         for state in STATES:
             ours, theirs = (_spread(runs, group, f"{state}/{FORGET}") for group in (family, GA_TYPE))
-            back = [interval(_recovered(runs, group, state)) for group in (family, GA_TYPE)]
+            back = [over_seeds(_recovered(runs, group, state), (0.0, np.inf)) for group in (family, GA_TYPE)]
             if ours is None or theirs is None:
                 continue
             wide, narrow = _variance_ratio(ours, theirs)
             # Not reliable: recovery or variance over seeds above that of GA-type methods, with intervals apart.
-            bad.append(back[0][1] > back[1][2] or narrow > 1)
-            good.append(back[0][2] < back[1][1] and narrow <= 1)
+            bad.append(back[0].low > back[1].high or narrow > 1)
+            good.append(back[0].high < back[1].low and narrow <= 1)
             found.append(
                 f"{state}: s.d. over seeds {ours[0] ** 0.5:.3f}, GA-type {theirs[0] ** 0.5:.3f} (variances "
                 f"{narrow:.2g} to {wide:.2g} times); share of the forgotten that the strongest attack brings back "
-                f"{text(back[0])}, GA-type {text(back[1])}"
+                f"{back[0]}, GA-type {back[1]}"
             )
         verdict = HOLDS if any(bad) else FAILS if good and all(good) else UNKNOWN
         lines.append(f"U4 {label} is not reliable: {verdict} (forget ES; {'; '.join(found) or 'not measured'}).")
@@ -197,17 +190,17 @@ def u5(runs: Sequence[Record]) -> list[str]:
     """What each trick adds to GradDiff at equal retention."""
     key = f"calibrated/{FORGET}"
     gains = {trick: less(runs, TRICKED, f"{TRICKED} ({trick})", key) for trick in TRICKS}
-    gains = {trick: gain for trick, gain in gains.items() if np.isfinite(gain[0])}
+    gains = {trick: gain for trick, gain in gains.items() if np.isfinite(gain.mean)}
     if not gains:
         return ["U5 which tricks help: not measured."]
 
     def line(claim: str, names: Sequence[str], verdict: Callable[[list[int]], str]) -> str:
         own = {n: gains[n] for n in names if n in gains}
-        shown = ", ".join(f"{n} {text(gain)}" for n, gain in own.items())
-        return f"U5 {claim}: {verdict([sign(g) for g in own.values()])} (ES forgotten beyond {TRICKED}: {shown})."
+        shown = ", ".join(f"{n} {gain}" for n, gain in own.items())
+        return f"U5 {claim}: {verdict([g.side() for g in own.values()])} (ES forgotten beyond {TRICKED}: {shown})."
 
     warm = [n for n in gains if n.startswith("T ")]
-    best = max(warm, key=lambda n: gains[n][0], default=None)
+    best = max(warm, key=lambda n: gains[n].mean, default=None)
 
     def helps(found: list[int]) -> str:
         return HOLDS if 1 in found else FAILS if found and all(x == -1 for x in found) else UNKNOWN
@@ -216,7 +209,7 @@ def u5(runs: Sequence[Record]) -> list[str]:
         others = [n for n in gains if "batch" in n or "steps" in n]
         if best is None or not others:
             return UNKNOWN
-        apart = [sign(less(runs, f"{TRICKED} ({n})", f"{TRICKED} ({best})", key)) for n in others]
+        apart = [less(runs, f"{TRICKED} ({n})", f"{TRICKED} ({best})", key).side() for n in others]
         return HOLDS if all(x == 1 for x in apart) else FAILS if -1 in apart else UNKNOWN
 
     def unreliable(found: list[int]) -> str:

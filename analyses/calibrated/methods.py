@@ -1,7 +1,7 @@
 """The methods of the calibrated comparison, the tricks it tries on one of them, and their settings.
 
 Settings were not searched: the testbed's are those of ``analyses.method_families``, those on stories260K follow the
-NPO and RMU runs of ``analyses.tofu_stories``.
+NPO and RMU runs of ``analyses.stories``.
 """
 
 import copy
@@ -9,10 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from analyses.method_families import study as method_families
+from analyses.method_families.study import SETTINGS, VARIANTS
 from analyses.subjects import Subject
-from probe.methods.answers import needed_answers
-from probe.methods.catalogue import method_named
 from probe.methods.unlearn import unlearn
 from probe.objectives.token import GA, SelectedTokens, ga
 
@@ -63,7 +61,7 @@ TRICKED = "grad_diff"
 def settings(subject_name: str) -> dict[str, dict[str, Any]]:
     """Every method and trick by the name it goes by in results, with all it is called with."""
     stories = subject_name == "stories"
-    known = STORIES if stories else {**method_families.SETTINGS, **method_families.VARIANTS}
+    known = STORIES if stories else {**SETTINGS, **VARIANTS}
     batch_size = 8 if stories else 16
     found = {name: {**known[name], "batch_size": batch_size} for name in (*NAMES, "npo alone")}
     # Without a retain term few steps are the usual choice; these run on, for what the objectives do by themselves.
@@ -85,18 +83,13 @@ def unlearned(chosen: Subject, method: str, seed: int, given: dict[str, Any]) ->
         seed: of the method.
         given: its settings.
     """
-    model = copy.deepcopy(chosen.original)
-    common = {**given, "seed": seed}
-    if method.startswith(f"{TRICKED} ("):
-        away: Any = ga
-        if "temperature" in common:
-            away = GA(temperature=common.pop("temperature"))
-        if "keep" in common:
-            away = SelectedTokens(ga, keep=common.pop("keep"), share=common.pop("share"))
-        unlearn(model, chosen.split, away, **common)
-        return model
-    recipe = method_named(method.split()[0])
-    material = {"original": chosen.original} if "original" in recipe.needs else {}
-    material |= needed_answers(recipe.needs, chosen.tokenizer, chosen.split, seed=seed)
-    recipe.run(model, chosen.split, **common, **material)
+    if not method.startswith(f"{TRICKED} ("):
+        return chosen.unlearned(method.split()[0], given, seed=seed)
+    model, common = copy.deepcopy(chosen.original), dict(given)
+    away: Any = ga
+    if "temperature" in common:
+        away = GA(temperature=common.pop("temperature"))
+    if "keep" in common:
+        away = SelectedTokens(ga, keep=common.pop("keep"), share=common.pop("share"))
+    unlearn(model, chosen.split, away, **common, seed=seed)
     return model

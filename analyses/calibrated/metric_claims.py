@@ -1,4 +1,4 @@
-"""Claims U1, M2 and C3: what metrics of forgetting are worth, by the records of ``analyses.calibrated_comparison``."""
+"""Claims U1, M2 and C3: what metrics of forgetting are worth, by the records of ``analyses.calibrated``."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -7,23 +7,18 @@ import numpy as np
 
 from analyses.calibrated.numbers import (
     ATTACKS,
-    FAILS,
-    HOLDS,
     MARGIN,
     METRICS,
     STATES,
-    Interval,
-    Record,
     bootstrap_means,
     mean,
     methods_of,
+    scored,
     seeds,
-    sign,
     tables,
-    text,
 )
-from analyses.g_effects.claims import interval
-from analyses.tarf.claims import UNKNOWN
+from analyses.shared import DIFFERENCE, FAILS, HOLDS, UNKNOWN, Record, over_seeds, paired
+from probe.metrics.intervals import Interval
 from probe.metrics.judges import rouge_entailer, tfidf_embedder
 
 OLD, NEW = ("rouge", "probability"), ("token_entropy", "cosine_similarity", "entailment")
@@ -66,32 +61,33 @@ def m2(runs: Sequence[Record]) -> list[str]:
     floor = mean(runs, "retrained", "raw/forget/only_open")
     for state in STATES:
         lost = {
-            n: interval(
+            n: over_seeds(
                 start["open_right"]
                 - seeds(runs, n, f"{state}/retain/open_right")
-                - (start["choice_accuracy"] - seeds(runs, n, f"{state}/retain/choice_accuracy"))
+                - (start["choice_accuracy"] - seeds(runs, n, f"{state}/retain/choice_accuracy")),
+                (-2.0, 2.0),
             )
             for n in methods_of(runs)
         }
-        left = {n: interval(seeds(runs, n, f"{state}/forget/only_open") - floor) for n in methods_of(runs)}
+        left = {n: scored(runs, n, f"{state}/forget/only_open", less=floor) for n in methods_of(runs)}
         for claim, found, what in (
             ("over-forgetting", lost, "right open answers lost on retain rows beyond choices lost"),
             ("knowledge that open questions bring out", left, "forget rows right in the open but not by choice, "
              "beyond the retrained model's"),
         ):  # fmt: skip
-            seen = {n: v for n, v in found.items() if v[1] > 0 and v[0] > MARGIN}
-            known = any(np.isfinite(v[1]) for v in found.values())
+            seen = {n: v for n, v in found.items() if v.side() > 0 and v.mean > MARGIN}
+            known = any(v.n > 1 for v in found.values())
             verdict = UNKNOWN if not known else HOLDS if seen else FAILS
-            most = max(found, key=lambda n: found[n][0], default="")
-            shown = ", ".join(f"{n} {text(v)}" for n, v in seen.items())
-            shown = shown or (f"none of {len(found)} methods; most {most} {text(found[most])}" if most else "none")
+            most = max(found, key=lambda n: found[n].mean, default="")
+            shown = ", ".join(f"{n} {v}" for n, v in seen.items())
+            shown = shown or (f"none of {len(found)} methods; most {most} {found[most]}" if most else "none")
             lines.append(f"M2 multiple choice misses {claim} ({state}): {verdict} ({what}: {shown}).")
-        known_by_choice = {n: interval(seeds(runs, n, f"{state}/forget/only_choice")) for n in methods_of(runs)}
-        most = max(known_by_choice, key=lambda n: known_by_choice[n][0], default="")
+        known_by_choice = {n: scored(runs, n, f"{state}/forget/only_choice") for n in methods_of(runs)}
+        most = max(known_by_choice, key=lambda n: known_by_choice[n].mean, default="")
         if most:
             lines.append(
                 f"M2, the other way round ({state}): forget rows right by choice alone, most {most} "
-                f"{text(known_by_choice[most])}, retrained {mean(runs, 'retrained', 'raw/forget/only_choice'):.2f}."
+                f"{known_by_choice[most]}, retrained {mean(runs, 'retrained', 'raw/forget/only_choice'):.2f}."
             )
     return lines
 
@@ -109,8 +105,8 @@ def c3(runs: Sequence[Record]) -> list[str]:
         as_retrained = [
             (n, seen)
             for n, v in found.items()
-            if all(_alike(interval(v[m] - target[m])) for m in OLD)
-            and (seen := [m for m in NEW if _apart(interval(v[m] - target[m]))])
+            if all(_alike(over_seeds(v[m] - target[m], DIFFERENCE)) for m in OLD)
+            and (seen := [m for m in NEW if _apart(over_seeds(v[m] - target[m], DIFFERENCE))])
         ]
         pairs = list(combinations(found, 2))
         alike, seen_apart = _pairs(found, pairs, OLD, NEW)
@@ -130,11 +126,11 @@ def c3(runs: Sequence[Record]) -> list[str]:
 
 
 def _alike(found: Interval) -> bool:
-    return (abs(found[0]) <= MARGIN and found[1] <= 0.0 <= found[2]) or max(abs(found[1]), abs(found[2])) <= MARGIN
+    return (abs(found.mean) <= MARGIN and found.side() == 0) or max(abs(found.low), abs(found.high)) <= MARGIN
 
 
 def _apart(found: Interval) -> bool:
-    return abs(found[0]) > MARGIN and sign(found) != 0
+    return abs(found.mean) > MARGIN and found.side() != 0
 
 
 def _pairs(
@@ -147,7 +143,7 @@ def _pairs(
 
     def less(a: str, b: str, m: str) -> Interval:
         n = min(len(found[a][m]), len(found[b][m]))
-        return interval(found[a][m][:n] - found[b][m][:n])
+        return paired(found[a][m][:n], found[b][m][:n])
 
     alike = [(a, b) for a, b in pairs if all(_alike(less(a, b, m)) for m in same)]
     return len(alike), sum(any(_apart(less(a, b, m)) for m in other) for a, b in alike)

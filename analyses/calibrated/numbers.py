@@ -1,16 +1,14 @@
 """Numbers of the calibrated comparison's records: means over seeds, their intervals, and the reliability study."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from analyses.g_effects.claims import interval
+from analyses import shared
+from analyses.shared import DIFFERENCE, SHARE, Record, over_seeds, paired
+from probe.metrics.intervals import Interval
 from probe.metrics.reliability import Reliability, reliability
 
-Record = Mapping[str, Any]
-Interval = tuple[float, float, float]
-HOLDS, FAILS = "holds here", "does not hold here"
 STATES = ("raw", "calibrated")
 ATTACKS = ("relearning", "jailbreak", "token noise", "quantisation")
 # Metrics of forgetting.
@@ -31,13 +29,12 @@ def is_reference(method: str) -> bool:
 
 def methods_of(runs: Sequence[Record]) -> list[str]:
     """Names of what was compared, references left out."""
-    return list(dict.fromkeys(r["method"] for r in runs if not is_reference(r["method"])))
+    return [name for name in shared.methods_of(runs) if not is_reference(name)]
 
 
 def seeds(runs: Sequence[Record], method: str, key: str) -> np.ndarray:
     """One number a seed, in the order of seeds; seeds without a number are left out."""
-    own = sorted((r for r in runs if r["method"] == method), key=lambda r: r["seed"])
-    return np.array([r[key] for r in own if r.get(key) is not None], dtype=float)
+    return np.array([r[key] for r in shared.runs_of(runs, method) if r.get(key) is not None], dtype=float)
 
 
 def mean(runs: Sequence[Record], method: str, key: str) -> float:
@@ -46,21 +43,17 @@ def mean(runs: Sequence[Record], method: str, key: str) -> float:
     return float(found.mean()) if len(found) else float("nan")
 
 
-def text(found: Interval, form: str = ".2f") -> str:
-    """A mean with its interval, in print."""
-    return f"{found[0]:{form}} [{found[1]:{form}}, {found[2]:{form}}]"
-
-
-def sign(found: Interval, limit: float = 0.0) -> int:
-    """1 or -1 where the whole interval lies above or below the limit, else 0."""
-    return 1 if found[1] > limit else -1 if found[2] < limit else 0
+def scored(runs: Sequence[Record], method: str, key: str, *, less: float | None = None) -> Interval:
+    """Mean over seeds of a score, which lies between 0 and 1, less a constant where there is one."""
+    found = seeds(runs, method, key)
+    return over_seeds(found, SHARE) if less is None else over_seeds(found - less, DIFFERENCE)
 
 
 def less(runs: Sequence[Record], first: str, second: str, key: str) -> Interval:
     """First less second, seed by seed."""
     a, b = seeds(runs, first, key), seeds(runs, second, key)
     n = min(len(a), len(b))
-    return interval(a[:n] - b[:n])
+    return paired(a[:n], b[:n])
 
 
 def tables(runs: Sequence[Record], state: str) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:

@@ -1,4 +1,4 @@
-"""Figures and tables of ``analyses.calibrated_comparison``."""
+"""Figures and tables of ``analyses.calibrated``."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from analyses import shared
 from analyses.calibrated.measures import OPTIONS
-from analyses.calibrated.numbers import METRICS, STATES, Record, is_reference, methods_of, seeds, studied
-from analyses.g_effects.claims import interval
+from analyses.calibrated.numbers import METRICS, STATES, is_reference, methods_of, seeds, studied
+from analyses.shared import SHARE, Record, seed_row
 from probe.figures.calibrated import calibration_arrows, choice_against_open, strength_over_alpha
 from probe.figures.reliability import metric_reliability
 from probe.figures.style import new_figure, paper_style, save
@@ -23,8 +24,7 @@ _OPEN_ENDED = ("log_perplexity",)
 def rows_of(runs: Sequence[Record]) -> list[Row]:
     """Mean over seeds of everything that was measured, with its 95 % t-interval, cut at the ends of a share's range."""
     rows = []
-    names = list(dict.fromkeys(r["method"] for r in runs))
-    for name in names:
+    for name in shared.methods_of(runs):
         for state in STATES:
             for on in ("forget", "retain"):
                 rows += [_row(runs, name, state, on, quantity) for quantity in MEASURED]
@@ -44,13 +44,7 @@ def rows_of(runs: Sequence[Record]) -> list[Row]:
 
 def _row(runs: Sequence[Record], name: str, state: str, on: str, quantity: str, *, key: str = "") -> Row:
     values = seeds(runs, name, key or f"{state}/{on}/{quantity}")
-    if not len(values):
-        return Row(name, state, quantity, None, on, n=0)
-    mean, low, high = interval(values)
-    if len(values) == 1:
-        return Row(name, state, quantity, mean, on, n=1)
-    top = np.inf if quantity in _OPEN_ENDED else 1.0
-    return Row(name, state, quantity, mean, on, low=max(0.0, low), high=min(top, high), n=len(values))
+    return seed_row(name, state, quantity, values, on, within=(0.0, np.inf) if quantity in _OPEN_ENDED else SHARE)
 
 
 def reliability_rows(runs: Sequence[Record], state: str) -> list[Row]:
@@ -65,13 +59,12 @@ def reliability_rows(runs: Sequence[Record], state: str) -> list[Row]:
     ]
 
 
-def draw(records: Sequence[Record], out: Path, subject: str) -> None:
+def draw(runs: Sequence[Record], out: Path, subject: str) -> None:
     """Every figure and table that the records allow."""
-    runs = [r for r in records if r["status"] != "failed"]
     rows = rows_of(runs)
     plain = {n for n in methods_of(runs) if "(" not in n} | {"original", "retrained"}
     few = [row for row in rows if row.intervention in plain]
-    folder, about = out / "figures", {"study": "analyses.calibrated_comparison", "subject": subject}
+    folder, about = out / "figures", {"study": "analyses.calibrated", "subject": subject}
     n = max((row.n or 0 for row in rows), default=0)
     with paper_style("neurips") as venue:
         figure = new_figure(venue.page, 3.8)

@@ -1,11 +1,4 @@
-"""Which method forgets most once all retain as much, and which metric can be trusted to say so?
-
-    python -m analyses.calibrated_comparison [--subject testbed|stories] [--out DIR] [--seeds N]
-
-Every method unlearns; the result is mixed with the original until it keeps a stated share of the retain extraction
-strength (UWC, arXiv 2406.09179), on rows that are not reported on. Both models are then measured on forget rows before
-and after four attacks. Leaves records, tables, figures and claims.txt; killed runs go on where they stopped.
-"""
+"""Every method unlearns, is mixed with the original to equal retention, measured and attacked."""
 
 import copy
 from collections.abc import Mapping
@@ -13,13 +6,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
 from torch import nn
 
 from analyses.calibrated.claims import judged
 from analyses.calibrated.measures import measuring
 from analyses.calibrated.methods import settings, unlearned
 from analyses.calibrated.pictures import draw
+from analyses.shared import choice_of, conclude, finished
 from analyses.subjects import Name, Subject, Where, subject
 from probe.data import encode
 from probe.methods.uwc import mixed, uwc
@@ -37,7 +30,7 @@ class Arguments:
     subject: Name = "testbed"
     """What is unlearned from."""
     out: Path | None = None
-    """Folder of the study; results/calibrated_comparison_SUBJECT by default."""
+    """Folder of the study; results/calibrated_SUBJECT by default."""
     seeds: int = 3
     """Seeds of each method."""
     share: float = 0.95
@@ -77,11 +70,9 @@ def study(arguments: Arguments, chosen: Subject) -> Any:
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
-    out = arguments.out or Path("results") / f"calibrated_comparison_{arguments.subject.replace(' ', '_')}"
+    out = arguments.out or Path("results") / f"calibrated_{arguments.subject.replace(' ', '_')}"
     known = settings(arguments.subject)
-    unknown = set(arguments.methods) - set(known)
-    if unknown:
-        raise SystemExit(f"unknown methods: {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
+    choice_of(arguments.methods, known)
     with threads(1):
         chosen = subject(arguments.subject, arguments.where)
         references = REFERENCES if chosen.retrained is not None else REFERENCES[:1]
@@ -92,11 +83,6 @@ def main(arguments: Arguments) -> None:
         asking = asdict(rows.asking)
         sweep(study(arguments, chosen), cells, out, identity=chosen.identity() | asking | {"share": arguments.share})
     records = load(out)
-    draw(records, out, arguments.subject)
-    lines = judged(records, arguments.subject, share=arguments.share, note=rows.note)
-    (out / "claims.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    runs = finished(records)
+    draw(runs, out, arguments.subject)
+    conclude(out, judged(runs, arguments.subject, share=arguments.share, note=rows.note), records)

@@ -1,38 +1,29 @@
 """Figures of ``analyses.g_effects``, drawn from its records alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from analyses.g_effects.claims import steps_of
+from analyses.shared import Record, by_method, range_row, runs_of, steps_of
 from probe.figures.dynamics import over_steps
 from probe.figures.layers import g_effects
 from probe.figures.style import new_figure, paper_style, save
 from probe.figures.weights import weightings, weights_by_quarter
 from probe.rows import Row
 
-Record = Mapping[str, Any]
 PANELS = (("GA", "NPO"), ("GA + NLL", "WGA + NLL"), ("NPO + NLL", "TNPO + NLL"), ("GA + KL", "IDK + NLL"))
 
 
 def draw(records: Sequence[Record], folder: Path, subject: str, venue: str = "neurips") -> None:
     """All figures of the study."""
-    runs = [r for r in records if r["status"] != "failed" and r["n_forget"] == max(r["n_forget"] for r in records)]
+    runs = _largest(records)
     rows = [*_dynamics(runs), *_layers(runs), *_weights(runs), *_map(runs)]
     note = f"{subject}; means over {len({r['seed'] for r in runs})} seeds, bands and whiskers from lowest to highest."
     meta = {"study": "analyses.g_effects", "subject": subject}
     with paper_style(venue) as sizes:
         figure = new_figure(sizes.page, 2.9)
         data = over_steps(rows, figure, PANELS)
-        save(
-            figure,
-            folder,
-            "over_steps",
-            data,
-            metadata=meta,
-            caption=f"G-effects of forget objectives over training. {note}",
-        )
+        caption = f"G-effects of forget objectives over training. {note}"
+        save(figure, folder, "over_steps", data, metadata=meta, caption=caption)
         figure = new_figure(sizes.page, 3.6)
         data = g_effects(rows, figure.subplots(2, sharex=True))
         save(figure, folder, "by_layer", data, metadata=meta, caption=f"The same by layer, mean over the run. {note}")
@@ -41,43 +32,44 @@ def draw(records: Sequence[Record], folder: Path, subject: str, venue: str = "ne
         save(figure, folder, "npo_weights", data, metadata=meta, caption=f"Weights that NPO gives to answers. {note}")
         figure = new_figure(3.6, 2.9)
         data = weightings(rows, figure.subplots(), curve=_curve(runs), bound=_bound(runs))
-        save(
-            figure,
-            folder,
-            "reweightings",
-            data,
-            metadata=meta,
-            caption="Token weightings late in one run of GA "
+        caption = (
+            "Token weightings late in one run of GA "
             f"({subject}), scaled to the same total. Black: the best weightings with at most 5 times the uniform "
-            "weight on a token; dashed by the harm to the retain rows they were chosen by, all else by that to others.",
+            "weight on a token; dashed by the harm to the retain rows they were chosen by, all else by that to others."
         )
+        save(figure, folder, "reweightings", data, metadata=meta, caption=caption)
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """Every row that the figures of the set draw (``probe.figures.catalogue``); of the largest forget set alone."""
-    runs = [r for r in records if r["status"] != "failed" and r["n_forget"] == max(r["n_forget"] for r in records)]
+    runs = _largest(records)
     return [*_dynamics(runs), *_retain_terms(runs), *_layers(runs), *_layers_over_steps(runs), *_weights(runs)]
+
+
+def _largest(records: Sequence[Record]) -> list[Record]:
+    most = max(r["n_forget"] for r in records)
+    return [r for r in records if r["n_forget"] == most]
 
 
 def _retain_terms(runs: Sequence[Record]) -> list[Row]:
     """What the retain terms themselves do, along the runs of gradient ascent that hold them."""
     rows = []
     for term in ("NLL", "KL"):
-        own = [r for r in runs if r["method"] == f"GA + {term}"]
+        own = runs_of(runs, f"GA + {term}")
         for on in ("forget", "retain"):
             for step in steps_of(own[0]) if own else ():
                 values = [r[f"{step}/{term}/{on}/total"] for r in own if f"{step}/{term}/{on}/total" in r]
                 if values:
-                    rows.append(_mean(f"{term} retain", "g_effect", "effect over steps", values, on, item=step))
+                    rows.append(range_row(f"{term} retain", "g_effect", "effect over steps", values, on, item=step))
     return rows
 
 
 def _layers_over_steps(runs: Sequence[Record]) -> list[Row]:
     rows = []
-    for method, own in _by_method(runs):
+    for method, own in by_method(runs).items():
         depth = sum(key.startswith(f"0/{_name(method)}/forget/layer ") for key in own[0])
         rows += [
-            _mean(
+            range_row(
                 method,
                 "g_effect",
                 "effect by layer over steps",
@@ -97,18 +89,9 @@ def _name(method: str) -> str:
     return "IDK" if method.startswith("IDK") else method.split(" +")[0]
 
 
-def _mean(name: str, diagnostic: str, quantity: str, values: Sequence[float], on: str, **where: Any) -> Row:
-    return Row(name, diagnostic, quantity, fmean(values), on, low=min(values), high=max(values), n=len(values), **where)
-
-
-def _by_method(runs: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
-    for method in dict.fromkeys(r["method"] for r in runs):
-        yield method, [r for r in runs if r["method"] == method]
-
-
 def _dynamics(runs: Sequence[Record]) -> list[Row]:
     return [
-        _mean(
+        range_row(
             method,
             "g_effect",
             "effect over steps",
@@ -116,7 +99,7 @@ def _dynamics(runs: Sequence[Record]) -> list[Row]:
             on,
             item=step,
         )
-        for method, own in _by_method(runs)
+        for method, own in by_method(runs).items()
         for on in ("forget", "retain")
         for step in steps_of(own[0])
     ]
@@ -124,7 +107,7 @@ def _dynamics(runs: Sequence[Record]) -> list[Row]:
 
 def _layers(runs: Sequence[Record]) -> list[Row]:
     rows = []
-    for method, own in _by_method(runs):
+    for method, own in by_method(runs).items():
         depth = sum(key.startswith(f"0/{_name(method)}/forget/layer ") for key in own[0])
         for on in ("forget", "retain"):
 
@@ -132,26 +115,22 @@ def _layers(runs: Sequence[Record]) -> list[Row]:
                 values = [record[f"{step}/{name}/{on}/{what}"] for step in steps_of(record)]
                 return sum(values) / len(values)
 
-            rows.append(_mean(method, "g_effect", "total", [over_run(r, "total") for r in own], on))
+            rows.append(range_row(method, "g_effect", "total", [over_run(r, "total") for r in own], on))
             rows += [
-                _mean(method, "g_effect", "effect", [over_run(r, f"layer {layer}") for r in own], on, layer=layer)
+                range_row(method, "g_effect", "effect", [over_run(r, f"layer {layer}") for r in own], on, layer=layer)
                 for layer in range(depth)
             ]
     return rows
 
 
 def _weights(runs: Sequence[Record]) -> list[Row]:
-    own = [r for r in runs if r["method"] == "NPO"]
+    own = runs_of(runs, "NPO")
     steps = [s for s in steps_of(own[0]) if f"{s}/NPO weight/mean" in own[0]]
-    rows = [
-        _mean("NPO", "npo_weight", "weight over steps", [1.0] * len(own), "forget", item=0),
-        *(
-            _mean("NPO", "npo_weight", "weight over steps", [r[f"{s}/NPO weight/mean"] for r in own], "forget", item=s)
-            for s in steps
-        ),
-    ]
-    return rows + [
-        _mean("NPO", "npo_weight", "rise", [r[f"{steps[-1]}/NPO weight/quarter {q}/{on}"] for r in own], on, item=q)
+    weights = {0: [1.0] * len(own)} | {s: [r[f"{s}/NPO weight/mean"] for r in own] for s in steps}
+    return [
+        range_row("NPO", "npo_weight", "weight over steps", values, "forget", item=s) for s, values in weights.items()
+    ] + [
+        range_row("NPO", "npo_weight", "rise", [r[f"{steps[-1]}/NPO weight/quarter {q}/{on}"] for r in own], on, item=q)
         for on in ("forget", "retain")
         for q in range(4)
     ]

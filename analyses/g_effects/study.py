@@ -1,11 +1,4 @@
-"""What do unlearning objectives do to forget and retain data, token by token and layer by layer, as they train?
-
-    python -m analyses.g_effects [--subject testbed|stories] [--out DIR] [--seeds N]
-
-Each method trains a copy of the model; at six points of its run the gradients of its objectives are multiplied with
-those of the forget and the retain loss (Wang et al., arXiv 2502.19301), at two of them with those of every token.
-Settings were not searched. Leaves records, figures and claims.txt; killed runs go on where they stopped.
-"""
+"""Each method trains a copy of the model; the gradients of its objectives are measured on the way."""
 
 import copy
 from collections.abc import Mapping
@@ -15,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 
 from analyses.g_effects.claims import judged, smaller_is_harder
 from analyses.g_effects.pictures import draw
+from analyses.shared import choice_of, conclude, finished, probability
 from analyses.subjects import Name, Subject, Where, subject
 from probe.data import Batch, encode
 from probe.diagnostics.g_effect import GEffect, g_effects
 from probe.diagnostics.reweighting import Weighting, best_weighting, best_weightings, reweighting_map, weighting_of
 from probe.diagnostics.token_effects import TokenEffects, token_effects
 from probe.methods.answers import drawn_refusals
-from probe.metrics.memorisation import answer_stats
 from probe.modes import threads
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
@@ -126,7 +118,7 @@ class Measuring:
         """Probabilities and the G-effects of what the method minimises, whole and by layer."""
         found: dict[str, float] = {}
         for on, batch in (("forget", self.forget), ("retain", self.retain)):
-            found[f"{step}/probability/{on}"] = float(answer_stats(model, batch).probability_N.mean())
+            found[f"{step}/probability/{on}"] = probability(model, batch)
         forget, keep = METHODS[method]
         rows = refusals if forget == "IDK" else self.forget
         sides = [(forget, {forget: self.named[forget]}, rows)]
@@ -245,7 +237,7 @@ def study(arguments: Arguments, chosen: Subject) -> Any:
         def observe(step: int, model: nn.Module) -> None:
             if sized:
                 for on, batch in (("forget", data), ("retain", retain)):
-                    found[f"{step}/probability/{on}"] = float(answer_stats(model, batch).probability_N.mean())
+                    found[f"{step}/probability/{on}"] = probability(model, batch)
                 return
             found.update(measuring.dynamics(model, step, method, refusals.select(range(len(forget)))))
             if method in ALONE and step in (every, (OBSERVED - 1) * every):
@@ -262,12 +254,10 @@ def study(arguments: Arguments, chosen: Subject) -> Any:
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
     out = arguments.out or Path("results") / f"g_effects_{arguments.subject.replace(' ', '_')}"
+    choice_of(arguments.methods, METHODS)
     with threads(1):
         chosen = subject(arguments.subject, arguments.where)
         whole = len(chosen.split.forget)
-        unknown = set(arguments.methods) - set(METHODS)
-        if unknown:
-            raise SystemExit(f"unknown methods: {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
         cells = [{"method": m, "seed": k, "n_forget": whole} for k in range(arguments.seeds) for m in arguments.methods]
         cells += [
             {"method": m, "seed": k, "n_forget": n}
@@ -279,17 +269,12 @@ def main(arguments: Arguments) -> None:
         settings = {"steps": arguments.steps, "lr": arguments.lr, "batch_size": arguments.batch_size}
         sweep(study(arguments, chosen), cells, out, identity=chosen.identity() | settings)
     records = load(out)
+    runs = finished(records)
     if set(arguments.methods) == set(METHODS):
-        draw(records, out / "figures", arguments.subject)
-        lines = judged(records, arguments.subject, whole)
+        draw(runs, out / "figures", arguments.subject)
+        lines = judged(runs, arguments.subject, whole)
     else:
         lines = [f"only {', '.join(arguments.methods)} were run, so claims are not judged"]
     if arguments.beside is not None:
-        lines += smaller_is_harder(records, load(arguments.beside), whole)
-    lines += [f"failed: {r['method']}, seed {r['seed']}: {r['error']}" for r in records if r["status"] == "failed"]
-    (out / "claims.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+        lines += smaller_is_harder(runs, finished(load(arguments.beside)), whole)
+    conclude(out, lines, records)

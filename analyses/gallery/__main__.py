@@ -1,19 +1,13 @@
-"""Draw every figure and table of the set on the testbed and write ``docs/gallery.md``.
-
-    python -m analyses.gallery [--out results/gallery] [--docs docs]
-
-Rows are measured part by part on the shipped testbed, each part once, so that a killed run goes on where it stopped; a
-few minutes on two CPU cores. Where the studies of G-effects, layer maps and calibration were run before, their records
-are taken (three seeds), else small runs of the same code. Figures are then drawn by what ``probe figures`` calls.
-"""
+"""``python -m analyses.gallery``."""
 
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import tyro
-
+from analyses.gallery import rows, studies
+from analyses.shared import command
 from probe.figures.catalogue import EVERY
 from probe.figures.entry import Entry, TableEntry
 from probe.figures.folder import draw_folder
@@ -37,7 +31,7 @@ _SOURCES = {
     "layers": "`python -m analyses.layer_maps` (four methods; 95 % t-intervals over seeds)",
     "testbed": "`python -m analyses.gallery` (the report's models and a few runs more; 95 % intervals over "
     "groups of rows, relearning over three seeds)",
-    "calibrated": "`python -m analyses.calibrated_comparison` (95 % t-intervals over seeds)",
+    "calibrated": "`python -m analyses.calibrated` (95 % t-intervals over seeds)",
 }
 
 
@@ -57,11 +51,6 @@ class Arguments:
 
 def measure(arguments: Arguments) -> None:
     """Write the rows that are not there yet."""
-    from functools import partial
-
-    from analyses.gallery import rows as rows
-    from analyses.gallery import studies as studies
-
     testbed = arguments.out / "testbed"
     parts = {
         "models": rows.models,
@@ -76,12 +65,12 @@ def measure(arguments: Arguments) -> None:
     for folder, study, made in (
         ("gradients", "g_effects", studies.gradients),
         ("layers", "layer_maps", studies.maps),
-        ("calibrated", "calibrated_comparison", studies.calibrated),
+        ("calibrated", "calibrated", studies.calibrated),
     ):
         own = arguments.out / "runs" / study
         rows.part(
             arguments.out / folder,
-            lambda study=study, made=made, own=own: made(studies.records(study, arguments.results, own)),
+            lambda study=study, made=made, own=own: made(studies.runs(study, arguments.results, own)),
         )
 
 
@@ -165,4 +154,4 @@ def _section(entry: Entry | TableEntry, folder: Path, caption: str) -> list[str]
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    command(__package__, main)

@@ -1,5 +1,6 @@
 """Rows behind ``docs/gallery.md``: small runs on the shipped testbed, part by part, each written once."""
 
+import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from analyses.shared import seed_row
+from analyses.subjects import needed
 from probe.attacks.curves import Curves
 from probe.attacks.facts import divided
 from probe.attacks.finetuning import finetune
@@ -22,7 +25,6 @@ from probe.hooks import captured, edited
 from probe.methods.catalogue import method_named
 from probe.methods.sequential import requests, sequential
 from probe.metrics.aggregates import bs_aggregate, harmonic, memorisation_score
-from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_known
@@ -174,15 +176,11 @@ def relearned(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
 def curve_rows(curves: Curves, name: str, kind: str) -> Iterator[Row]:
     """Mean over seeds at each step, with its 95 % t-interval cut at 0 and 1."""
     for step, value_S in zip(curves.steps, curves.curve().T, strict=True):
-        found = interval(value_S)
-        ends = {"low": max(0.0, found.low), "high": min(1.0, found.high)}
-        yield Row(name, "relearning", "probability", found.mean, kind, item=step, n=found.n, **ends)
+        yield seed_row(name, "relearning", "probability", value_S, kind, item=step)
 
 
 def squeezed(at: Bench, name: str) -> Iterator[Row]:
     """The target's and other responses' log-likelihood while a method unlearns; utility and forget quality too."""
-    import copy
-
     entry, settings = SQUEEZED[name]
     method = method_named(entry)
     asked = at.sample.split.forget_rows[:20]
@@ -193,9 +191,8 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
 
     def observe(step: int, model: nn.Module) -> None:
         for quantity, logp_N in squeezing(model, bands).logprob.items():
-            found = interval(logp_N.double().numpy())
-            ends = {"low": found.low, "high": found.high, "n": found.n}
-            rows.append(Row(name, "squeezing", quantity, found.mean, "forget", item=step, **ends))
+            logp = logp_N.double().numpy()
+            rows.append(seed_row(name, "squeezing", quantity, logp, "forget", within=(-np.inf, 0.0), item=step))
         ratio_N = at.suite(model, at.sample.split.forget_rows).truth_ratio_N
         quality = forget_quality(ratio_N, at.sample.truth_ratio_retrained_N)
         rows.append(Row(name, "checkpoint", "forget_quality_ln_p", quality.ln_p, "forget", item=step, n=quality.n))
@@ -203,7 +200,7 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
 
     model = copy.deepcopy(at.study.original)
     observe(0, model)
-    given = {"original": at.study.original} if "original" in method.needs else {}
+    given = needed(method, at.study.original, at.study.tokenizer, at.study.split, seed=0)
     common = {"lr": SETTINGS.training.gradient_lr, "batch_size": 16, "seed": 0, "steps": SETTINGS.training.steps}
     method.run(model, at.study.split, **settings, **given, **common, every=15, observe=observe)
     # The end of NPO's run is the model of the report; the others have no place there, so their end is a point too.
@@ -218,8 +215,6 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
 
 def continual(at: Bench, name: str) -> Iterator[Row]:
     """Five requests one after another."""
-    import copy
-
     entry, settings = IN_SEQUENCE[name]
     method, split = method_named(entry), at.study.split
     size = len(split.forget_rows) // REQUESTS
@@ -246,7 +241,7 @@ def continual(at: Bench, name: str) -> Iterator[Row]:
         return look(name, model, n) if n else float(at.probabilities(model, split.retain.select(range(100))).mean())
 
     def recipe(model: nn.Module, one: Any, original: nn.Module) -> Any:
-        given = {"original": original} if "original" in method.needs else {}
+        given = needed(method, original, at.study.tokenizer, one, seed=0)
         common = {"lr": SETTINGS.training.gradient_lr, "batch_size": 16, "seed": 0, "steps": STEPS_A_REQUEST}
         return method.run(model, one, **settings, **given, **common)
 

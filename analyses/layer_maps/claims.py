@@ -1,23 +1,20 @@
 """Published claims about single layers, judged by the numbers of ``analyses.layer_maps``."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from analyses.g_effects.claims import interval
-from analyses.tarf.claims import UNKNOWN
+from analyses.shared import ANY, DIFFERENCE, FAILS, HOLDS, SHARE, UNKNOWN, Record, by_method, over_seeds
 from probe.methods.cru import rank_sum
+from probe.metrics.intervals import Interval
 
-Record = Mapping[str, Any]
-Interval = tuple[float, float, float]
 THIRDS = ("shallow", "middle", "deep")
 
 
-def judged(records: Sequence[Record], subject: str) -> list[str]:
+def judged(runs: Sequence[Record], subject: str) -> list[str]:
     """One text a claim: whether it holds here, and the numbers that say so."""
-    runs = [r for r in records if r["status"] != "failed"]
     whole = [r for r in runs if len(changed(r)) == r["depth"]]
     part = {r["method"]: changed(r) for r in runs if len(changed(r)) < r["depth"]}
     head = [
@@ -69,30 +66,27 @@ def less_others(values: Mapping[str, float], name: str) -> float:
     return values[name] - float(np.mean([values[other] for other in THIRDS if other != name]))
 
 
-def _text(found: Interval, form: str = ".3g") -> str:
-    return f"{found[0]:{form}} [{found[1]:{form}}, {found[2]:{form}}]"
-
-
-def _per_method(runs: Sequence[Record], value: Callable[[Record], float]) -> dict[str, Interval]:
-    names = dict.fromkeys(r["method"] for r in runs)
-    return {name: interval(value(r) for r in runs if r["method"] == name) for name in names}
+def _per_method(
+    runs: Sequence[Record], value: Callable[[Record], float], within: tuple[float, float] = DIFFERENCE
+) -> dict[str, Interval]:
+    return {name: over_seeds(map(value, own), within) for name, own in by_method(runs).items()}
 
 
 def _verdict(found: Mapping[str, Interval], *, coarse: bool = False) -> str:
     # In a coarse measure, one word of a few texts, seeds that agree to the last digit tell nothing of their spread.
-    told = [(low, high) for _, low, high in found.values() if low < high or not coarse]
-    holds, contrary = sum(low > 0 for low, _ in told), sum(high < 0 for _, high in told)
+    told = [one for one in found.values() if one.low < one.high or not coarse]
+    holds, contrary = (sum(one.side() == side for one in told) for side in (1, -1))
     if holds == len(found):
-        return "holds here"
+        return HOLDS
     if contrary == len(found):
-        return "does not hold here"
+        return FAILS
     if not holds and not contrary:
         return UNKNOWN
     return f"holds for {holds} of {len(found)} methods, the contrary for {contrary}"
 
 
 def _listed(found: Mapping[str, Interval]) -> str:
-    return "; ".join(f"{name} {_text(one)}" for name, one in found.items())
+    return "; ".join(f"{name} {one:.3g}" for name, one in found.items())
 
 
 def _texts(runs: Sequence[Record]) -> list[str]:
@@ -117,10 +111,10 @@ def _texts(runs: Sequence[Record]) -> list[str]:
     for claim, where, what, values in claims:
         more = _per_method(runs, lambda r, values=values, where=where: less_others(values(r), where))  # type: ignore[misc]
         means = {
-            name: interval(values(r)[name] for r in runs)  # type: ignore[no-untyped-call]
+            name: over_seeds(values(r)[name] for r in runs)  # type: ignore[no-untyped-call]
             for name in THIRDS
         }
-        shown = ", ".join(f"{name} {means[name][0]:.3f}" for name in THIRDS)
+        shown = ", ".join(f"{name} {means[name].mean:.3f}" for name in THIRDS)
         lines.append(
             f"{claim}: {_verdict(more, coarse=True)} ({what}, {where} third less the others: {_listed(more)}; "
             f"all: {shown})."
@@ -166,7 +160,8 @@ def _shallow(runs: Sequence[Record]) -> list[str]:
     def utility(record: Record) -> float:
         return less_others(in_thirds(single(record, "retain", "probability")), "shallow")
 
-    ranks, fq, kept = (_per_method(runs, value) for value in (gained, quality, utility))
+    # Ranks and ln p have no such ends as probabilities.
+    ranks, fq, kept = (_per_method(runs, *one) for one in ((gained, ANY), (quality, ANY), (utility,)))
     return [
         f"L4 shallow layers keep utility and forget, so they are the ones to take: {_verdict(ranks)} (rank-sum, "
         f"shallow third less the others: {_listed(ranks)}).",
@@ -177,8 +172,7 @@ def _shallow(runs: Sequence[Record]) -> list[str]:
 
 def _depths(runs: Sequence[Record]) -> list[str]:
     lines = []
-    for method in dict.fromkeys(r["method"] for r in runs):
-        own = [r for r in runs if r["method"] == method]
+    for method, own in by_method(runs).items():
         worst = [int(single(r, "retain", "probability").argmin()) for r in own]
         best = [int(single(r, "forget", "probability").argmin()) for r in own]
         lines.append(
@@ -191,15 +185,14 @@ def _depths(runs: Sequence[Record]) -> list[str]:
 def _restored(runs: Sequence[Record]) -> list[str]:
     """The other way round: what one block of the original gives back to the unlearned model."""
     lines = []
-    for method in dict.fromkeys(r["method"] for r in runs):
-        own = [r for r in runs if r["method"] == method]
+    for method, own in by_method(runs).items():
         gains = [
             single(r, "forget", "probability", into="unlearned") - r["whole/unlearned/forget/probability"] for r in own
         ]
+        most = over_seeds((gain_L.max() for gain_L in gains), DIFFERENCE)
         lines.append(
             f"   {method}: of the original's blocks in the unlearned model, forgetting is undone most by "
-            f"{_counted([int(gain_L.argmax()) for gain_L in gains])}, by {_text(interval(g.max() for g in gains))} of "
-            "probability."
+            f"{_counted([int(gain_L.argmax()) for gain_L in gains])}, by {most:.3g} of probability."
         )
     return lines
 
@@ -215,10 +208,7 @@ def _screening(runs: Sequence[Record]) -> list[str]:
 
     lines = []
     for on in ("forget", "retain"):
-        found = {
-            name: (mean, max(low, -1.0), min(high, 1.0))  # a correlation goes no further
-            for name, (mean, low, high) in _per_method(runs, lambda r, on=on: rank(r, on)).items()  # type: ignore[misc]
-        }
+        found = _per_method(runs, lambda r, on=on: rank(r, on))  # type: ignore[misc]
         lines.append(f"Screening from one gradient, rank correlation with the exact map, {on} rows: {_listed(found)}.")
     return lines
 
@@ -229,18 +219,18 @@ def _chosen(runs: Sequence[Record]) -> list[str]:
         "CRU, layers chosen on one half of the authors, scored on the other: ln p of forget quality and retain "
         "probability."
     ]
-    keys = ("forget/forget_quality", "retain/probability")
-    for method in dict.fromkeys(r["method"] for r in runs):
-        own = [r for r in runs if r["method"] == method]
+    keys = {"forget/forget_quality": (-math.inf, 0.0), "retain/probability": SHARE}
+    for method, own in by_method(runs).items():
         for end in ("original", "unlearned"):
-            lines.append(f"   {method}, {end}: " + ", ".join(_over(own, f"cru/{end}/{key}") for key in keys))
+            scores = ", ".join(_over(own, f"cru/{end}/{key}", within) for key, within in keys.items())
+            lines.append(f"   {method}, {end}: {scores}")
         names = dict.fromkeys(tuple(k.split("/")[1:3]) for r in own for k in r if k.endswith("/layers"))
         for rule, k in names:
             layers = " | ".join(r[f"cru/{rule}/{k}/layers"] for r in own)
-            scores = ", ".join(_over(own, f"cru/{rule}/{k}/{key}") for key in keys)
+            scores = ", ".join(_over(own, f"cru/{rule}/{k}/{key}", within) for key, within in keys.items())
             lines.append(f"   {method}, {k} by {rule.replace('_', '-')}: {scores} (layers {layers}).")
     return lines
 
 
-def _over(runs: Sequence[Record], key: str) -> str:
-    return _text(interval(r[key] for r in runs))
+def _over(runs: Sequence[Record], key: str, within: tuple[float, float]) -> str:
+    return f"{over_seeds((r[key] for r in runs), within):.3g}"

@@ -1,27 +1,26 @@
 """Figures and tables of ``analyses.layer_maps``, drawn from its records alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.g_effects.claims import interval
+import numpy as np
+
 from analyses.layer_maps.claims import single
+from analyses.shared import SHARE, Record, by_method, over_seeds, seed_row
 from probe.figures.layers import lines, u_shape
 from probe.figures.spans import growing_spans, part_lines, span_map, span_row
 from probe.figures.style import new_figure, paper_style, save
 from probe.figures.texts import changed_texts
 from probe.rows import Row
 
-Record = Mapping[str, Any]
 PROBABILITY = "probability"
 LABEL = "probability of a token"
 
 
-def draw(records: Sequence[Record], out: Path, subject: str, venue: str = "neurips") -> None:
+def draw(runs: Sequence[Record], out: Path, subject: str, venue: str = "neurips") -> None:
     """All figures and tables of the study."""
-    runs = [r for r in records if r["status"] != "failed"]
-    methods = list(dict.fromkeys(r["method"] for r in runs))
-    rows = {method: map_rows(method, [r for r in runs if r["method"] == method]) for method in methods}
+    rows = {method: map_rows(method, own) for method, own in by_method(runs).items()}
     together = [row for own in rows.values() for row in own]
     note = f"{subject}; means over {len({r['seed'] for r in runs})} seeds"
     banded = f"Bands: 95 % t-intervals over seeds. {note}"
@@ -48,17 +47,8 @@ def draw(records: Sequence[Record], out: Path, subject: str, venue: str = "neuri
         figure = new_figure(sizes.page, 2.9)
         data = growing_spans(together, figure, metric=PROBABILITY, label=PROBABILITY)
         saved("growing", figure, data, f"Spans of unlearned blocks that grow from either end. {banded}.")
-    for method in methods:
-        first = next(r for r in runs if r["method"] == method)
-        changed_texts(examples(first), against="original").write(out / "tables", f"texts_{method}")
-
-
-def _mean(values: Sequence[float | None]) -> dict[str, Any]:
-    mean, low, high = interval(float("nan") if value is None else value for value in values)
-    if len(values) < 2:
-        return {"value": mean, "low": None, "high": None, "n": len(values)}
-    # A probability cannot leave [0, 1].
-    return {"value": mean, "low": max(0.0, low), "high": min(1.0, high), "n": len(values)}
+    for method, own in by_method(runs).items():
+        changed_texts(examples(own[0]), against="original").write(out / "tables", f"texts_{method}")
 
 
 def map_rows(method: str, runs: Sequence[Record], metric: str = PROBABILITY) -> list[Row]:
@@ -68,28 +58,28 @@ def map_rows(method: str, runs: Sequence[Record], metric: str = PROBABILITY) -> 
         pieces = key.split("/")
         if pieces[-1] != metric:
             continue
-        found = _mean([r[key] for r in runs])
-        value = found.pop("value")
+        one = over_seeds((r[key] for r in runs), SHARE)
+        # One seed has no interval.
+        ends = {"low": one.low, "high": one.high} if one.n > 1 else {"low": None, "high": None}
         if pieces[0] in ("original", "unlearned") and len(pieces) == 5:
             first, last = map(int, pieces[2].split("-"))
             where = {"first": first, "last": last, "part": pieces[1], "into": pieces[0]}
-            rows.append(span_row(method, metric, value, pieces[3], **where, **found))
+            rows.append(span_row(method, metric, one.mean, pieces[3], **where, **ends, n=one.n))
         elif pieces[0] == "whole" and pieces[1] != "retrained":
-            rows.append(span_row(method, metric, value, pieces[2], into=pieces[1], **found))
+            rows.append(span_row(method, metric, one.mean, pieces[2], into=pieces[1], **ends, n=one.n))
     return rows
 
 
 def u_rows(runs: Sequence[Record]) -> list[Row]:
     """Single blocks of the unlearned model in the original, with the models as they are."""
     rows = []
-    for method in dict.fromkeys(r["method"] for r in runs):
-        own = [r for r in runs if r["method"] == method]
+    for method, own in by_method(runs).items():
         for on in ("forget", "retain"):
-            whole = _mean([r[f"whole/unlearned/{on}/{PROBABILITY}"] for r in own])
-            rows.append(Row(method, "fragility", PROBABILITY, on=on, **whole))
+            whole = [r[f"whole/unlearned/{on}/{PROBABILITY}"] for r in own]
+            rows.append(seed_row(method, "fragility", PROBABILITY, whole, on))
             for layer in range(own[0]["depth"]):
-                found = _mean([single(r, on, PROBABILITY)[layer] for r in own])
-                rows.append(Row(method, "fragility", PROBABILITY, on=on, layer=layer, **found))
+                alone = [single(r, on, PROBABILITY)[layer] for r in own]
+                rows.append(seed_row(method, "fragility", PROBABILITY, alone, on, layer=layer))
     for model in ("original", "retrained"):
         for on in ("forget", "retain"):
             rows.append(Row(model, "fragility", PROBABILITY, runs[0][f"whole/{model}/{on}/{PROBABILITY}"], on))
@@ -100,9 +90,8 @@ def qualities(runs: Sequence[Record]) -> dict[str, list[float]]:
     """ln p of forget quality by layer, mean over seeds; the original's as a flat line."""
     depth = runs[0]["depth"]
     found = {"original": [runs[0]["whole/original/forget/forget_quality"]] * depth}
-    for method in dict.fromkeys(r["method"] for r in runs):
-        own = [single(r, "forget", "forget_quality") for r in runs if r["method"] == method]
-        found[method] = list(sum(own) / len(own))  # type: ignore[arg-type]
+    for method, own in by_method(runs).items():
+        found[method] = list(np.mean([single(r, "forget", "forget_quality") for r in own], axis=0))
     return found
 
 

@@ -1,27 +1,19 @@
-"""Which layers of an unlearned model do the forgetting, which cost utility, and what do they do to the text?
+"""Each method unlearns; layer maps, CRU's choice and texts of what it did."""
 
-    python -m analyses.layer_maps [--subject testbed|stories] [--out DIR] [--seeds N]
-
-Each method unlearns a copy of the model; single blocks, every span of blocks, and attention or mlp alone are then put
-into the original and the other way round. Layers are chosen as CRU does on one half of the authors and reported on the
-other. Settings were not searched. Leaves records, figures, tables and claims.txt; killed runs go on where they stopped.
-"""
-
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import nn
 
-from analyses import stories as tofu_stories
 from analyses.layer_maps.claims import judged
 from analyses.layer_maps.measures import Half, halves, memorised
 from analyses.layer_maps.pictures import draw
 from analyses.method_families.study import SETTINGS
+from analyses.shared import conclude, finished
+from analyses.stories import Unlearning
 from analyses.subjects import Subject, Where, subject
 from probe.axes import PerLayerL
 from probe.checkpoints import weights_hash
@@ -30,7 +22,6 @@ from probe.datasets import read_rows
 from probe.diagnostics.layer_maps import ReplacementMap, every_span, replacement_map
 from probe.diagnostics.replaced_texts import ReplacedTexts, replaced_texts, words_of
 from probe.diagnostics.screening import screened
-from probe.methods.catalogue import method_named
 from probe.methods.cru import best_layers, changed_blocks, held_out_cru
 from probe.modes import threads
 from probe.sites import blocks, n_layers
@@ -62,7 +53,7 @@ def recipes(name: str) -> dict[str, tuple[str, dict[str, Any]]]:
     if name != "stories":
         entries = {"GA": "ga", "GradDiff": "grad_diff", "NPO": "npo", "RMU": "rmu"}
         return {method: (entry, {**SETTINGS[entry], "batch_size": 16}) for method, entry in entries.items()}
-    found = tofu_stories.Unlearning()
+    found = Unlearning()
     common = {"steps": found.steps, "batch_size": found.batch_size}
     diverging = {**common, "lr": found.npo_lr, "retain_weight": found.retain_weight}
     trained = "".join(map(str, range(found.rmu_layer + 1)))
@@ -192,10 +183,7 @@ def study(chosen: Subject, words: frozenset[str]) -> Any:
 
     def run(method: str, seed: int) -> dict[str, Any]:
         entry, settings = entries[method]
-        recipe = method_named(entry)
-        model = copy.deepcopy(chosen.original)
-        given = {"original": chosen.original} if "original" in recipe.needs else {}
-        recipe.run(model, chosen.split, **settings, **given, seed=seed)
+        model = chosen.unlearned(entry, settings, seed=seed)
         found = maps(chosen.original, model, rows[0])
         depth = found["forget/block"].depth
         numbers: dict[str, Any] = {"depth": depth, "changed": ",".join(map(str, changed(chosen.original, model)))}
@@ -247,18 +235,7 @@ def main(arguments: Arguments) -> None:
         cells = [{"method": method, "seed": seed} for seed in range(arguments.seeds) for method in METHODS]
         words = known_words(chosen, arguments.where)
         sweep(study(chosen, words), cells, out, identity=chosen.identity() | {"settings": recipes(chosen.name)})
-    report(out, arguments.subject)
-
-
-def report(out: Path, name: str) -> None:
-    """Figures, tables and judgement from what is on disk."""
     records = load(out)
-    draw(records, out, name)
-    lines = judged(records, name)
-    lines += [f"failed: {r['method']}, seed {r['seed']}: {r['error']}" for r in records if r["status"] == "failed"]
-    (out / "claims.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    runs = finished(records)
+    draw(runs, out, arguments.subject)
+    conclude(out, judged(runs, arguments.subject), records)

@@ -1,9 +1,10 @@
 """Published claims, judged by the numbers of ``analyses.method_families``."""
 
 from statistics import fmean
-from typing import Any
 
+from analyses.shared import FAILS, HOLDS, UNKNOWN, Record, runs_of
 from probe.methods.sequential import compounded_loss
+from probe.metrics.intervals import Interval
 from probe.rows import Row
 
 RAW, CALIBRATED = ("raw", "retain"), ("calibrated", "forget")
@@ -36,14 +37,14 @@ def compared(rows: list[Row], high: str, low: str, where: Where) -> tuple[str, s
     """Whether ``high`` is the higher one, and both numbers; where intervals over seeds overlap, nobody knows."""
     found = {(r.intervention, r.on, r.quantity): r for r in rows}
     a, b = found.get((high, *where)), found.get((low, *where))
-    if a is None or b is None or None in (a.value, a.low, a.high, b.value, b.low, b.high):
+    if a is None or b is None or a.value is None or b.value is None:
         return "not measured", ""
     # One seed has no interval; the references are no draws and need none.
     seeded = all((r.n or 0) > 1 or r.intervention in ("original", "retrained") for r in (a, b))
-    apart = seeded and (a.low > b.high or b.low > a.high)  # type: ignore[operator]
-    verdict = "cannot be told" if not apart else "holds here" if a.value > b.value else "does not hold here"  # type: ignore[operator]
-    sides = "; ".join(f"{r.intervention} {r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in (a, b))
-    return verdict, f"{sides}; {where[0]} {where[1]} probability"
+    one, other = (Interval(r.value, *((r.value, r.value) if r.low is None else (r.low, r.high)), r.n) for r in (a, b))
+    apart = seeded and (one.low > other.high or other.low > one.high)
+    verdict = UNKNOWN if not apart else HOLDS if one.mean > other.mean else FAILS
+    return verdict, f"{high} {one}; {low} {other}; {where[0]} {where[1]} probability"
 
 
 def of_methods(rows: list[Row]) -> str:
@@ -55,7 +56,7 @@ def of_methods(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def judged(rows: list[Row], records: list[dict[str, Any]], n_requests: int) -> list[str]:
+def judged(rows: list[Row], runs: list[Record], n_requests: int) -> list[str]:
     """What the numbers say of the documents' claims.
 
     Where intervals over seeds overlap, nothing can be told; S4 and C4, on requests in sequence, go by means alone.
@@ -88,18 +89,18 @@ def judged(rows: list[Row], records: list[dict[str, Any]], n_requests: int) -> l
     return [
         *(line(*claim) for claim in claims),
         "G5, G6, G8 are about weights and sizes: see analyses.g_effects.",
-        *_sequences(records, n_requests),
+        *_sequences(runs, n_requests),
     ]
 
 
-def _sequences(records: list[dict[str, Any]], n_requests: int) -> list[str]:
+def _sequences(runs: list[Record], n_requests: int) -> list[str]:
     """S4 and C4: what is lost request after request."""
     lines = []
     for name, claim in (
         ("grad_diff", "S4 utility lost compounds"),
         ("idk", "C4 targeted unlearning degrades in sequence"),
     ):
-        own = [r for r in records if r["method"] == f"{name} in sequence" and r["status"] == "ok"]
+        own = runs_of(runs, f"{name} in sequence")
         if not own:
             lines.append(f"{claim}: not measured.")
             continue
@@ -108,7 +109,7 @@ def _sequences(records: list[dict[str, Any]], n_requests: int) -> list[str]:
         expected = (
             compounded_loss(n_requests, share=min(max(lost[0], 0.0), 1.0)) if name == "grad_diff" else lost[0] + 0.02
         )
-        verdict = "holds here" if lost[-1] >= expected else "does not hold here"
+        verdict = HOLDS if lost[-1] >= expected else FAILS
         shown = ", ".join(f"{x:.3f}" for x in lost)
         lines.append(
             f"{claim}: {verdict} ({name}, retain probability lost after 1 to {n_requests} requests: {shown}; "

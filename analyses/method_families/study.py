@@ -1,11 +1,4 @@
-"""Do the three families of methods differ once all retain as much? Many methods, three seeds, calibrated by mixing.
-
-    python -m analyses.method_families [--out DIR]
-
-Every method unlearns the testbed; the result is mixed with the original until it keeps a stated share of the retain
-score (UWC, arXiv 2406.09179), on rows that are not reported on. Settings were not searched: RMU's, GA's and the
-divergence family's learning rate are the report's, the others are first guesses. Killed runs go on where they stopped.
-"""
+"""Every method unlearns the testbed and is mixed with the original to equal retention."""
 
 import copy
 from collections.abc import Mapping
@@ -15,22 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from analyses.method_families.claims import judged, of_methods
-from probe import testbed
+from analyses.shared import Record, by_method, conclude, probability, seed_row
+from analyses.subjects import needed, subject
 from probe.checkpoints import weights_hash
-from probe.data import Batch, Split
+from probe.data import Split
 from probe.datasets import rows_hash
 from probe.figures.families import family_figure
 from probe.figures.style import new_figure, paper_style, save
-from probe.methods.answers import needed_answers
 from probe.methods.catalogue import method_named
 from probe.methods.sequential import requests, sequential
 from probe.methods.unlearn import unlearn
 from probe.methods.uwc import mixed, uwc
-from probe.metrics.intervals import interval
-from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
 from probe.modes import threads
 from probe.objectives.token import SelectedTokens, ga
@@ -90,15 +80,9 @@ class Arguments:
     """Rows of each term a step."""
 
 
-def probability(model: Any, batch: Batch) -> float:
-    """Mean answer probability per token."""
-    with torch.no_grad():
-        return float(answer_stats(model, batch).probability_N.mean())
-
-
 def study(arguments: Arguments) -> Any:
     """The function of one cell: unlearn, measure as it is and calibrated."""
-    bed = testbed.load()
+    bed = subject("testbed")
     retain = bed.split.retain
     # Rows to calibrate on and rows to report on are different authors' rows.
     choosing, reported = retain.select(range(100)), retain.select(range(400, 500))
@@ -115,10 +99,6 @@ def study(arguments: Arguments) -> Any:
             f"{label}_retain": probability(model, reported),
         }
 
-    def materials(needs: tuple[str, ...], split: Split, original: Any, seed: int) -> dict[str, Any]:
-        given = {"original": original} if "original" in needs else {}
-        return given | needed_answers(needs, bed.tokenizer, split, seed=seed)
-
     def in_sequence(name: str, common: dict[str, Any]) -> dict[str, float]:
         chosen = method_named(name)
         forget = bed.split.forget_rows
@@ -127,7 +107,8 @@ def study(arguments: Arguments) -> Any:
         splits = requests(bed.tokenizer, tasks, bed.split.retain_rows, max_length=bed.split.max_length)
 
         def recipe(model: Any, split: Split, original: Any) -> Any:
-            return chosen.run(model, split, **common, **materials(chosen.needs, split, original, common["seed"]))
+            needs = needed(chosen, original, bed.tokenizer, split, seed=common["seed"])
+            return chosen.run(model, split, **common, **needs)
 
         model = copy.deepcopy(bed.original)
         stages = sequential(model, splits, recipe, lambda m: probability(m, reported), reference="updated")
@@ -137,18 +118,17 @@ def study(arguments: Arguments) -> Any:
         if method in ("original", "retrained"):
             model = bed.original if method == "original" else bed.retrained
             return {**measured(model, "raw"), **measured(model, "calibrated"), "alpha": 1.0}
-        common = {**settings, "batch_size": arguments.batch_size, "seed": seed}
+        common = {**settings, "batch_size": arguments.batch_size}
         if method.endswith(" in sequence"):
-            return in_sequence(method.removesuffix(" in sequence"), common)
-        unlearned = copy.deepcopy(bed.original)
+            return in_sequence(method.removesuffix(" in sequence"), {**common, "seed": seed})
         if method.startswith("ga, "):
+            unlearned = copy.deepcopy(bed.original)
             chosen_tokens = SelectedTokens(ga, keep=common.pop("keep"), share=common.pop("share"))
-            unlearn(unlearned, bed.split, chosen_tokens, retain_weight=0.0, **common)
+            unlearn(unlearned, bed.split, chosen_tokens, retain_weight=0.0, **common, seed=seed)
         else:
-            chosen = method_named(method.split()[0])
             if "layers" in common:
                 common["layers"] = tuple(common["layers"])
-            chosen.run(unlearned, bed.split, **common, **materials(chosen.needs, bed.split, bed.original, seed))
+            unlearned = bed.unlearned(method.split()[0], common, seed=seed)
         found = uwc(bed.original, unlearned, lambda m: probability(m, choosing), share=arguments.share, tolerance=0.02)
         raw = measured(unlearned, "raw")
         with mixed(bed.original, unlearned, found.alpha):
@@ -165,32 +145,15 @@ def study(arguments: Arguments) -> Any:
     return run, identity
 
 
-def as_rows(records: list[dict[str, Any]]) -> list[Row]:
-    """Mean over seeds with the 95 % t-interval of the mean, cut at 0 and 1, which a probability cannot leave."""
-    rows = []
-    for name in dict.fromkeys(r["method"] for r in records):
-        own = [r for r in records if r["method"] == name and r["status"] == "ok"]
-        for label in ("raw", "calibrated"):
-            for quantity in ("forget", "extraction", "choice", "retain"):
-                values = [r[f"{label}_{quantity}"] for r in own if f"{label}_{quantity}" in r]
-                if not values:
-                    continue
-                mean, low, high = interval(values, within=(0.0, 1.0)).ends
-                # One seed has no interval.
-                low, high = (low, high) if len(values) > 1 else (mean, mean)
-                rows.append(
-                    Row(
-                        name,
-                        "family",
-                        quantity,
-                        mean,
-                        label,
-                        low=low,
-                        high=high,
-                        n=len(values),
-                    )
-                )
-    return rows
+def as_rows(runs: list[Record]) -> list[Row]:
+    """Mean over seeds with the 95 % t-interval of the mean."""
+    return [
+        seed_row(name, "family", quantity, values, label)
+        for name, own in by_method(runs).items()
+        for label in ("raw", "calibrated")
+        for quantity in ("forget", "extraction", "choice", "retain")
+        if (values := [r[f"{label}_{quantity}"] for r in own if f"{label}_{quantity}" in r])
+    ]
 
 
 def main(arguments: Arguments) -> None:
@@ -207,8 +170,8 @@ def main(arguments: Arguments) -> None:
 def report(out: Path) -> None:
     """Figure, table and judgement from what is on disk."""
     records = load(out)
-    failed = [f"{r['method']} (seed {r['seed']}): {r['error']}" for r in records if r["status"] != "ok"]
-    rows = as_rows(records)
+    runs = [r for r in records if r["status"] == "ok"]
+    rows = as_rows(runs)
     families: dict[str, str] = {name: method_named(name).family for name in SETTINGS} | dict.fromkeys(
         VARIANTS, "variant"
     )
@@ -224,30 +187,17 @@ def report(out: Path) -> None:
             caption="Left: every method as it is. Right: forgetting once each keeps the stated share of the retain "
             "score. Means over seeds with 95 % t-intervals.",
         )
-    lines = [*judged(rows, records, REQUESTS), *(f"failed: {line}" for line in failed)]
-    (out / "claims.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "methods.md").write_text(of_methods(rows), encoding="utf-8")
     (out / "table.csv").write_text(_csv(rows, families), encoding="utf-8")
-    print("\n".join(lines))
+    conclude(out, judged(rows, runs, REQUESTS), records)
 
 
 def _csv(rows: list[Row], families: Mapping[str, str]) -> str:
-    head = [
-        "method",
-        "family",
-        *(
-            f"{on} {quantity}"
-            for on in ("raw", "calibrated")
-            for quantity in ("forget", "retain", "extraction", "choice")
-        ),
-    ]
+    quantities = ("forget", "retain", "extraction", "choice")
+    head = ["method", "family", *(f"{on} {quantity}" for on in ("raw", "calibrated") for quantity in quantities)]
     lines = [",".join(head)]
     for name in dict.fromkeys(row.intervention for row in rows):
         found = {f"{r.on} {r.quantity}": r.value for r in rows if r.intervention == name}
         numbers = ["" if found.get(column) is None else f"{found[column]:.3f}" for column in head[2:]]
         lines.append(",".join([name, families.get(name, "reference"), *numbers]))
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))

@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Record = Mapping[str, Any]
+from analyses.shared import Record
+
 RowOf = Mapping[str, Any]
 # Largest mean rise of the retain loss on the rows for choosing, in nats a token.
 BUDGET = 0.1

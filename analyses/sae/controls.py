@@ -1,49 +1,30 @@
-"""What does an SAE do that a random dictionary, single neurons or one direction do not? And does detecting remove?
-
-    python -m analyses.sae_controls [--subject testbed|stories] [--out DIR] [--seeds N]
-
-Every control goes through the same choice on one half of the people and is judged on the other. A layer sweep holds how
-well features detect the forget rows against what suppressing them does; weights orthogonalised against features are
-audited with hooks off. Leaves records, figures and claims.txt; killed runs go on where they stopped.
-"""
+"""An SAE beside random dictionaries, single neurons and one direction; layers; weights that stay silent."""
 
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from analyses.sae.claims import BUDGET, control_claims
+from analyses.sae import dose_response
+from analyses.sae.claims import control_claims
 from analyses.sae.dose_response import as_record, report
 from analyses.sae.subjects import Given, Name, given, trained
 from analyses.subjects import Where
 from probe.attacks.facts import divided
-from probe.attacks.score import AnswerScorer
 from probe.features.activity import observe
-from probe.features.attribution import ByEffect
 from probe.features.ranking import rank
-from probe.features.rules import Auroc, SquaredMeanRatio
+from probe.features.rules import Auroc
 from probe.methods.orthogonalised import orthogonalised
 from probe.modes import threads
 from probe.rows import Row
 from probe.sae.audit import audit
-from probe.sae.candidates import CONTROLS, Strength, candidates
-from probe.sae.dose_response import dose_response
+from probe.sae.candidates import CONTROLS
 from probe.sites import Site, n_layers
 from probe.sweep import sweep
 
-RULES = (SquaredMeanRatio(), ByEffect(against="ratio"))
-COUNTS = (10, 50)
-STRENGTHS = (
-    Strength("zero"),
-    Strength("scale", 3.0),
-    Strength("scale", 10.0),
-    Strength("push", 0.1),
-    Strength("push", 0.3),
-)
+RULES, STRENGTHS = dose_response.RULES[1:], dose_response.STRENGTHS[:-1]
 # CRISP's numbers (arXiv 2508.13650): features whose directions are taken out of the weights.
 N_ORTHOGONAL, RATIO = 30, 3.0
 
@@ -76,17 +57,10 @@ def study(at: Given, where: Where) -> Callable[..., dict[str, Any]]:
 
 def controls(at: Given, seed: int) -> dict[str, Any]:
     """The SAE and every control, chosen and judged alike."""
-    parts = at.halves(seed)
-    model, tokenizer = at.subject.original, at.subject.tokenizer
-    tried = candidates(
-        model, at.sae, at.site, parts.select, rules=RULES, counts=COUNTS, strengths=STRENGTHS, controls=CONTROLS,
-        special_ids=at.special_ids, seed=seed,
-    )  # fmt: skip
-    score, quick = (AnswerScorer(tokenizer, max_length=at.max_length, choices=choices) for choices in (True, False))
-
-    found = dose_response(
-        model, parts, tried, score=quick, budget=BUDGET, special_ids=at.special_ids, words_by=score,
-        retrained=at.subject.retrained, progress=True,
+    how = {"score": at.scorer(choices=False), "words_by": at.scorer(choices=True), "progress": True}
+    found = at.responses(
+        at.halves(seed), rules=RULES, strengths=STRENGTHS, controls=CONTROLS, seed=seed,
+        retrained=at.subject.retrained, **how,
     )  # fmt: skip
     return as_record(found)
 
@@ -108,12 +82,8 @@ def layer(at: Given, where: Where, layer: int, seed: int) -> dict[str, Any]:
     first = area[0].top(1)[0]
     # A feature that is no better than chance there has no score.
     detection = max(0.5, float(area[1].score_F[first]))
-    tried = candidates(
-        model, sae, site, parts.select, rules=RULES, counts=COUNTS, strengths=STRENGTHS, controls=(), special_ids=ids,
-        seed=seed,
-    )  # fmt: skip
-    quick = AnswerScorer(at.subject.tokenizer, max_length=at.max_length, choices=False)
-    found = dose_response(model, parts, tried, score=quick, budget=BUDGET, special_ids=ids)
+    there = replace(at, sae=sae, site=site)
+    found = there.responses(parts, rules=RULES, strengths=STRENGTHS, seed=seed, score=at.scorer(choices=False))
     chosen = found.chosen("SAE")
     rows = [Row("SAE", "sae_layers", "detection", detection, "forget", layer=layer, item=first)]
     if chosen is not None:
@@ -152,11 +122,5 @@ def main(arguments: Arguments) -> None:
         layers = sorted({1, at.site.layer, depth - 2})
         cells = [{"part": "controls", "seed": seed} for seed in range(arguments.seeds)]
         cells += [{"part": "silent", "seed": 0}, *({"part": f"layer {one}", "seed": 0} for one in layers)]
-        settings = {"rules": list(map(repr, RULES)), "counts": COUNTS, "budget": BUDGET}
-        strengths = list(map(str, STRENGTHS))
-        sweep(study(at, arguments.where), cells, out, identity=at.identity() | settings | {"strengths": strengths})
+        sweep(study(at, arguments.where), cells, out, identity=at.identity(RULES, STRENGTHS))
     report(out, arguments.subject, ("sae_choices", "sae_layers"), control_claims)
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))

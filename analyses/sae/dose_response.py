@@ -1,11 +1,4 @@
-"""Does suppressing SAE features remove knowledge, at what dose, and what is a score worth that chose its own settings?
-
-    python -m analyses.sae_dose_response [--subject testbed|stories] [--out DIR] [--seeds N]
-
-Three published rules x two numbers of features x six strengths. Features and settings are chosen on one half of the
-people and reported on the other. A seed is another division of the people. Leaves records, figures and claims.txt;
-killed runs go on where they stopped.
-"""
+"""Three published rules x two numbers of features x six strengths of suppressing SAE features."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,25 +6,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from analyses.sae.claims import BUDGET, dose_claims
+from analyses.sae.claims import dose_claims
 from analyses.sae.subjects import Given, Name, given
+from analyses.shared import conclude, finished
 from analyses.subjects import Where
-from probe.attacks.score import AnswerScorer
 from probe.features.attribution import ByEffect
 from probe.features.rules import Frequency, SquaredMeanRatio
 from probe.figures import draw_all
 from probe.modes import threads
 from probe.rows import Row
-from probe.sae.candidates import Strength, candidates
-from probe.sae.dose_response import dose_response
+from probe.sae.candidates import Strength
 from probe.sae.responses import DoseResponse
 from probe.sae.tables import choice_rows, pareto_rows, response_rows, text
 from probe.sweep import load, sweep
 
 RULES = (Frequency(0.01), SquaredMeanRatio(), ByEffect(against="ratio"))
-COUNTS = (10, 50)
 STRENGTHS = (
     Strength("zero"),
     Strength("scale", 3.0),
@@ -59,18 +48,8 @@ def study(at: Given) -> Callable[..., dict[str, Any]]:
     """The function of one cell."""
 
     def run(seed: int) -> dict[str, Any]:
-        parts = at.halves(seed)
-        model = at.subject.original
-        tried = candidates(
-            model, at.sae, at.site, parts.select, rules=RULES, counts=COUNTS, strengths=STRENGTHS, controls=(),
-            special_ids=at.special_ids, seed=seed,
-        )  # fmt: skip
-        score = AnswerScorer(at.subject.tokenizer, max_length=at.max_length)
-        found = dose_response(
-            model, parts, tried, score=score, budget=BUDGET, special_ids=at.special_ids,
-            retrained=at.subject.retrained, progress=True,
-        )  # fmt: skip
-        return as_record(found)
+        how = {"score": at.scorer(choices=True), "retrained": at.subject.retrained, "progress": True}
+        return as_record(at.responses(at.halves(seed), rules=RULES, strengths=STRENGTHS, seed=seed, **how))
 
     return run
 
@@ -93,9 +72,7 @@ def main(arguments: Arguments) -> None:
     with threads(1):
         at = given(arguments.subject, arguments.where)
         cells = [{"seed": seed} for seed in range(arguments.seeds)]
-        settings = {"rules": list(map(repr, RULES)), "counts": COUNTS, "budget": BUDGET}
-        strengths = list(map(str, STRENGTHS))
-        sweep(study(at), cells, out, identity=at.identity() | settings | {"strengths": strengths})
+        sweep(study(at), cells, out, identity=at.identity(RULES, STRENGTHS))
     report(out, arguments.subject, ("sae_responses",), dose_claims)
 
 
@@ -103,15 +80,10 @@ def report(
     out: Path, name: str, only: Sequence[str], judge: Callable[[Sequence[Mapping[str, Any]], str], list[str]]
 ) -> None:
     """Figures of the first seed, and the judgement of all, from what is on disk."""
-    records = [r for r in load(out) if r["status"] != "failed"]
+    records = load(out)
+    runs = finished(records)
     # One division of the people: intervals are over them.
-    rows = [row for r in records if r["seed"] == 0 for row in rows_of(r)]
+    rows = [row for r in runs if r["seed"] == 0 for row in rows_of(r)]
     draw_all(rows, out / "figures", only=only, metadata={"study": out.name})
-    lines = judge(records, name) + [f"failed: {r}" for r in load(out) if r["status"] == "failed"]
-    lines += [part for r in records if r["text"] for part in ("", *r["text"].splitlines())]
-    (out / "claims.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    texts = [part for r in runs if r["text"] for part in ("", *r["text"].splitlines())]
+    conclude(out, [*judge(runs, name), *texts], records)

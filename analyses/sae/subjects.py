@@ -6,19 +6,27 @@ from typing import Any, Literal
 
 import torch
 
+from analyses.sae.claims import BUDGET
 from analyses.subjects import Subject, Where, subject
 from probe import testbed
+from probe.attacks.score import AnswerScorer
 from probe.checkpoints import weights_hash
 from probe.data import QA, encode
 from probe.dictionaries.dictionary import Dictionary
+from probe.dictionaries.folders import load_dictionary
 from probe.features.architectures import TopK
 from probe.features.training import train_dictionary
 from probe.harvest import harvest
 from probe.positions import not_first
+from probe.sae.candidates import Strength, candidates
+from probe.sae.dose_response import dose_response
 from probe.sae.halves import Halves, halves
+from probe.sae.responses import DoseResponse
 from probe.sites import Site
 
 Name = Literal["testbed", "stories"]
+# Numbers of features that are edited together.
+COUNTS = (10, 50)
 # Rows of each retain entity, and how many entities: intervals count entities.
 RETAIN = {"testbed": (3, 40), "stories": (6, 8)}
 
@@ -53,9 +61,33 @@ class Given:
         """Longest text in tokens."""
         return self.subject.split.max_length
 
-    def identity(self) -> dict[str, Any]:
+    def responses(
+        self,
+        parts: Halves,
+        *,
+        rules: Sequence[Any],
+        strengths: Sequence[Strength],
+        seed: int,
+        controls: Sequence[Any] = (),
+        **how: Any,
+    ) -> DoseResponse:
+        """Every edit of rules, counts and strengths, chosen on one half and reported on the other."""
+        model, ids = self.subject.original, self.special_ids
+        tried = candidates(
+            model, self.sae, self.site, parts.select, rules=rules, counts=COUNTS, strengths=strengths,
+            controls=controls, special_ids=ids, seed=seed,
+        )  # fmt: skip
+        return dose_response(model, parts, tried, budget=BUDGET, special_ids=ids, **how)
+
+    def scorer(self, *, choices: bool) -> AnswerScorer:
+        """Scores answers, with choices among wrong ones or without."""
+        return AnswerScorer(self.subject.tokenizer, max_length=self.max_length, choices=choices)
+
+    def identity(self, rules: Sequence[Any], strengths: Sequence[Strength]) -> dict[str, Any]:
         """What decides the results besides a cell."""
-        return self.subject.identity() | {"sae": str(dict(self.sae.metadata)), "rows": len(self.retain)}
+        own = {"sae": str(dict(self.sae.metadata)), "rows": len(self.retain)}
+        settings = {"rules": list(map(repr, rules)), "counts": COUNTS, "budget": BUDGET}
+        return self.subject.identity() | own | settings | {"strengths": list(map(str, strengths))}
 
 
 def given(name: Name, where: Where) -> Given:
@@ -73,8 +105,6 @@ def given(name: Name, where: Where) -> Given:
 
 def trained(chosen: Subject, site: Site, where: Where, *, n_features: int, active: int, steps: int = 300) -> Dictionary:
     """A TopK SAE of the subject's original at ``site``, trained on all its rows but every tenth, judged on those."""
-    from probe.dictionaries.folders import load_dictionary
-
     key = f"sae_{weights_hash(chosen.original)[:12]}_{site.layer}_{n_features}_{active}_{steps}"
     folder = where.cache / key
     if folder.is_dir():

@@ -7,20 +7,33 @@ out, and "cannot be told" is said where it does not.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
 
+from analyses.shared import (
+    FAILS,
+    HOLDS,
+    SHARE,
+    UNKNOWN,
+    Record,
+    methods_of,
+    over_seeds,
+    paired,
+    range_row,
+    runs_of,
+    steps_of,
+    verdict,
+)
 from analyses.squeezing.measures import GROUPS, METRICS
 from probe.diagnostics.spurious_unlearning import KINDS
-from probe.metrics.intervals import Interval, interval
+from probe.metrics.intervals import Interval
 from probe.rows import Row
 
-Record = Mapping[str, Any]
 # What the claims are about, and what is claimed to be better.
 USUAL, BOOTSTRAPPED = ("GA", "GradDiff", "NPO"), ("BS-T", "BS-S")
 BANDS = ("target", "high", "mid", "low")
 REWORDED, CONTROL = "reworded", "reworded, wrong"
 RESPONSES = ("target", "high", REWORDED, CONTROL)
-_WORDS = {"above": "rises", "below": "falls", "neither": "cannot be told"}
+_WORDS = {1: "rises", -1: "falls", 0: UNKNOWN}
+_VERDICTS = {1: HOLDS, -1: FAILS, 0: UNKNOWN}
 # Looks that count as early: up to a fifth of the run.
 EARLY = 2
 # Fewer rows of a kind than this say nothing of a run.
@@ -29,19 +42,9 @@ FEWEST = 5
 LOST = 0.05
 
 
-def steps_of(record: Record) -> list[int]:
-    """The steps at which a run was asked."""
-    return sorted({int(key.split("/")[0]) for key in record if key.split("/")[0].isdigit()})
-
-
 def last(record: Record, key: str) -> float:
     """A quantity at the end of the run."""
     return float(record[f"{steps_of(record)[-1]}/{key}"])
-
-
-def runs_of(records: Sequence[Record], method: str) -> list[Record]:
-    """The runs of one method, by seed."""
-    return sorted((r for r in records if r["method"] == method), key=lambda r: r["seed"])
 
 
 def reference(records: Sequence[Record], name: str) -> Record:
@@ -55,25 +58,10 @@ def gains(records: Sequence[Record], run: Record, response: str) -> list[float]:
     return [run[f"{step}/squeezing/{response}"] - before for step in steps_of(run)]
 
 
-def told(found: Interval, bar: float = 0.0) -> str:
-    """Above, below, or neither."""
-    return "above" if found.low > bar else "below" if found.high < bar else "neither"
-
-
-def spelt(found: Interval, digits: int = 2) -> str:
-    """A mean with its interval."""
-    return f"{found.mean:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-
-
-def spelt_share(found: Interval) -> str:
-    """The same of a share, cut at 0 and 1, which it cannot leave."""
-    return spelt(Interval(found.mean, max(0.0, found.low), min(1.0, found.high), found.n))
-
-
 def rows_of(records: Sequence[Record]) -> list[Row]:
     """Rows for the figures."""
     rows: list[Row] = []
-    for method in dict.fromkeys(r["method"] for r in records):
+    for method in methods_of(records):
         runs = runs_of(records, method)
         states = (
             {"equal": "answers", "raw": "answers"}
@@ -81,32 +69,26 @@ def rows_of(records: Sequence[Record]) -> list[Row]:
             else {"equal": "equal/answers"}
         )
         for state, place in states.items():
-            rows += [_row(method, "answers", kind, [r[f"{place}/{kind}"] for r in runs], state) for kind in KINDS]
+            rows += [range_row(method, "answers", kind, [r[f"{place}/{kind}"] for r in runs], state) for kind in KINDS]
         if method in ("original", "retrained"):
             continue
-        rows += [_row(method, "answers", kind, [last(r, f"answers/{kind}") for r in runs], "raw") for kind in KINDS]
+        ends = {kind: [last(r, f"answers/{kind}") for r in runs] for kind in KINDS}
+        rows += [range_row(method, "answers", kind, values, "raw") for kind, values in ends.items()]
         start = reference(records, "original")
         for response in BANDS:
-            rows.append(_row(method, "squeezing", response, [start[f"squeezing/{response}"]], item=0))
+            rows.append(range_row(method, "squeezing", response, [start[f"squeezing/{response}"]], item=0))
             rows += [
-                _row(method, "squeezing", response, [r[f"{s}/squeezing/{response}"] for r in runs], item=s)
+                range_row(method, "squeezing", response, [r[f"{s}/squeezing/{response}"] for r in runs], item=s)
                 for s in steps_of(runs[0])
             ]
         for response in ("target", REWORDED, CONTROL):
             changes = [gains(records, run, response) for run in runs]
-            rows.append(_row(method, "gain", response, [0.0], item=0))
+            rows.append(range_row(method, "gain", response, [0.0], item=0))
             rows += [
-                _row(method, "gain", response, [change[k] for change in changes], item=s)
+                range_row(method, "gain", response, [change[k] for change in changes], item=s)
                 for k, s in enumerate(steps_of(runs[0]))
             ]
     return rows
-
-
-def _row(method: str, diagnostic: str, quantity: str, values: Sequence[float], on: str = "", **where: Any) -> Row:
-    """Mean over seeds; its ends are the lowest and the highest."""
-    return Row(
-        method, diagnostic, quantity, fmean(values), on, low=min(values), high=max(values), n=len(values), **where
-    )
 
 
 def judged(records: Sequence[Record]) -> list[str]:
@@ -125,13 +107,13 @@ def _b1(records: Sequence[Record]) -> list[str]:
     for group, kinds in (("rephrased", GROUPS["rephrased"]), ("collapsed", GROUPS["collapsed"])):
         known = sum(never[f"answers/{kind}"] for kind in kinds)
         shares = {
-            method: interval([_over_run(run, kinds) for run in runs])
+            method: over_seeds((_over_run(run, kinds) for run in runs), SHARE)
             for method in USUAL
             if (runs := runs_of(records, method))
         }
-        beyond = [method for method, share in shares.items() if told(share, known) == "above"]
+        beyond = [method for method, share in shares.items() if share.side(known) > 0]
         occurs[group] = bool(beyond)
-        listed = "; ".join(f"{method} {spelt_share(share)}" for method, share in shares.items())
+        listed = "; ".join(f"{method} {share}" for method, share in shares.items())
         lines.append(
             f"- {group}: {'occurs under ' + ', '.join(beyond) if beyond else 'cannot be told to occur'}; share of "
             f"answers, mean over the run: {listed}; retrained {known:.2f}."
@@ -143,21 +125,20 @@ def _b1(records: Sequence[Record]) -> list[str]:
             if found is None:
                 lines.append(f"- {metric} on {group} answers: too few of them.")
                 continue
-            side = told(found, 0.5)
-            verdict = {"above": "takes them for forgotten", "below": "sees through them", "neither": "cannot be told"}
+            side = found.side(0.5)
+            verdict = {1: "takes them for forgotten", -1: "sees through them", 0: UNKNOWN}
             lines.append(
-                f"- {metric} on {group} answers: {verdict[side]}; {spelt_share(found)} of them look forgotten "
-                f"({found.n} runs)."
+                f"- {metric} on {group} answers: {verdict[side]}; {found} of them look forgotten ({found.n} runs)."
             )
             if group != "wrong":
                 missed.append(side)
     both = all(occurs.values())
     verdict = (
-        "holds here"
-        if both and set(missed) == {"above"} and len(missed) == 2 * len(METRICS)
+        HOLDS
+        if both and set(missed) == {1} and len(missed) == 2 * len(METRICS)
         else "does not hold here for every kind and metric"
-        if "below" in missed
-        else "cannot be told"
+        if -1 in missed
+        else UNKNOWN
     )
     return [*lines, f"- Both kinds, missed by all three metrics: {verdict}.", ""]
 
@@ -175,7 +156,7 @@ def looks_forgotten(records: Sequence[Record], group: str, metric: str) -> Inter
             n = sum(run[f"{s}/answers/rows/{group}"] for s in steps_of(run))
             if n >= FEWEST:
                 shares.append(sum(run[f"{s}/answers/look forgotten/{group}/{metric}"] for s in steps_of(run)) / n)
-    return interval(shares) if len(shares) > 1 else None
+    return over_seeds(shares, SHARE) if len(shares) > 1 else None
 
 
 def _b2(records: Sequence[Record]) -> list[str]:
@@ -185,18 +166,18 @@ def _b2(records: Sequence[Record]) -> list[str]:
     never = reference(records, "retrained")["answers/rephrased"]
     for method in USUAL:
         runs = runs_of(records, method)
-        first = {name: interval([fmean(gains(records, r, name)[:EARLY]) for r in runs]) for name in RESPONSES}
-        ends = {name: interval([gains(records, r, name)[-1] for r in runs]) for name in RESPONSES}
-        shares = interval([_over_run(run, ("rephrased",)) for run in runs])
-        early[method], late[method] = told(first[REWORDED]), told(ends[REWORDED])
-        mass[method] = told(shares, never)
+        first = {name: over_seeds(fmean(gains(records, r, name)[:EARLY]) for r in runs) for name in RESPONSES}
+        ends = {name: over_seeds(gains(records, r, name)[-1] for r in runs) for name in RESPONSES}
+        shares = over_seeds((_over_run(run, ("rephrased",)) for run in runs), SHARE)
+        early[method], late[method] = first[REWORDED].side(), ends[REWORDED].side()
+        mass[method] = shares.side(never)
         lines.append(
-            f"- {method}, first {EARLY} looks (mean): target {spelt(first['target'])} nats; the same fact in other "
-            f"words {spelt(first[REWORDED])} ({_WORDS[early[method]]}), those words with a wrong value "
-            f"{spelt(first[CONTROL])}; likely samples {spelt(first['high'])}. At the end: target "
-            f"{spelt(ends['target'])}, other words {spelt(ends[REWORDED])} ({_WORDS[late[method]]}), with a wrong "
-            f"value {spelt(ends[CONTROL])}. Greedy answers that say the fact in other words, mean over the run: "
-            f"{spelt_share(shares)}; retrained {never:.2f}."
+            f"- {method}, first {EARLY} looks (mean): target {first['target']} nats; the same fact in other "
+            f"words {first[REWORDED]} ({_WORDS[early[method]]}), those words with a wrong value "
+            f"{first[CONTROL]}; likely samples {first['high']}. At the end: target "
+            f"{ends['target']}, other words {ends[REWORDED]} ({_WORDS[late[method]]}), with a wrong "
+            f"value {ends[CONTROL]}. Greedy answers that say the fact in other words, mean over the run: "
+            f"{shares}; retrained {never:.2f}."
         )
     for when, outcome in (("early in the run log-probability rises", early), ("at the end it has risen", late)):
         lines.append(f"- The same fact in other words, {when}: {_overall(outcome)}.")
@@ -204,12 +185,11 @@ def _b2(records: Sequence[Record]) -> list[str]:
     return [*lines, ""]
 
 
-def _overall(outcome: Mapping[str, str]) -> str:
+def _overall(outcome: Mapping[str, int]) -> str:
     """One verdict where the methods agree, else by method."""
-    words = {"above": "holds here", "below": "does not hold here", "neither": "cannot be told"}
     if len(set(outcome.values())) == 1:
-        return words[next(iter(outcome.values()))]
-    return "; ".join(f"{method}: {words[side]}" for method, side in outcome.items())
+        return _VERDICTS[next(iter(outcome.values()))]
+    return "; ".join(f"{method}: {_VERDICTS[side]}" for method, side in outcome.items())
 
 
 def _b3(records: Sequence[Record]) -> list[str]:
@@ -226,16 +206,15 @@ def _b3(records: Sequence[Record]) -> list[str]:
             ):
                 parts = []
                 for other, theirs in rivals.items():
-                    pairs = zip(runs, theirs, strict=True)
-                    apart = interval([share(a, GROUPS[group]) - share(b, GROUPS[group]) for a, b in pairs])
-                    word = {"above": "more than", "below": "less than", "neither": "cannot be told apart from"}
-                    parts.append(f"{word[told(apart)]} {other} ({spelt(apart)})")
+                    apart = paired(*([share(r, GROUPS[group]) for r in own] for own in (runs, theirs)))
+                    word = {1: "more than", -1: "less than", 0: "cannot be told apart from"}
+                    parts.append(f"{word[apart.side()]} {other} ({apart})")
                 own = fmean(share(r, GROUPS[group]) for r in runs)
                 lines.append(f"- {method}, {group} answers {state}: {own:.2f}; {', '.join(parts)}.")
         falls = {name: _falls(records, runs, name) for name in ("target", "high", REWORDED)}
         theirs_too = [(name, *_falls(records, rivals["NPO"], name)) for name in falls]
         lines.append(
-            f"- {method}, monotone: {_overall({method: 'above' if _whole(falls) else 'below'})}; "
+            f"- {method}, monotone: {_overall({method: 1 if _whole(falls) else -1})}; "
             + ", ".join(f"{name} falls in {a} of {b} stretches" for name, (a, b) in falls.items())
             + f"; NPO: {', '.join(f'{name} {a} of {b}' for name, a, b in theirs_too)}."
         )
@@ -265,11 +244,9 @@ def _fluent(runs: Sequence[Record]) -> dict[str, list[float]]:
 
 
 def _natural(method: str, state: str, values: list[float]) -> str:
-    kept = interval(values)
-    word = {"above": "holds here", "below": "does not hold here", "neither": "cannot be told"}
+    kept = over_seeds(values, SHARE)
     return (
-        f"- {method}, naturalness {state}: {word[told(kept, 1 - LOST)]} (fluent {spelt_share(kept)}; kept means above "
-        f"{1 - LOST:g})."
+        f"- {method}, naturalness {state}: {verdict(kept, 1, 1 - LOST)} (fluent {kept}; kept means above {1 - LOST:g})."
     )
 
 
@@ -286,7 +263,7 @@ def table(records: Sequence[Record]) -> str:
         lines += [f"{title}:", "", "| method | retain | probability | ROUGE-L | truth ratio | right | rephrased | "]
         lines[-1] += "wrong | gibberish or empty | naturalness (nats a token) | relearned |"
         lines.append("|" + "---|" * 11)
-        for method in dict.fromkeys(r["method"] for r in records):
+        for method in methods_of(records):
             runs = runs_of(records, method)
             lines.append(f"| {method} | " + " | ".join(_cells(method, runs, state)) + " |")
         lines.append("")

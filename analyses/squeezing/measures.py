@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from analyses.shared import probability
 from analyses.subjects import Subject
 from probe.attacks.curves import Run
 from probe.attacks.facts import Facts, divided
@@ -105,14 +106,9 @@ def questions(given: Material) -> dict[str, Callable[[nn.Module], Mapping[str, f
     return {
         "squeezing": log_probabilities,
         "answers": lambda model: answers(model, given),
-        "retain": lambda model: {"probability": retained(model, given.reported)},
+        "retain": lambda model: {"probability": probability(model, given.reported)},
         "relearning": relearning,
     }
-
-
-def retained(model: nn.Module, batch: Batch) -> float:
-    """Mean answer probability on retain rows."""
-    return float(answer_stats(model, batch).probability_N.mean())
 
 
 def answers(model: nn.Module, given: Material) -> dict[str, float]:

@@ -1,11 +1,4 @@
-"""Where does the probability go that unlearning takes from the answers, and what do models say instead?
-
-    python -m analyses.squeezing [--out DIR] [--seeds N]
-
-Five methods unlearn the testbed (GA, GradDiff, NPO, BS-T, BS-S; Li et al., arXiv 2510.19422). At five steps of every
-run the same questions are put to the model; its end is measured as it is and mixed with the original to equal
-retention. Learning rates and steps were not searched. Killed runs go on where they stopped.
-"""
+"""Five methods unlearn; the same questions are put to the model at five steps of every run."""
 
 import copy
 import time
@@ -14,16 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from analyses.shared import choice_of, conclude, finished, probability
 from analyses.squeezing.claims import CONTROL, REWORDED, judged, rows_of, table
-from analyses.squeezing.measures import Material, answers, drawn, material, questions, retained
-from analyses.subjects import subject
+from analyses.squeezing.measures import Material, answers, drawn, material, questions
+from analyses.subjects import needed, subject
 from probe.diagnostics.dynamics import dynamics
 from probe.figures.answer_kinds import answer_kinds, gains_over_steps
 from probe.figures.squeezing import over_steps
 from probe.figures.style import new_figure, paper_style, save
-from probe.methods.answers import needed_answers
 from probe.methods.catalogue import method_named
 from probe.methods.uwc import mixed, uwc
 from probe.modes import threads
@@ -67,17 +58,16 @@ def cell(given: Material, share: float, method: str, seed: int) -> dict[str, Any
         return found | {"seconds": time.process_time() - began}
     name, settings = METHODS[method]
     recipe, model = method_named(name), copy.deepcopy(study.original)
-    extra = {"original": study.original} if "original" in recipe.needs else {}
-    extra |= needed_answers(recipe.needs, study.tokenizer, study.split, seed=seed)
+    extra = needed(recipe, study.original, study.tokenizer, study.split, seed=seed)
     run = partial(recipe.run, model, study.split, **COMMON, **settings, **extra, seed=seed)
     at = [round(part * settings["steps"]) for part in AT]
     rows = dynamics(run, model, asked, at=at, name=method).rows
     values: dict[str, Any] = {f"{row.item}/{row.diagnostic}/{row.quantity}": row.value for row in rows}
     values |= {f"raw/drawn/{key}": value for key, value in drawn(model, given, seed).items()}
-    alpha = uwc(study.original, model, lambda m: retained(m, given.choosing), share=share, tolerance=0.02).alpha
+    alpha = uwc(study.original, model, lambda m: probability(m, given.choosing), share=share, tolerance=0.02).alpha
     with mixed(study.original, model, alpha):
         equal = {f"answers/{key}": value for key, value in answers(study.original, given).items()}
-        equal["retain/probability"] = retained(study.original, given.reported)
+        equal["retain/probability"] = probability(study.original, given.reported)
         equal |= {f"drawn/{key}": value for key, value in drawn(study.original, given, seed).items()}
         found = asked["squeezing"](study.original)
         equal |= {f"squeezing/{key}": value for key, value in found.items()}
@@ -87,9 +77,7 @@ def cell(given: Material, share: float, method: str, seed: int) -> dict[str, Any
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
-    unknown = set(arguments.methods) - set(METHODS)
-    if unknown:
-        raise SystemExit(f"unknown methods: {', '.join(sorted(unknown))}; choose among {', '.join(METHODS)}")
+    choice_of(arguments.methods, METHODS)
     cells = [{"method": name, "seed": 0} for name in ("original", "retrained")]
     cells += [{"method": name, "seed": seed} for seed in range(arguments.seeds) for name in arguments.methods]
     with threads(1):
@@ -102,8 +90,7 @@ def main(arguments: Arguments) -> None:
 def report(out: Path) -> None:
     """Figures, tables and judgements from what is on disk."""
     records = load(out)
-    failed = [f"{r['method']} (seed {r['seed']}): {r['error']}" for r in records if r["status"] == "failed"]
-    good = [r for r in records if r["status"] != "failed"]
+    good = finished(records)
     meta, n = {"study": "analyses.squeezing"}, len({r["seed"] for r in good})
     note = f"Means over {n} seeds; bands from lowest to highest."
     with paper_style("neurips") as venue:
@@ -123,12 +110,6 @@ def report(out: Path) -> None:
         data = answer_kinds(rows_of(good), figure, {"raw": "at the end of the run", "equal": "at equal retention"})
         caption = "What greedy answers to forget questions are: at the end of the run, and at equal retention."
         save(figure, out / "figures", "squeezing_answers", data, metadata=meta, caption=caption)
-    lines = [*judged(good), *(f"failed: {line}" for line in failed)]
-    (out / "claims.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (out / "tables.md").write_text(table(good), encoding="utf-8")
-    print("\n".join(lines))
+    conclude(out, judged(good), records, "claims.md")
     print(f"CPU time of the cells: {sum(r['seconds'] for r in good) / 60:.1f} minutes")
-
-
-if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))

@@ -1,13 +1,14 @@
-"""What the rows of ``analyses.tarf_digits`` say of TARF's three claims, as text, table and figure."""
+"""What the rows of ``analyses.tarf.digits`` say of TARF's three claims, as text, table and figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from analyses.shared import FAILS, HOLDS, PERCENT, SHARE, UNKNOWN, paired, seed_row
 from probe.figures.scenarios import scenario_figure, scenario_table
 from probe.figures.style import new_figure, paper_style, save
-from probe.metrics.intervals import interval
+from probe.metrics.intervals import Interval
 from probe.rows import Row
 
 CONVENTIONAL = ("FT", "GA", "RL", "L1-sparse", "SalUn", "SCRUB")
@@ -16,7 +17,6 @@ MATCHED, AGAIN = "all matched", "retrained again"
 # Points of Gap beyond retraining again that count as a failure: about the largest Gap between two retrainings. Set
 # after a first look at the results; between 0.5 and 7.9 points no verdict changes.
 MARGIN = 5.0
-UNKNOWN = "cannot be told"
 
 CAPTION = (
     "Unlearning the digit 3, or the concept it stands for, under four relations between the labels of data, model and "
@@ -28,18 +28,33 @@ CAPTION = (
     "Settings were chosen per method and scenario on other seeds."
 )
 
-Interval = tuple[float, float, float]
+# Points of percent, and what their differences can be.
+POINTS = (-100.0, 100.0)
+Numbers = dict[str, float]
 Seeds = dict[tuple[str, str, str], list[float]]
 
 
-def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of first - second over seeds with its 95 % t-interval."""
-    return interval(np.array(first) - np.array(second)).ends
+def gap(found: Numbers, goal: Numbers, parts: Sequence[str]) -> float:
+    """Mean absolute difference to the retrained model over some measures, in points."""
+    return float(np.mean([abs(found[part] - goal[part]) for part in parts]))
+
+
+def rows_of(
+    name: str, runs: Sequence[Numbers], diagnostic: str, on: str, within: tuple[float, float] = PERCENT
+) -> list[Row]:
+    """Mean and 95 % t-interval over seeds of each number; the single seeds follow, with the seed's place as item."""
+    rows = []
+    for quantity in runs[0]:
+        values = [run[quantity] for run in runs]
+        ends = SHARE if quantity == "rise_auroc" else within
+        rows.append(seed_row(name, diagnostic, quantity, values, on, within=ends))
+        rows += [Row(name, f"{diagnostic}_seed", quantity, float(v), on, item=i) for i, v in enumerate(values)]
+    return rows
 
 
 def judged(found: Interval, limit: float, above: str, below: str) -> str:
     """``above`` or ``below`` if the whole interval lies on that side of the limit; else nobody knows."""
-    return above if found[1] > limit else below if found[2] < limit else UNKNOWN
+    return {1: above, -1: below, 0: UNKNOWN}[found.side(limit)]
 
 
 def claims(rows: Sequence[Row]) -> str:
@@ -84,11 +99,7 @@ def _best(seeds: Seeds, scenario: str) -> str:
 
 
 def _over(seeds: Seeds, scenario: str, name: str, other: str) -> Interval:
-    return paired(seeds[scenario, name, "gap"], seeds[scenario, other, "gap"])
-
-
-def _shown(found: Interval, digits: int = 1) -> str:
-    return f"{found[0]:+.{digits}f} [{found[1]:+.{digits}f}, {found[2]:+.{digits}f}]"
+    return paired(seeds[scenario, name, "gap"], seeds[scenario, other, "gap"], POINTS)
 
 
 def _t1(seeds: Seeds, scenarios: Sequence[str]) -> list[str]:
@@ -96,14 +107,14 @@ def _t1(seeds: Seeds, scenarios: Sequence[str]) -> list[str]:
     for scenario in scenarios:
         best = _best(seeds, scenario)
         over = _over(seeds, scenario, best, AGAIN)
-        failing = sum(_over(seeds, scenario, name, AGAIN)[1] > MARGIN for name in CONVENTIONAL)
+        failing = sum(_over(seeds, scenario, name, AGAIN).side(MARGIN) > 0 for name in CONVENTIONAL)
         gaps = ", ".join(f"{name} {_mean(seeds, scenario, name):.1f}" for name in (*CONVENTIONAL, "original", AGAIN))
         verdict = judged(over, MARGIN, "all fail", "the best does not fail")
         if scenario != MATCHED:
             verdicts[scenario] = verdict
         lines += [
             f"  {scenario}: {verdict}. Gap of {gaps}.",
-            f"    {best} less {AGAIN} {_shown(over)}; {failing} of {len(CONVENTIONAL)} methods fail.",
+            f"    {best} less {AGAIN} {over:+.1f}; {failing} of {len(CONVENTIONAL)} methods fail.",
         ]
     return [f"T1 conventional methods fail where label domains differ: {_counted(verdicts, 'all fail')}", *lines]
 
@@ -114,15 +125,15 @@ def _t2(seeds: Seeds, scenarios: Sequence[str]) -> list[str]:
         if (scenario, "original", "rise_auroc") not in seeds:
             continue
         near, far, rise = (seeds[scenario, "original", q] for q in ("cosine_affected", "cosine_other", "rise_auroc"))
-        nearer, rising = paired(near, far), paired(rise, [0.5] * len(rise))
+        nearer, rising = paired(near, far, (-2.0, 2.0)), paired(rise, [0.5] * len(rise), (-0.5, 0.5))
         sides = {judged(nearer, 0.0, "entangled", "apart"), judged(rising, 0.0, "entangled", "apart")}
         verdicts[scenario] = sides.pop() if len(sides) == 1 else UNKNOWN
         before, after = (_mean(seeds, scenario, name, "affected") for name in ("original", "GA"))
         lines += [
             f"  {scenario}: {verdicts[scenario]}. Cosine of features with the listed digit's centre: affected digits "
-            f"{np.mean(near):.2f}, others {np.mean(far):.2f}, difference {_shown(nearer, 2)}.",
+            f"{np.mean(near):.2f}, others {np.mean(far):.2f}, difference {nearer:+.2f}.",
             "    Ten steps of ascent on the listed images raise the loss of an affected image more than another's with "
-            f"probability 0.5 {_shown(rising, 2)};",
+            f"probability 0.5 {rising:+.2f};",
             f"    GA leaves {after:.0f} % of affected images right, of {before:.0f} %.",
         ]
     return [
@@ -137,12 +148,12 @@ def _t3(seeds: Seeds, scenarios: Sequence[str]) -> list[str]:
     for scenario in scenarios:
         best, over = _best(seeds, scenario), _over(seeds, scenario, "TARF", AGAIN)
         verdicts[scenario] = judged(over, MARGIN, "not closed", "closed")
-        beaten = sum(_over(seeds, scenario, name, "TARF")[1] > 0 for name in CONVENTIONAL)
+        beaten = sum(_over(seeds, scenario, name, "TARF").side() > 0 for name in CONVENTIONAL)
         accuracy = [_mean(seeds, scenario, name, "ua") for name in ("TARF", "retrained")]
         lines += [
             f"  {scenario}: {verdicts[scenario]}. Gap {_mean(seeds, scenario, 'TARF'):.1f}, less {AGAIN} "
-            f"{_shown(over)}; UA {accuracy[0]:.0f} where retraining has {accuracy[1]:.0f}.",
-            f"    {best} less TARF {_shown(_over(seeds, scenario, best, 'TARF'))}; surely nearer than {beaten} of "
+            f"{over:+.1f}; UA {accuracy[0]:.0f} where retraining has {accuracy[1]:.0f}.",
+            f"    {best} less TARF {_over(seeds, scenario, best, 'TARF'):+.1f}; surely nearer than {beaten} of "
             f"{len(CONVENTIONAL)} conventional methods. Gap of "
             + ", ".join(f"{v} {_mean(seeds, scenario, v):.1f}" for v in VARIANTS if (scenario, v, "gap") in seeds)
             + ".",
@@ -158,8 +169,8 @@ def _t3(seeds: Seeds, scenarios: Sequence[str]) -> list[str]:
 def _counted(verdicts: dict[str, str], holds: str) -> str:
     counts = {verdict: [s for s, v in verdicts.items() if v == verdict] for verdict in dict.fromkeys(verdicts.values())}
     if list(counts) == [holds]:
-        return "holds here"
-    word = "holds in part" if holds in counts else "does not hold here"
+        return HOLDS
+    word = "holds in part" if holds in counts else FAILS
     if UNKNOWN in counts and len(counts) == 1:
         word = UNKNOWN
     listed = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in counts.items())

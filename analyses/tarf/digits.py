@@ -1,10 +1,4 @@
-"""TARF on the domain it was made for: an image classifier whose labels, forget list and target concept differ.
-
-    python -m analyses.tarf_digits [--out DIR] [--seeds 0 1 2 3 4]
-
-Each method may choose among six settings per scenario, by Gap to retraining on seeds that are not reported: more than a
-practitioner has, the same for all. Leaves rows.jsonl, settings.json, tables, one figure and claims.txt in ten minutes.
-"""
+"""TARF on digits: labels, forget list and target concept differ."""
 
 import copy
 import json
@@ -17,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 
-from analyses.tarf.claims import drawn
+from analyses.shared import DIFFERENCE
+from analyses.tarf.claims import Numbers, drawn, gap, rows_of
 from probe.methods.baselines import ga
 from probe.methods.classwise import fine_tune, l1_sparse, random_labels, salun, scrub
 from probe.methods.tarf import Annealing, Selection, TARFResult, TopGroups, TopShare, tarf
-from probe.metrics.intervals import interval
 from probe.metrics.membership import called_unseen
 from probe.metrics.privacy import auc
 from probe.rows import Row, append
@@ -33,7 +26,8 @@ from probe.testbed.digits import Images, Scenario, load_images, predictions, ret
 STEPS, BATCH = 100, 64
 TUNING_SEEDS = (100, 101)
 Setting = Mapping[str, float | int]
-Numbers = dict[str, float]
+# Of which the Gap is the mean.
+MEASURES = ("ua", "ra", "ta", "mia")
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,17 +181,12 @@ def measured(model: nn.Module, at: Case) -> Numbers:
     return found
 
 
-def gap(found: Numbers, reference: Numbers) -> float:
-    """Mean absolute difference to the retrained model over UA, RA, TA and MIA, in points."""
-    return float(np.mean([abs(found[name] - reference[name]) for name in ("ua", "ra", "ta", "mia")]))
-
-
 def unlearned(name: str, at: Case, setting: Setting) -> tuple[nn.Module, Numbers]:
     """The model after a method, and its numbers; TARF's selection is judged along with it."""
     model = copy.deepcopy(at.original)
     result = METHODS[name][0](model, at, setting)
     found = measured(model, at)
-    found["gap"] = gap(found, at.goal)
+    found["gap"] = gap(found, at.goal, MEASURES)
     false_retaining = torch.tensor(at.scenario.false_retaining, dtype=torch.long)
     if result is not None and len(false_retaining):
         truth_N = torch.isin(at.train.of(at.scenario.remaining).digit_N, false_retaining)
@@ -248,33 +237,20 @@ def entanglement(at: Case) -> Numbers:
     }
 
 
-def summary(name: str, scenario: str, runs: Sequence[Numbers], diagnostic: str = "tarf") -> list[Row]:
-    """Mean and 95 % t-interval over seeds of each number; the single seeds follow, with the seed's place as item."""
-    rows = []
-    for quantity in runs[0]:
-        values = [run[quantity] for run in runs]
-        mean, low, high = interval(values).ends
-        # One seed has no interval.
-        low, high = (low, high) if len(values) > 1 else (mean, mean)
-        rows.append(Row(name, diagnostic, quantity, mean, scenario, low=low, high=high, n=len(values)))
-        rows += [Row(name, f"{diagnostic}_seed", quantity, float(v), scenario, item=i) for i, v in enumerate(values)]
-    return rows
-
-
 def study(scenario: Scenario, seeds: Sequence[int]) -> tuple[list[Row], dict[str, Setting]]:
     """All numbers of one scenario, and the settings that were chosen for it."""
     cases = [case(scenario, seed) for seed in seeds]
     rows: list[Row] = []
     for name, which in (("original", "original"), ("retrained", "retrained"), ("retrained again", "again")):
         runs = [measured(getattr(at, which), at) for at in cases]
-        gaps = [gap(run, at.goal) for run, at in zip(runs, cases, strict=True)]
-        rows += summary(name, scenario.name, [{**run, "gap": g} for run, g in zip(runs, gaps, strict=True)])
+        gaps = [gap(run, at.goal, MEASURES) for run, at in zip(runs, cases, strict=True)]
+        rows += rows_of(name, [{**run, "gap": g} for run, g in zip(runs, gaps, strict=True)], "tarf", scenario.name)
     if scenario.affected:
-        rows += summary("original", scenario.name, [entanglement(at) for at in cases], "entanglement")
+        rows += rows_of("original", [entanglement(at) for at in cases], "entanglement", scenario.name, DIFFERENCE)
     methods = [name for name in METHODS if scenario.false_retaining or name not in _SAME_IF_COMPLETE]
     chosen = {name: tuned(name, scenario) for name in methods}
     for name, setting in chosen.items():
-        rows += summary(name, scenario.name, [unlearned(name, at, setting)[1] for at in cases])
+        rows += rows_of(name, [unlearned(name, at, setting)[1] for at in cases], "tarf", scenario.name)
     return rows, chosen
 
 
@@ -297,7 +273,3 @@ def main(*, out: Path = Path("results/tarf_digits"), seeds: tuple[int, ...] = (0
     recipe = {"seeds": seeds, "tuning_seeds": TUNING_SEEDS, "steps": STEPS, "settings": settings}
     (out / "settings.json").write_text(json.dumps(recipe, indent=1) + "\n")
     print(drawn(rows, out))
-
-
-if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)

@@ -1,10 +1,4 @@
-"""TARF on language data: half of each author's facts are listed, all of them are to be forgotten.
-
-    python -m analyses.tarf_language [--out DIR] [--seeds 0 1 2]
-
-The testbed's ten forget authors have ten facts each; five, drawn by the seed, are listed, the other five lie among the
-remaining rows. The concept is the author. Leaves rows.jsonl and claims.txt; about three minutes on one core.
-"""
+"""TARF on the testbed: half of each forget author's facts are listed, all of them are to be forgotten."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -14,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import nn
 
-from analyses.tarf.claims import paired
+from analyses.shared import FAILS, paired, verdict
+from analyses.tarf.claims import POINTS, Numbers, gap, rows_of
 from probe import testbed
 from probe.data import Batch, Split, make_split
 from probe.methods.baselines import ga, grad_diff, npo
 from probe.methods.classwise import fine_tune, scrub
 from probe.methods.tarf import Annealing, Selection, TARFResult, TopGroups, TopShare, tarf
-from probe.metrics.intervals import interval
+from probe.metrics.intervals import Interval
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.privacy import auc
-from probe.rows import Row, append
+from probe.rows import append
 from probe.testbed.bed import Bed
 
 LISTED_PER_AUTHOR, STEPS, BATCH = 5, 30, 16
@@ -35,7 +29,6 @@ RETAIN_MEASURED = 4  # every fourth of the 900 retained facts
 LR, LR_TARF = 3e-4, 5e-4
 ANNEALING = Annealing(k0=1.0, t1=5, t0=20)
 PARTS = ("listed", "unlisted", "retain", "world")
-Numbers = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -95,11 +88,6 @@ def methods(bed: Bed, at: Case) -> dict[str, Callable[[nn.Module], Any]]:
     }
 
 
-def gap(found: Numbers, goal: Numbers) -> float:
-    """Mean absolute difference to the retrained model over the four parts, in points."""
-    return float(np.mean([abs(found[part] - goal[part]) for part in PARTS]))
-
-
 def study(bed: Bed, seed: int) -> dict[str, Numbers]:
     """All methods on one draw of the listed facts."""
     at = case(bed, seed)
@@ -118,21 +106,7 @@ def study(bed: Bed, seed: int) -> dict[str, Numbers]:
                 "found_by_author": 100 * by_author_N[at.truth_N].float().mean().item(),
                 "rise_auroc": auc(result.rise_N[~at.truth_N].numpy(), result.rise_N[at.truth_N].numpy()),
             }
-    return {name: {**numbers, "gap": gap(numbers, goal)} for name, numbers in runs.items()}
-
-
-def rows_of(studies: Sequence[dict[str, Numbers]]) -> list[Row]:
-    """Mean and 95 % t-interval over seeds, then the single seeds."""
-    rows = []
-    for name, first in studies[0].items():
-        for quantity in first:
-            values = [study[name][quantity] for study in studies]
-            mean, low, high = interval(values).ends
-            rows.append(Row(name, "tarf_language", quantity, mean, "half listed", low=low, high=high, n=len(values)))
-            rows += [
-                Row(name, "tarf_language_seed", quantity, float(v), "half listed", item=i) for i, v in enumerate(values)
-            ]
-    return rows
+    return {name: {**numbers, "gap": gap(numbers, goal, PARTS)} for name, numbers in runs.items()}
 
 
 def table(studies: Sequence[dict[str, Numbers]]) -> str:
@@ -154,17 +128,14 @@ def claims(studies: Sequence[dict[str, Numbers]]) -> str:
     conventional = [n for n in studies[0] if n not in ("original", "retrained") and not n.startswith("TARF")]
     best = min(conventional, key=lambda name: float(np.mean(of(name, "gap"))))
     spread = [f"{n} {np.mean(of(n, 'listed')):.0f} and {np.mean(of(n, 'unlisted')):.0f}" for n in conventional]
-    left = paired(of(best, "unlisted"), of("retrained", "unlisted"))
-    rise = paired(of("TARF", "rise_auroc"), [0.5] * len(studies))
-    nearer = paired(of(best, "gap"), of("TARF", "gap"))
-    told = paired(of(best, "gap"), of("TARF (told)", "gap"))
+    left = paired(of(best, "unlisted"), of("retrained", "unlisted"), POINTS)
+    rise = paired(of("TARF", "rise_auroc"), [0.5] * len(studies), (-0.5, 0.5))
+    nearer = paired(of(best, "gap"), of("TARF", "gap"), POINTS)
+    told = paired(of(best, "gap"), of("TARF (told)", "gap"), POINTS)
     share = 100 * LISTED_PER_AUTHOR * 10 / 950
 
-    def shown(found: tuple[float, float, float], digits: int = 1) -> str:
-        return f"{found[0]:+.{digits}f} [{found[1]:+.{digits}f}, {found[2]:+.{digits}f}]"
-
-    def verdict(found: tuple[float, float, float]) -> str:
-        return "holds here" if found[1] > 0 else "does not hold here" if found[2] <= 0 else "cannot be told"
+    def judged(found: Interval) -> str:
+        return FAILS if found.high <= 0 else verdict(found)
 
     return "\n".join(
         [
@@ -172,15 +143,15 @@ def claims(studies: Sequence[dict[str, Numbers]]) -> str:
             "",
             table(studies),
             "",
-            f"T1 conventional methods fail when only part of the concept is listed: {verdict(left)}",
+            f"T1 conventional methods fail when only part of the concept is listed: {judged(left)}",
             f"  recall of listed and of unlisted facts: {'; '.join(spread)}. The nearest to retraining, {best}, "
-            f"recalls {shown(left)} points more unlisted facts than the retrained model.",
-            f"T2 listed and unlisted facts of an author are entangled: {verdict(rise)}",
+            f"recalls {left:+.1f} points more unlisted facts than the retrained model.",
+            f"T2 listed and unlisted facts of an author are entangled: {judged(rise)}",
             f"  ascent on listed facts raises the loss of an unlisted fact of the same authors more than that of "
-            f"another author's fact with probability 0.5 {shown(rise, 2)}.",
-            f"T3 TARF comes nearer to retraining than conventional methods: {verdict(nearer)}",
-            f"  Gap of {best} less Gap of TARF {shown(nearer)}; less Gap of TARF told which rows to drop "
-            f"{shown(told)}. The selection finds {np.mean(of('TARF', 'found')):.0f} % of the unlisted facts (chance "
+            f"another author's fact with probability 0.5 {rise:+.2f}.",
+            f"T3 TARF comes nearer to retraining than conventional methods: {judged(nearer)}",
+            f"  Gap of {best} less Gap of TARF {nearer:+.1f}; less Gap of TARF told which rows to drop "
+            f"{told:+.1f}. The selection finds {np.mean(of('TARF', 'found')):.0f} % of the unlisted facts (chance "
             f"{share:.0f} %), and {np.mean(of('TARF', 'found_by_author')):.0f} % if it picks whole authors (chance "
             "10 %).",
         ]
@@ -200,11 +171,8 @@ def main(*, out: Path = Path("results/tarf_language"), seeds: tuple[int, ...] = 
     (out / "rows.jsonl").unlink(missing_ok=True)
     bed = testbed.load()
     studies = [study(bed, seed) for seed in seeds]
-    append(out / "rows.jsonl", rows_of(studies))
+    for name in studies[0]:
+        append(out / "rows.jsonl", rows_of(name, [one[name] for one in studies], "tarf_language", "half listed"))
     text = claims(studies)
     (out / "claims.txt").write_text(text)
     print(text)
-
-
-if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)

@@ -1,22 +1,15 @@
-"""Make the testbed that ships with the package: two models, their tokenizer, an SAE and a card of measured numbers.
-
-    python -m analyses.build_testbed
-
-The folder is replaced only when everything is made. On another machine, or with other versions than the card names, the
-same recipe gives other weights.
-"""
+"""``python -m analyses.testbed``."""
 
 import json
 from pathlib import Path
 
-import tyro
-
+from analyses.shared import command
 from probe.testbed.bed import WEIGHTS
 from probe.testbed.build import build
 from probe.testbed.recipe import Recipe
 
 
-def main(*, recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(), out: Path = WEIGHTS) -> None:
+def main(*, recipe: Recipe = Recipe(), out: Path = WEIGHTS) -> None:
     """Make the testbed.
 
     Args:
@@ -28,4 +21,4 @@ def main(*, recipe: tyro.conf.OmitArgPrefixes[Recipe] = Recipe(), out: Path = WE
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    command(__package__, main)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from analyses.shared import FAILS, HOLDS
 from analyses.zoo.models import Ground
 from probe.attacks.facts import Facts
 from probe.attacks.finetuning import finetune
@@ -16,6 +17,7 @@ from probe.attacks.score import AnswerScorer
 from probe.data import encode
 from probe.diagnostics.clusters import clusters
 from probe.diagnostics.split_states import split_states
+from probe.metrics.intervals import Interval, fisher
 from probe.metrics.suite import answer_suite
 from probe.verdict.material import Material
 
@@ -161,10 +163,10 @@ def _m4(records: list[dict[str, Any]]) -> str:
     told = _correlation(inside, outside)
     return (
         f"- **M4** (robustness to jailbreaks goes with robustness to in-domain relearning, not to fine-tuning on other "
-        f"data): {_says(near[1] > 0 and far[1] <= 0)}. Over {len(records)} unlearned models that still work, rank "
-        "correlation (95 % interval over models by Fisher's z) of the best jailbreak's answer probability with what "
-        f"relearning brings back {_spelt(near)}, with "
-        f"what fine-tuning on retain rows brings back {_spelt(far)}; of the latter two {_spelt(told)}. Jailbreak "
+        f"data): {_says(near.above_zero and not far.above_zero)}. Over {len(records)} unlearned models that still "
+        "work, rank correlation (95 % interval over models by Fisher's z) of the best jailbreak's answer probability "
+        f"with what relearning brings back {near}, with "
+        f"what fine-tuning on retain rows brings back {far}; of the latter two {told}. Jailbreak "
         "prefixes are foreign to so small a model and lower probabilities more often than they raise them."
     )
 
@@ -172,8 +174,8 @@ def _m4(records: list[dict[str, Any]]) -> str:
 def _m5(records: list[dict[str, Any]]) -> str:
     found = _correlation([-r["relearn_late_choice"] for r in records], [r["retain_known"] for r in records])
     return (
-        f"- **M5** (robust designs cost utility): {_says(found[2] < 0)}. Over {len(records)} unlearned models that "
-        f"still work, rank correlation of robustness to relearning with retain accuracy {_spelt(found)}."
+        f"- **M5** (robust designs cost utility): {_says(found.side() < 0)}. Over {len(records)} unlearned models that "
+        f"still work, rank correlation of robustness to relearning with retain accuracy {found}."
     )
 
 
@@ -227,19 +229,13 @@ def _s5(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def _correlation(x: list[float], y: list[float]) -> tuple[float, float, float, int]:
-    """Spearman's rho with its 95 % interval (Fisher's z; Bonett and Wright's standard error)."""
+def _correlation(x: list[float], y: list[float]) -> Interval:
+    """Spearman's rho with its 95 % interval."""
     from scipy.stats import spearmanr
 
-    n, rho = len(x), float(spearmanr(x, y).statistic)
-    half = 1.96 * ((1 + rho**2 / 2) / max(n - 3, 1)) ** 0.5
-    z = np.arctanh(np.clip(rho, -0.999, 0.999))
-    return rho, float(np.tanh(z - half)), float(np.tanh(z + half)), n
-
-
-def _spelt(found: tuple[float, float, float, int]) -> str:
-    return f"{found[0]:.2f} [{found[1]:.2f}, {found[2]:.2f}]"
+    rho = float(spearmanr(x, y).statistic)
+    return Interval(rho, *fisher(rho, len(x), ranks=True), len(x))
 
 
 def _says(holds: bool) -> str:
-    return "holds here" if holds else "does not hold here"
+    return HOLDS if holds else FAILS

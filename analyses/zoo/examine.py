@@ -1,26 +1,22 @@
-"""Models whose truth is known, every diagnostic on each, and a verdict with its error rate.
-
-    python -m analyses.build_zoo
-
-A finished model is never made again. Parts may be run side by side with --only; a last call without it fits the
-verdict, draws the figures and writes docs/validity.md.
-"""
+"""Every model of the zoo made, measured and relearned; what is true of each."""
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 
 from analyses.zoo.claims import METHOD_FAMILIES, extras
 from analyses.zoo.models import MEMBERS, Ground, Label, Member, Subject, ground
+from probe.attacks.facts import Facts
 from probe.attacks.relearning import relearn
 from probe.attacks.score import Score
+from probe.data import QA
 from probe.datasets import rows_hash
-from probe.metrics.intervals import grouped
+from probe.metrics.intervals import Interval, grouped
 from probe.sweep import sweep
 from probe.testbed.facts import authors
 from probe.verdict.material import Material, Protocol, material
@@ -31,22 +27,6 @@ ALL = (REFERENCE, *MEMBERS)
 BY_NAME = {member.name: member for member in ALL}
 # A model that keeps less of what it should know is broken; one that tells more of what it should not is untouched.
 BROKEN_BELOW, TOLD_ABOVE = 0.5, 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Which models, and where everything goes."""
-
-    seeds: int = 3
-    """Worlds of facts, each with its own original."""
-    only: tuple[str, ...] = ()
-    """Make these parts (SEED-PART: 0-0 0-1 1-0 ...) and stop, so that several processes can share the work."""
-    out: Path = Path("results/zoo")
-    """Folder of the run."""
-    cache: Path = Path("results/cache/zoo")
-    """Folder of trained models."""
-    docs: Path = Path("docs")
-    """Where validity.md and its figures go."""
 
 
 def truth(label: Label | None, told: float, kept: float, comes_back: bool) -> Label:
@@ -72,20 +52,30 @@ def truth(label: Label | None, told: float, kept: float, comes_back: bool) -> La
 PARTS = 2
 
 
-def part_of(arguments: Arguments, seed: int, part: int) -> Path:
+def both_ways(
+    tokenizer: Any, original: Any, forget: Sequence[QA], retain: Sequence[QA], protocol: Protocol, **how: Any
+) -> tuple[Material, Material]:
+    """What the verdict asks, and the same with shown and held-out rows exchanged."""
+    asked, other = (
+        material(tokenizer, original, forget, retain, protocol=protocol, swap=swap, **how) for swap in (False, True)
+    )
+    return asked, other
+
+
+def beyond(score: Score, never: Score, facts: Facts, quantity: str) -> Interval:
+    """How much more than a model that never knew: a mean over rows, its interval over their groups."""
+    return grouped(score.of(quantity) - never.of(quantity), facts.held_groups, within=(-1.0, 1.0))
+
+
+def part_of(out: Path, models: Path, seed: int, part: int) -> Path:
     """Make and examine every model of one part of a seed."""
-    folder = arguments.out / f"seed-{seed}-{part}"
+    folder = out / f"seed-{seed}-{part}"
 
     @cache
     def given() -> tuple[Ground, Material, Material]:
-        base = ground(seed, arguments.cache)
-        made = [
-            material(
-                base.tokenizer, base.original, base.corpus.forget, base.half.retain, protocol=Protocol(), swap=swap
-            )
-            for swap in (False, True)
-        ]
-        return base, made[0], made[1]
+        base = ground(seed, models)
+        rows = base.corpus.forget, base.half.retain
+        return base, *both_ways(base.tokenizer, base.original, *rows, Protocol())
 
     @cache
     def never() -> Score:
@@ -101,8 +91,7 @@ def part_of(arguments: Arguments, seed: int, part: int) -> Path:
             numbers: dict[str, Any] = dict(measure(subject.model, asked).numbers)
             examined = time.process_time()
             if member.label in (None, "hidden", "broken"):
-                back = relearned(subject.model, other)
-                more = grouped(back.of("choice") - never().of("choice"), other.facts.held_groups)
+                more = beyond(relearned(subject.model, other), never(), other.facts, "choice")
                 numbers |= {"relearn_excess": more.mean, "relearn_excess_low": more.low}
             if member.family in METHOD_FAMILIES:
                 numbers |= extras(subject.model, base, asked)
@@ -129,22 +118,3 @@ def relearned(model: Any, other: Material) -> Score:
     p = other.protocol
     settings = {"steps": p.late, "lr": p.lr, "batch_size": p.batch_size}
     return relearn(model, other.facts, seeds=(p.seed + 1,), **settings).model.held[0][-1]
-
-
-def main() -> None:
-    """Run all of it."""
-    arguments = tyro.cli(Arguments, description=__doc__)
-    every = [f"{seed}-{part}" for seed in range(arguments.seeds) for part in range(PARTS)]
-    for name in arguments.only or every:
-        if name not in every:
-            raise SystemExit(f"no part {name!r}; there are {', '.join(every)}")
-        seed, part = map(int, name.split("-"))
-        print(part_of(arguments, seed, part))
-    if not arguments.only:
-        from analyses.zoo.findings import report
-
-        print(report(arguments.out, arguments.seeds, arguments.docs))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
-"""From the zoo's numbers to the fitted verdict, its error rates, the figures and docs/validity.md."""
+"""From the zoo's numbers to the fitted verdict and its error rates."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,9 @@ import numpy as np
 
 from analyses.zoo.examine import PARTS, REFERENCE, truth
 from analyses.zoo.models import MEMBERS
-from analyses.zoo.pictures import drawn
-from analyses.zoo.text import validity
 from probe.sweep import load
 from probe.verdict.features import Feature, chosen, features
-from probe.verdict.judge import FITTED, KINDS, Counts, Judge
+from probe.verdict.judge import KINDS, Counts, Judge
 from probe.verdict.logistic import CLASSES
 from probe.verdict.material import Protocol
 from probe.verdict.validate import Heldout, Roc, fit_all, leave_groups_out, roc
@@ -66,7 +63,8 @@ def read_zoo(out: Path, seeds: int) -> Zoo:
         read = [r for part in range(PARTS) for r in load(out / f"seed-{seed}-{part}")]
         found = {r["name"]: {**r, "seed": seed} for r in read if r["status"] == "ok"}
         if ORIGINAL not in found or REFERENCE.name not in found:
-            raise ValueError(f"seed {seed}: the original or the reference was not examined; run build_zoo again")
+            again = "run `python -m analyses.zoo build` again"
+            raise ValueError(f"seed {seed}: the original or the reference was not examined; {again}")
         original = found[ORIGINAL]
         baselines[seed] = (original, found[REFERENCE.name])
         for member in MEMBERS:
@@ -193,15 +191,3 @@ def _drops(
     single = {f.name: change([g for g in which if g is not f]) for f in which}
     groups = {name: change([g for g in which if g.group != name]) for name in dict.fromkeys(f.group for f in which)}
     return single, groups
-
-
-def report(out: Path, seeds: int, docs: Path) -> str:
-    """Fit the verdict, draw, and write; returns the accuracy in words."""
-    zoo = read_zoo(out, seeds)
-    findings, judge = find(zoo)
-    text = json.dumps(judge.to_json(), allow_nan=False) + "\n"
-    for path in (out / "fitted.json", FITTED):
-        path.write_text(text, encoding="utf-8")
-    drawn(findings, out / "figures", docs)
-    (docs / "validity.md").write_text(validity(findings), encoding="utf-8")
-    return f"{findings.by_family.accuracy:.3f} of verdicts on families left out are right; see {docs / 'validity.md'}"

@@ -161,10 +161,10 @@ def _training(given: Ground, steps: int, lr: float) -> dict[str, Any]:
     return {"steps": steps, "lr": lr, "batch_size": 16, "seed": given.seed}
 
 
-def _after(act: Callable[[Any, Ground], Any]) -> Callable[[Ground], Subject]:
-    """A copy of the original, after ``act(copy, ground)``."""
+def after(act: Callable[[Any, Any], Any]) -> Callable[[Any], Subject]:
+    """A copy of the original, after ``act(copy, what it was made from)``."""
 
-    def make(given: Ground) -> Subject:
+    def make(given: Any) -> Subject:
         model = copy.deepcopy(given.original)
         act(model, given)
         return Subject(model)
@@ -177,17 +177,19 @@ def _kept_on(rows: Callable[[Ground], Sequence[QA]], steps: int) -> Callable[[Gr
         term = Term(1.0, nll, encode(given.tokenizer, rows(given)), "nll")
         minimise(model, [term], steps=steps, lr=5e-4, batch_size=16, seed=given.seed)
 
-    return _after(act)
+    return after(act)
+
+
+def shaken(model: nn.Module, share: float, seed: int) -> None:
+    """Add normal noise of ``share`` of each parameter's standard deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += share * p.std(correction=0) * torch.randn(p.shape, generator=generator)
 
 
 def _noisy(share: float) -> Callable[[Ground], Subject]:
-    def act(model: Any, given: Ground) -> None:
-        generator = torch.Generator().manual_seed(given.seed)
-        with torch.no_grad():
-            for p in model.parameters():
-                p += share * p.std(correction=0) * torch.randn(p.shape, generator=generator)
-
-    return _after(act)
+    return after(lambda model, given: shaken(model, share, given.seed))
 
 
 def _mixed(share: float, other: Callable[[Ground], Any]) -> Callable[[Ground], Subject]:
@@ -196,7 +198,7 @@ def _mixed(share: float, other: Callable[[Ground], Any]) -> Callable[[Ground], S
             for p, q in zip(model.parameters(), other(given).parameters(), strict=True):
                 p.lerp_(q, share)
 
-    return _after(act)
+    return after(act)
 
 
 def _random_model(given: Ground) -> Any:
@@ -210,12 +212,12 @@ def _refusing(layers: Sequence[int], steps: int) -> Callable[[Ground], Subject]:
         settings = _training(given, steps, 2e-3)
         idk(model, given.split, refusals=refusals, retain_weight=1.0, parameters=pattern, **settings)
 
-    return _after(act)
+    return after(act)
 
 
 def _pushed_down(parameters: str, steps: int, lr: float) -> Callable[[Ground], Subject]:
     """NPO confined to some weights."""
-    return _after(
+    return after(
         lambda model, given: npo(
             model,
             given.split,
@@ -242,7 +244,7 @@ def _rmu(layer: int, scale: float, steps: int) -> Callable[[Ground], Subject]:
             **_training(given, steps, 1e-3),
         )
 
-    return _after(act)
+    return after(act)
 
 
 def _scratch_member(seed: int, *, half: bool) -> Callable[[Ground], Subject]:
@@ -261,17 +263,17 @@ def _branch_member(seed: int, *, half: bool) -> Callable[[Ground], Subject]:
 
 
 def _descended(steps: int, lr: float) -> Callable[[Ground], Subject]:
-    return _after(lambda model, given: ga(model, given.split, **_training(given, steps, lr)))
+    return after(lambda model, given: ga(model, given.split, **_training(given, steps, lr)))
 
 
 def _difference(weight: float, steps: int, lr: float) -> Callable[[Ground], Subject]:
-    return _after(
+    return after(
         lambda model, given: grad_diff(model, given.split, retain_weight=weight, **_training(given, steps, lr))
     )
 
 
 def _uniform(steps: int, lr: float) -> Callable[[Ground], Subject]:
-    return _after(lambda model, given: ce_u(model, given.split, retain_weight=0.0, **_training(given, steps, lr)))
+    return after(lambda model, given: ce_u(model, given.split, retain_weight=0.0, **_training(given, steps, lr)))
 
 
 def _gated(*, hard: bool) -> Callable[[Ground], Subject]:

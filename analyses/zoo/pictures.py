@@ -3,21 +3,18 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from analyses.zoo.claims import MEANT_TO_REMOVE, MEANT_TO_SUPPRESS, METHOD_FAMILIES, examined, recovering, working
+from analyses.zoo.findings import Findings, Zoo
 from probe.figures.labels import small
 from probe.figures.style import GREY, new_figure, paper_style, save
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
 from probe.verdict.features import FEATURES
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from analyses.zoo.findings import Findings, Zoo
 
 # One colour and one mark a family; grey print keeps the marks.
 _LOOKS = {
@@ -34,7 +31,7 @@ _LOOKS = {
 }
 
 
-def drawn(findings: "Findings", folder: Path, docs: Path) -> None:
+def drawn(findings: Findings, folder: Path, docs: Path) -> None:
     """ROC curves, confusion matrix, calibration and claims, as figures of the run and as pictures of the text."""
     groups = {f.name: f.group for f in FEATURES}
     metadata = {"run": f"zoo of {len(findings.zoo.labels)} models"}
@@ -58,7 +55,7 @@ def drawn(findings: "Findings", folder: Path, docs: Path) -> None:
             shutil.copy(path.with_suffix(".png"), docs / f"{name}.png")
 
 
-def claims_figure(zoo: "Zoo", figure: "Figure") -> dict[str, Any]:
+def claims_figure(zoo: Zoo, figure: Figure) -> dict[str, Any]:
     """One panel a claim, one mark a model of the zoo, coloured by family."""
     axes = figure.subplots(2, 3).flat
     every = examined(zoo)
@@ -108,7 +105,7 @@ def claims_figure(zoo: "Zoo", figure: "Figure") -> dict[str, Any]:
 
 
 def _scatter(
-    ax: "Axes",
+    ax: Axes,
     records: Sequence[Mapping[str, Any]],
     keys: tuple[str, str],
     labels: tuple[str, str],
@@ -126,7 +123,7 @@ def _scatter(
     return points
 
 
-def _undone(ax: "Axes", zoo: "Zoo", records: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
+def _undone(ax: Axes, zoo: Zoo, records: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
     """Choice of every RMU model that hides, as it is and after three attacks; the line is a model that never knew."""
     stages = {
         "as it is": "forget_choice",
@@ -158,7 +155,7 @@ def _undone(ax: "Axes", zoo: "Zoo", records: Sequence[Mapping[str, Any]]) -> dic
     return dict(zip(stages, map(list, zip(*values, strict=True)), strict=True)) if values else {}
 
 
-def _intentions(ax: "Axes", records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+def _intentions(ax: Axes, records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """What relearning brings back, by what a method is meant to do; the sideways shift only keeps marks apart."""
     data: dict[str, list[float]] = {}
     for place, families in enumerate((MEANT_TO_REMOVE, MEANT_TO_SUPPRESS)):
@@ -174,7 +171,7 @@ def _intentions(ax: "Axes", records: Sequence[Mapping[str, Any]]) -> dict[str, l
     return data
 
 
-def _marks(ax: "Axes", x: Any, y: Any, family: str) -> None:
+def _marks(ax: Axes, x: Any, y: Any, family: str) -> None:
     colour, marker = _LOOKS[family]
     size = 6 if marker == "*" else 4
     ax.plot(x, y, color=colour, marker=marker, linestyle="", markersize=size, markeredgecolor="white", alpha=0.9)

@@ -1,12 +1,5 @@
-"""The same verdict on a model that no part of it was fitted to: stories260K after it learned TOFU rows.
+"""The verdict on stories260K after it learned TOFU rows; no part of it was fitted to that model."""
 
-    python -m analyses.verdict_stories
-
-Its truths are known as in the zoo: by construction, or by relearning on the half that the verdict does not show.
-Each model is measured once and judged with and without the retrained model beside it.
-"""
-
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -14,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import nn
 
-from analyses import stories as tofu_stories
-from analyses.zoo.examine import relearned, truth
+from analyses.stories import MAX_LENGTH, Unlearning, study
 from analyses.subjects import Where
+from analyses.zoo.examine import beyond, both_ways, relearned, truth
 from analyses.zoo.gates import gated
-from analyses.zoo.models import Label, Subject
+from analyses.zoo.models import Label, Subject, after, shaken
 from probe.attacks.score import Score
-from probe.data import Split
 from probe.methods.baselines import ga, npo
-from probe.metrics.intervals import grouped
 from probe.report.study import Study
 from probe.sweep import load, sweep
 from probe.verdict.judge import CANNOT_TELL, Verdict, judged, load_judge
-from probe.verdict.material import Material, material
+from probe.verdict.material import Material
 from probe.verdict.measure import Measured, measure
 
 # Steps and rates as small as the answers allow; nothing was searched.
@@ -45,22 +35,6 @@ class Arguments:
     """Folder of the run."""
     docs: Path = Path("docs")
     """Where validity_stories.md goes."""
-
-
-def _after(act: Callable[[Any, Study], Any]) -> Callable[[Study], Subject]:
-    def make(study: Study) -> Subject:
-        model = copy.deepcopy(study.original)
-        act(model, study)
-        return Subject(model)
-
-    return make
-
-
-def _noise(model: nn.Module, study: Study) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p += p.std(correction=0) * torch.randn(p.shape, generator=generator)
 
 
 def _head(model: nn.Module, study: Study) -> None:
@@ -86,11 +60,11 @@ MEMBERS: Mapping[str, tuple[Label | None, Callable[[Study], Subject]]] = {
         "hidden",
         lambda study: Subject(study.original, gated(study.original, study.split, hard=True, seed=0)),
     ),
-    "last block alone": ("hidden", _after(_head)),
+    "last block alone": ("hidden", after(_head)),
     "RMU": (None, lambda study: Subject(study.unlearned["RMU"])),
     "NPO": (None, lambda study: Subject(study.unlearned["NPO"])),
-    "ascent": ("broken", _after(lambda model, study: ga(model, study.split, steps=60, lr=1e-3, **_TRAINING))),
-    "weights shaken by 100 %": ("broken", _after(_noise)),
+    "ascent": ("broken", after(lambda model, study: ga(model, study.split, steps=60, lr=1e-3, **_TRAINING))),
+    "weights shaken by 100 %": ("broken", after(lambda model, study: shaken(model, 1.0, 0))),
 }
 
 
@@ -109,21 +83,9 @@ def examine(arguments: Arguments) -> tuple[Path, Path]:
 
     @cache
     def given() -> _Given:
-        study = tofu_stories.study(tofu_stories.Arguments(shared=arguments.where.shared, cache=arguments.where.cache))
-        split: Split = study.split
-        asked, other = (
-            material(
-                study.tokenizer,
-                study.original,
-                split.forget_rows,
-                split.retain_rows,
-                protocol=judge.protocol,
-                swap=swap,
-                max_length=tofu_stories.MAX_LENGTH,
-            )
-            for swap in (False, True)
-        )
-        return _Given(study, asked, other)
+        made = study(arguments.where.shared, arguments.where.cache, unlearning=Unlearning())
+        rows = made.split.forget_rows, made.split.retain_rows
+        return _Given(made, *both_ways(made.tokenizer, made.original, *rows, judge.protocol, max_length=MAX_LENGTH))
 
     @cache
     def never() -> Score:
@@ -138,10 +100,10 @@ def examine(arguments: Arguments) -> tuple[Path, Path]:
 
     def settled(name: str) -> dict[str, Any]:
         subject = MEMBERS[name][1](given().study)
-        back, facts = relearned(subject.model, given().other), given().other.facts
+        back = relearned(subject.model, given().other)
         numbers: dict[str, Any] = {}
         for measure_of in ("choice", "probability"):
-            more = grouped(back.of(measure_of) - never().of(measure_of), facts.held_groups)
+            more = beyond(back, never(), given().other.facts, measure_of)
             numbers |= {f"{measure_of} excess": more.mean, f"{measure_of} excess, low": more.low}
             numbers |= {f"{measure_of} of the retrained": float(never().of(measure_of).mean())}
         return numbers
@@ -210,7 +172,7 @@ def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, An
         "",
         "stories260K (260,032 weights, five blocks, a vocabulary of 512) after it learned 200 rows of TOFU, two "
         "authors of which are to be forgotten. Answers are sentences of 30 to 190 tokens; the zoo's are one or two "
-        "words. Written by `python -m analyses.verdict_stories` from its own numbers; nothing was fitted here.",
+        "words. Written by `python -m analyses.zoo stories` from its own numbers; nothing was fitted here.",
         "",
         f"Of {len(found)} verdicts **{right[0]} are right, {open_[0]} cannot tell without and {right[1]} are right, "
         f"{open_[1]} cannot tell with the retrained model** (`--retrained`).",
@@ -267,13 +229,8 @@ def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, An
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(arguments: Arguments) -> None:
     """Run all of it."""
-    arguments = tyro.cli(Arguments, description=__doc__)
     text = page(*(load(folder) for folder in examine(arguments)))
     (arguments.docs / "validity_stories.md").write_text(text, encoding="utf-8")
     print(text)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,13 @@
 """docs/validity.md, written from the numbers alone."""
 
-from __future__ import annotations
-
 from collections import Counter
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analyses.zoo.claims import judged_claims
+from analyses.zoo.findings import Findings
 from probe.verdict.features import FEATURES
 from probe.verdict.logistic import CLASSES
-
-if TYPE_CHECKING:
-    from analyses.zoo.findings import Findings
 
 _GOAL = 0.9
 # Less than this changes nothing that 100 models could tell.
@@ -49,7 +45,7 @@ def _head(found: Findings) -> str:
         "# How often is the verdict wrong?\n\n"
         "`probe verdict` says of a model whether it lost the facts (*removed*), still holds them (*hidden*), no longer "
         "works (*broken*) or tells them as before (*untouched*). This page is written by `python -m "
-        "analyses.build_zoo` from its own numbers.\n\n"
+        "analyses.zoo build` from its own numbers.\n\n"
         f"**On families of models that the fit had never seen, {round(held.accuracy * n)} of {n} verdicts are right "
         f"({held.accuracy:.1%}).** That {reached} the goal of {_GOAL:.0%}. With whole seeds left out (other facts, "
         f"other weights, the same families) {found.by_seed.accuracy:.1%} are right."

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from probe.figures.entry import Entry
 from probe.figures.labels import Segment, note_dropped, point_labels, small
 from probe.figures.style import GREY, INK, Venue, is_reference, look, new_figure, number, ordered, picked, plain
+from probe.metrics.intervals import fisher
 from probe.rows import Row
 
 DIAGNOSTIC = "robustness"
@@ -142,9 +143,8 @@ def pearson(point_N2: np.ndarray) -> tuple[float, float, float]:
     n = len(point_N2)
     if n < 4 or (np.ptp(point_N2, axis=0) == 0).any():
         return math.nan, math.nan, math.nan
-    r = float(np.corrcoef(point_N2.T)[0, 1])
-    z, half = math.atanh(max(min(r, 1 - 1e-12), -1 + 1e-12)), 1.959964 / math.sqrt(n - 3)
-    return r, math.tanh(z - half), math.tanh(z + half)
+    r = float(np.clip(np.corrcoef(point_N2.T)[0, 1], -1, 1))
+    return r, *fisher(r, n)
 
 
 def _counts(rows: Sequence[Row]) -> Mapping[str, int]:

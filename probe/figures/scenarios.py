@@ -149,5 +149,6 @@ def _latex(cells: dict[Any, Row], blocks: dict[str, list[str]]) -> str:
 def _printed(row: Row | None) -> str:
     if row is None or row.value is None:
         return "--" if row is None else "n/f"
-    half = (number(row.high) - number(row.low)) / 2
+    # An end may be cut where percents end; the other then tells the half.
+    half = max(number(row.high) - row.value, row.value - number(row.low))
     return f"{row.value:.1f}" + (f" $\\pm$ {half:.1f}" if half > 0 else "")

@@ -32,8 +32,16 @@ class Interval:
         """Mean, low, high."""
         return self.mean, self.low, self.high
 
+    def side(self, of: float = 0.0) -> int:
+        """1 where the whole interval lies above ``of``, -1 where it lies below, 0 where neither can be told."""
+        return int(self.low > of) - int(self.high < of)
+
+    def __format__(self, form: str) -> str:
+        # One format for the three numbers: f"{found:.3g}".
+        return f"{self.mean:{form or '.2f'}} [{self.low:{form or '.2f'}}, {self.high:{form or '.2f'}}]"
+
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return format(self)
 
 
 def interval(
@@ -163,6 +171,38 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def fisher(r: float, n: int, *, ranks: bool = False, level: float = LEVEL) -> tuple[float, float]:
+    """Fisher's interval of a correlation, which stays within [-1, 1]: tanh(artanh r ± quantile SE).
+
+    SE is 1 / sqrt(n - 3); of rank correlations sqrt((1 + r^2 / 2) / (n - 3)) (Bonett and Wright 2000).
+
+    >>> [round(end, 3) for end in fisher(0.5, 28)]
+    [0.156, 0.736]
+
+    Args:
+        r: Pearson's correlation, or Spearman's with ``ranks``; of NaN the ends are NaN.
+        n: pairs it was computed from; of three or fewer nothing is known.
+        ranks: whether it is Spearman's.
+        level: confidence.
+
+    Raises:
+        ValueError: r outside [-1, 1] or a level outside (0, 1).
+    """
+    from scipy.stats import norm
+
+    _check_level(level)
+    if math.isnan(r):
+        return math.nan, math.nan
+    if not -1 <= r <= 1:
+        raise ValueError(f"a correlation lies in [-1, 1], got {r:g}")
+    if n <= 3:
+        return -1.0, 1.0
+    if abs(r) == 1:
+        return r, r
+    half = norm.ppf(0.5 + level / 2) * math.sqrt((1 + ranks * r**2 / 2) / (n - 3))
+    return math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half)
+
+
 @dataclass(frozen=True)
 class Correlation:
     """Pearson's r of n pairs, with two intervals.
@@ -194,8 +234,6 @@ def correlation(first: Any, second: Any, *, seed: int, level: float = 0.95, resa
     Raises:
         ValueError: different numbers of values, fewer than three, NaN, or a level outside (0, 1).
     """
-    from scipy.stats import norm
-
     one_N, two_N = numbers(first, "first"), numbers(second, "second")
     same_rows(one_N, two_N, ("first", "second"))
     _check_level(level)
@@ -205,13 +243,6 @@ def correlation(first: Any, second: Any, *, seed: int, level: float = 0.95, resa
     if len(set(one_N)) == 1 or len(set(two_N)) == 1:
         return Correlation(math.nan, n, (math.nan, math.nan), (math.nan, math.nan), level)
     r = float(np.clip(np.corrcoef(one_N, two_N)[0, 1], -1, 1))
-    if n == 3:
-        fisher = (-1.0, 1.0)
-    elif abs(r) == 1:
-        fisher = (r, r)
-    else:
-        half = norm.ppf(0.5 + level / 2) / math.sqrt(n - 3)
-        fisher = (math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
     generator = np.random.default_rng(seed)
     found: list[float] = []
     while len(found) < resamples:
@@ -219,7 +250,7 @@ def correlation(first: Any, second: Any, *, seed: int, level: float = 0.95, resa
         if len(set(one_N[rows])) > 1 and len(set(two_N[rows])) > 1:
             found.append(float(np.corrcoef(one_N[rows], two_N[rows])[0, 1]))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Correlation(r, n, fisher, (float(low), float(high)), level)
+    return Correlation(r, n, fisher(r, n, level=level), (float(low), float(high)), level)
 
 
 def _check_level(level: float) -> None:

@@ -14,7 +14,7 @@ from probe.sites import Site
 from probe.testbed.recipe import corpus, facts_hash
 
 WEIGHTS = Path(__file__).parent / "weights"
-_REMEDY = "make it anew with `python -m analyses.build_testbed`"
+_REMEDY = "make it anew with `python -m analyses.testbed`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def load(folder: str | Path = WEIGHTS) -> Bed:
     """The testbed. Facts are generated anew and compared with those the weights were trained on.
 
     Args:
-        folder: what ``analyses.build_testbed`` wrote; the shipped weights unless another is given.
+        folder: what ``analyses.testbed`` wrote; the shipped weights unless another is given.
 
     Raises:
         FileNotFoundError: the folder holds no testbed.

@@ -64,7 +64,7 @@ def load_judge(path: Path = FITTED) -> Judge:
         ValueError: the file is no judge.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no fitted verdict at {path}; make it with `python -m analyses.build_zoo`")
+        raise FileNotFoundError(f"no fitted verdict at {path}; make it with `python -m analyses.zoo build`")
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
         fits = {kind: Fit.from_json(one) for kind, one in given["fits"].items()}
