@@ -101,7 +101,7 @@ def questions(given: Material) -> dict[str, Callable[[nn.Module], Mapping[str, f
 
     def relearning(model: nn.Module) -> Mapping[str, float]:
         curves = relearn(model, given.facts, retrained=given.never, **RELEARNING)
-        return {"after": curves.curve()[0, -1], "excess": curves.excess_at(RELEARNING.steps).mean}
+        return {"after": curves.curve()[0, -1], "excess": curves.excess_at(RELEARNING["steps"]).mean}
 
     return {
         "squeezing": log_probabilities,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from probe.attacks.score import Measure, Score
-from probe.metrics.intervals import Interval, grouped
+from probe.metrics.intervals import Interval, grouped, grouped_share
 from probe.rows import Row
 from probe.sae.responses import HALVES, SIDES, DoseResponse, Half, On, loss_of
 
@@ -119,8 +119,9 @@ def _scored(
     made = []
     quantities: Sequence[Measure | str] = ("loss", *one.measures)
     for quantity in quantities:
-        value_N = loss_of(one) if quantity == "loss" else one.of(quantity)  # type: ignore[arg-type]
-        at = grouped(value_N, found.groups[half, on])
+        groups = found.groups[half, on]
+        # All measures but the loss lie between 0 and 1.
+        at = grouped(loss_of(one), groups) if quantity == "loss" else grouped_share(one.of(quantity), groups)  # type: ignore[arg-type]
         low, high = _finite(at.low), _finite(at.high)
         made.append(
             Row(name, RESPONSE, f"{half} {quantity}", at.mean, on, layer, item, dose, low=low, high=high, n=at.n)

@@ -75,7 +75,7 @@ def said(
     told = float(forget.probability_N.mean() / before[0].probability_N.mean())
     kept = min(_share(of(retain), of(before[1])) for of in (_probability, _beyond_chance))
     theirs_N = 1 / forget.n_choices if retrained is None else retrained.of("choice")
-    beyond = grouped(forget.choice_N - theirs_N, groups)
+    beyond = grouped(forget.choice_N - theirs_N, groups, within=(-1.0, 1.0))
     word: Word = "suppressed"
     if kept < COLLAPSED_BELOW:
         word = "collapsed"
