@@ -350,7 +350,7 @@ def test_files_that_are_no_judge_are_refused(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ValueError, match="no fitted verdict"):
         load_judge(tmp_path / "x.json")
-    with pytest.raises(FileNotFoundError, match="analyses.zoo build"):
+    with pytest.raises(FileNotFoundError, match=r"analyses\.zoo build"):
         load_judge(tmp_path / "y.json")
 
 
