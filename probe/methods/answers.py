@@ -1,6 +1,6 @@
 """Other answers to the same questions: refusals and alternatives, tokenised row by row as the split is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,21 @@ def beside(preferred: Batch, dispreferred: Batch) -> Batch:
         )
     repeated = torch.arange(len(dispreferred)).repeat_interleave(times)
     return paired(preferred, dispreferred if times == 1 else dispreferred.select(repeated))
+
+
+def instead(others: Batch) -> Callable[[Split], Split]:
+    """Other answers to the forget questions in place of theirs; each must answer the row at its place (``beside``)."""
+
+    def rows(split: Split) -> Split:
+        beside(others, split.forget)
+        return replace(split, forget=others)
+
+    return rows
+
+
+def preferred(others: Batch) -> Callable[[Split], Split]:
+    """Other answers paired with the forget rows they answer, for objectives that prefer one to the other."""
+    return lambda split: replace(split, forget=beside(others, split.forget))
 
 
 def _rows(split: Split, side: str) -> tuple[QA, ...]:

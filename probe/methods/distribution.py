@@ -7,16 +7,13 @@ from typing import Any, Literal
 
 from torch import nn
 
-from probe.data import Split
-from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Argument, Published
-from probe.methods.unlearn import forget_loss, unlearn
+from probe.methods.unlearn import forget_loss
 from probe.methods.words import meant
 from probe.objectives.distribution import CEU, UNDIAL, KLFromUniform, KLToUniform
 from probe.objectives.logprobs import all_but_last, before_targets
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
-from probe.train import History
 
 _CLOSER_LOOK: dict[str, Argument] = {
     "direction": "from-uniform",
@@ -48,13 +45,9 @@ def max_entropy(direction: Literal["to-uniform", "from-uniform"], positions: Pos
     """Entropy of forget rows up, with the retain NLL (ME+GD; Yuan et al., arXiv 2410.08109).
 
     Args:
-        model: trained in place.
-        split: forget and retain rows.
         direction: ``"to-uniform"`` minimises KL(model || uniform), as the paper; ``"from-uniform"`` KL(uniform ||
             model), as its code.
         positions: ``"answers"``, or ``"all"``: questions and padding too, as the code's runs label them.
-        retain_weight: weight of the retain NLL.
-        training: see the module's text.
 
     Raises:
         ValueError: an unknown direction or positions, or what ``minimise`` raises.
@@ -103,7 +96,7 @@ def undial(
     return UNDIAL(original, beta, where, elsewhere=-100 if positions == "open-unlearning" else None)
 
 
-@method(
+@forget_loss(
     "divergence",
     "mean CE(sg softmax(z without y), model) + w NLL(retain)",
     "Yang, arXiv 2503.01224",
@@ -112,11 +105,11 @@ def undial(
             "OpenUnlearning, TOFU", {"skip": 1, "lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING}
         )
     },
-    training=unlearn,
+    retain_weight=0.0,
 )
-def ce_u(model: nn.Module, split: Split, *, retain_weight: float = 0.0, skip: int = 1, **training: Any) -> History:
+def ce_u(skip: int = 1) -> Objective:
     """Distil the model from itself without the answer's token (CE-U; Yang, arXiv 2503.01224); published without retain.
 
     The first ``skip`` tokens of each answer are left out.
     """
-    return unlearn(model, split, CEU(skip), retain_weight=retain_weight, **training)
+    return CEU(skip)

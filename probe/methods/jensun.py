@@ -3,47 +3,28 @@
 ``training`` is as in ``probe.methods.unlearn``.
 """
 
-from dataclasses import replace
-from typing import Any
-
 from torch import nn
 
-from probe.data import Batch, Split
-from probe.methods.answers import beside
-from probe.methods.method import method
+from probe.data import Batch
+from probe.methods.answers import instead
 from probe.methods.published import Published
-from probe.methods.unlearn import Loss, check_apart, forget_loss, unlearn
+from probe.methods.unlearn import Loss, forget_loss
 from probe.objectives.jensun import JensenShannon, JensenShannonToText
 from probe.objectives.original import OriginalAnswers
-from probe.train import History
 
 
-@method(
+@forget_loss(
     "rejection",
     "mean JS(refusal, model) + w mean JS(original, model) on retain answers",
     "Singh et al., arXiv 2509.02820",
-    training=unlearn,
 )
-def jensun(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    refusals: Batch,
-    retain_weight: float,
-    **training: Any,
-) -> History:
+def jensun(original: nn.Module | OriginalAnswers, refusals: Batch) -> Loss:
     """JS(refusal, model) on forget questions + w JS(original, model) on retain answers.
 
     The published refusal is one for all questions, "No idea": pass a file with that line. See ``jensun_released`` for
     what the code does instead.
     """
-    check_apart(model, original)
-    beside(refusals, split.forget)
-    sides = replace(split, forget=refusals)
-    return unlearn(
-        model, sides, JensenShannonToText(), JensenShannon(original), retain_weight=retain_weight, **training
-    )
+    return Loss(JensenShannonToText(), JensenShannon(original), rows=instead(refusals))
 
 
 @forget_loss(
@@ -61,12 +42,8 @@ def jensun_released(original: nn.Module | OriginalAnswers, text_ids: tuple[int, 
     """JS(text, model) along the forget answers + w JS(original, model) on retain answers: JensUn's released code.
 
     Args:
-        model: trained in place.
-        split: forget and retain rows.
         original: the model before unlearning.
         text_ids: token ids of the text that is repeated along each forget answer.
-        retain_weight: weight of the retain term.
-        training: see the module's text.
 
     Raises:
         ValueError: no ids, an id outside the vocabulary, or what ``minimise`` raises.

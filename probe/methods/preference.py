@@ -11,10 +11,10 @@ from typing import Any
 from torch import nn
 
 from probe.data import Batch, Split, paired
-from probe.methods.answers import beside
+from probe.methods.answers import beside, instead, preferred
 from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Published
-from probe.methods.unlearn import check_apart, forget_loss, unlearn
+from probe.methods.unlearn import Loss, check_apart, forget_loss
 from probe.methods.words import READ, Read, meant
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
@@ -59,23 +59,21 @@ def simnpo(beta: float, gamma: float = 0.0, delta: float = 0.0) -> Objective:
     return SimNPO(beta, gamma, delta)
 
 
-@method(
+@forget_loss(
     "rejection",
     "NLL(refusals) + w NLL(retain)",
     "TOFU, arXiv 2401.06121",
     published={"closer-look": Published(_IDK, {"retain_weight": 1.0, "lr": 1e-5, "batch_size": 32})},
-    training=unlearn,
 )
-def idk(model: nn.Module, split: Split, *, refusals: Batch, retain_weight: float, **training: Any) -> History:
+def idk(refusals: Batch) -> Loss:
     """NLL of refusals to forget questions with the retain NLL (PO; TOFU, arXiv 2401.06121).
 
     TOFU's code takes one token mean over both sides; here each side has its own.
     """
-    beside(refusals, split.forget)
-    return unlearn(model, replace(split, forget=refusals), nll, retain_weight=retain_weight, **training)
+    return Loss(nll, rows=instead(refusals))
 
 
-@method(
+@forget_loss(
     "rejection",
     "NLL(refusals) - (w/beta) mean log sigmoid(beta log pi(y)/pi(refusal)) on retain questions",
     "Yuan et al., arXiv 2410.08109",
@@ -84,35 +82,24 @@ def idk(model: nn.Module, split: Split, *, refusals: Batch, retain_weight: float
             _IDK, {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
         )
     },
-    training=unlearn,
 )
-def idk_ap(
-    model: nn.Module,
-    split: Split,
-    *,
-    refusals: Batch,
-    retain_refusals: Batch,
-    beta: float,
-    retain_weight: float,
-    **training: Any,
-) -> History:
+def idk_ap(refusals: Batch, retain_refusals: Batch, beta: float) -> Loss:
     """NLL of refusals to forget questions, and retain answers kept ahead of refusals (Yuan et al., arXiv 2410.08109).
 
     Args:
-        model: trained in place.
-        split: forget and retain rows.
         refusals: to the forget questions.
         retain_refusals: to the retain questions, one each.
         beta: inverse temperature of answer preservation.
         retain_weight: weight of answer preservation.
-        training: see the module's text.
     """
-    beside(refusals, split.forget)
-    sides = replace(split, forget=refusals, retain=paired(split.retain, retain_refusals))
-    return unlearn(model, sides, nll, AnswerPreservation(beta), retain_weight=retain_weight, **training)
+
+    def rows(split: Split) -> Split:
+        return replace(instead(refusals)(split), retain=paired(split.retain, retain_refusals))
+
+    return Loss(nll, AnswerPreservation(beta), rows=rows)
 
 
-@method(
+@forget_loss(
     "rejection",
     "-(2/beta) mean log sigmoid(beta [log-ratio of refusal - of answer]) + w NLL(retain)",
     "Zhang et al., arXiv 2404.05868",
@@ -130,23 +117,13 @@ def idk_ap(
             {"beta": 0.1, "retain_weight": 1.0, "lr": 2e-5, "batch_size": 35, "weight_decay": 0.01},
         ),
     },
-    training=unlearn,
 )
-def idk_dpo(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    refusals: Batch,
-    beta: float,
-    retain_weight: float,
-    **training: Any,
-) -> History:
+def idk_dpo(original: nn.Module | OriginalAnswers, refusals: Batch, beta: float) -> Loss:
     """DPO that prefers refusals to forget answers, with the retain NLL (Zhang et al., arXiv 2404.05868)."""
-    return _dpo(model, split, original, refusals, beta, retain_weight, training)
+    return Loss(DPO(original, beta), rows=preferred(refusals))
 
 
-@method(
+@forget_loss(
     "rejection",
     "-(2/beta) mean log sigmoid(beta [log-ratio of alternative - of answer]) + w NLL(retain)",
     "Mekala et al., arXiv 2409.13474",
@@ -156,31 +133,17 @@ def idk_dpo(
             {"beta": 0.1, "retain_weight": 1.0, "lr": 5e-5, "batch_size": 35, "weight_decay": 0.01},
         )
     },
-    training=unlearn,
 )
-def alt_po(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module | OriginalAnswers,
-    alternatives: Batch,
-    beta: float,
-    retain_weight: float,
-    **training: Any,
-) -> History:
+def alt_po(original: nn.Module | OriginalAnswers, alternatives: Batch, beta: float) -> Loss:
     """DPO that prefers other plausible answers, with the retain NLL (AltPO; Mekala et al., arXiv 2409.13474).
 
     Args:
-        model: trained in place.
-        split: forget and retain rows.
         original: the model before unlearning.
         alternatives: the same number to each forget question, those to the first question first; the published ones
             are written by the original itself.
         beta: inverse temperature.
-        retain_weight: weight of the retain NLL.
-        training: see the module's text.
     """
-    return _dpo(model, split, original, alternatives, beta, retain_weight, training)
+    return Loss(DPO(original, beta), rows=preferred(alternatives))
 
 
 @method(
@@ -226,17 +189,3 @@ def llmu(
         Term(retain_weight, ForwardKL(original, meant("positions", positions, READ)), split.retain, "retain"),
     ]
     return minimise(model, terms, **training)
-
-
-def _dpo(
-    model: nn.Module,
-    split: Split,
-    original: nn.Module | OriginalAnswers,
-    preferred: Batch,
-    beta: float,
-    retain_weight: float,
-    training: dict[str, Any],
-) -> History:
-    check_apart(model, original)
-    sides = replace(split, forget=beside(preferred, split.forget))
-    return unlearn(model, sides, DPO(original, beta), retain_weight=retain_weight, **training)

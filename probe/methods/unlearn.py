@@ -68,26 +68,37 @@ def unlearn(
 
 @dataclass(frozen=True)
 class Loss:
-    """Both objectives of a method, where the retain objective is not the plain NLL or the loop steps otherwise.
+    """What a method minimises, where it is not one objective on the forget answers beside the retain NLL.
 
     Args:
         forget: minimised on forget rows.
         retain: minimised on retain rows.
         loop: keyword arguments of ``minimise`` that the method sets itself.
+        rows: what is made of the split first; see ``probe.methods.answers.instead`` and ``preferred``.
     """
 
     forget: Objective
     retain: Objective = nll
     loop: Mapping[str, Any] = field(default_factory=dict)
+    rows: Callable[[Split], Split] | None = None
+
+
+# Ends the text of every recipe that is made of a loss.
+_SHARED = "Trains ``model`` in place on ``split``; the other arguments are those of ``probe.methods.unlearn.unlearn``."
 
 
 def forget_loss(
-    family: Family, formula: str, source: str, *, published: Mapping[str, Published] | None = None
+    family: Family,
+    formula: str,
+    source: str,
+    *,
+    published: Mapping[str, Published] | None = None,
+    retain_weight: float | None = None,
 ) -> Callable[[Callable[..., Objective | Loss]], Callable[..., History]]:
     """Make a method of a function that builds its objective: all that is special about many methods.
 
     The recipe takes ``(model, split, *, <the function's arguments>, retain_weight, **training)`` and calls ``unlearn``;
-    an argument ``original`` must not share weights with the model. Name, text and place are the function's.
+    no model among the arguments may share weights with the one that is trained. Name and text are the function's.
 
     >>> from probe.objectives.token import WGA
     >>> @forget_loss("divergence", "mean sg[p^beta] log p + w NLL(retain)", "Wang et al., arXiv 2502.19301")
@@ -98,6 +109,7 @@ def forget_loss(
 
     Args:
         family, formula, source, published: see ``probe.methods.method.Method``.
+        retain_weight: its default, where the method is published with one.
     """
 
     def recipe_of(loss: Callable[..., Objective | Loss]) -> Callable[..., History]:
@@ -105,31 +117,37 @@ def forget_loss(
 
         @wraps(loss)
         def recipe(model: nn.Module, split: Split, **arguments: Any) -> History:
-            if "original" in own and "original" in arguments:
-                check_apart(model, arguments["original"])
-            built = loss(**{name: arguments.pop(name) for name in own if name in arguments})
+            mine = {name: arguments.pop(name) for name in own if name in arguments}
+            for value in mine.values():
+                if isinstance(value, nn.Module | OriginalAnswers):
+                    check_apart(model, value)
+            built = loss(**mine)
             built = built if isinstance(built, Loss) else Loss(built)
-            return unlearn(model, split, built.forget, built.retain, **built.loop, **arguments)
+            data = built.rows(split) if built.rows else split
+            weighed = arguments if retain_weight is None else {"retain_weight": retain_weight, **arguments}
+            return unlearn(model, data, built.forget, built.retain, **built.loop, **weighed)
 
-        signature = _signature(own)
+        signature = _signature(own, Parameter.empty if retain_weight is None else retain_weight)
         # What ``help`` and the catalogue read.
         vars(recipe)["__signature__"] = signature
+        recipe.__doc__ = f"{inspect.getdoc(loss) or formula}\n\n{_SHARED}"
         recipe.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()} | {"return": History}
         return method(family, formula, source, published=published, training=unlearn)(recipe)
 
     return recipe_of
 
 
-def _signature(own: Mapping[str, Parameter]) -> inspect.Signature:
+def _signature(own: Mapping[str, Parameter], retain_weight: Any) -> inspect.Signature:
     """Model and split, then by keyword the loss's arguments and ``retain_weight``, those without a default first."""
-    named = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.values()]
-    weight = Parameter("retain_weight", Parameter.KEYWORD_ONLY, annotation=float)
+    weight = Parameter("retain_weight", Parameter.KEYWORD_ONLY, default=retain_weight, annotation=float)
+    required = [p for p in own.values() if p.default is Parameter.empty]
+    named = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.values() if p not in required]
     given = [
         Parameter("model", Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module),
         Parameter("split", Parameter.POSITIONAL_OR_KEYWORD, annotation=Split),
-        *(p for p in named if p.default is Parameter.empty),
+        *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in required),
         weight,
-        *(p for p in named if p.default is not Parameter.empty),
+        *named,
         Parameter("training", Parameter.VAR_KEYWORD, annotation=Any),
     ]
     return inspect.Signature(given, return_annotation=History)

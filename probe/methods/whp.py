@@ -4,18 +4,15 @@ The reinforced model is the original trained further on the forget rows: ``probe
 forget and retain rows exchanged makes one.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from probe.data import Split
 from probe.methods.logit_offset import Offset
 from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.unlearn import check_apart, unlearn
+from probe.methods.unlearn import forget_loss
 from probe.objectives.generic import GenericLabels
+from probe.objectives.objective import Objective
 from probe.objectives.token import check_not_negative
-from probe.train import History
 
 
 class Lowered(Offset):
@@ -26,36 +23,21 @@ class Lowered(Offset):
         return logits - weight * (other - logits).relu()
 
 
-@method(
+@forget_loss(
     "rejection",
     "-mean log p(y*), y* the likeliest by z0 - alpha relu(z_reinforced - z0), + w NLL(retain)",
     "Eldan and Russinovich, arXiv 2310.02238",
-    training=unlearn,
+    retain_weight=0.0,
 )
-def whp(
-    model: nn.Module,
-    split: Split,
-    *,
-    original: nn.Module,
-    assistant: nn.Module,
-    alpha: float,
-    retain_weight: float = 0.0,
-    **training: Any,
-) -> History:
+def whp(original: nn.Module, assistant: nn.Module, alpha: float) -> Objective:
     """Train on the generic prediction at every forget answer token, published without a retain term.
 
     Args:
-        model: trained in place.
-        split: forget and retain rows.
         original: the model before unlearning, frozen.
         assistant: the reinforced model.
         alpha: strength; see ``probe.objectives.generic.GenericLabels``.
-        retain_weight: weight of the retain NLL.
-        training: as in ``probe.methods.unlearn``.
     """
-    check_apart(model, original)
-    check_apart(model, assistant)
-    return unlearn(model, split, GenericLabels(original, assistant, alpha), retain_weight=retain_weight, **training)
+    return GenericLabels(original, assistant, alpha)
 
 
 @method(
