@@ -85,6 +85,6 @@ def random_batch(seed: int = 0, *, rows: int = 4, length: int = 10, vocabulary: 
 
 @pytest.fixture(scope="session")
 def bed():
-    from probe import testbed
+    from probe.testbed import load
 
-    return testbed.load()
+    return load()

@@ -52,7 +52,7 @@ def method_named(name: str) -> Method:
 def overview(width: int | None = None) -> str:
     """A line a method, under the names of the families: its name, and its formula as far as the line reaches.
 
-    >>> print(overview(70).splitlines()[3])
+    >>> print(overview(70).splitlines()[2])
     grad_diff             log p(forget) + w NLL(retain)
 
     Args:

@@ -1,0 +1,49 @@
+"""The examples of docstrings run as printed. Each begins where `import probe` and `s = probe.testbed()` have been typed."""
+
+import copy
+import doctest
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import probe
+from probe.checkpoints import weights_hash
+from probe.data import make_split
+
+ROOT = Path(probe.__file__).parent
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages([str(ROOT)], "probe.")
+    if ">>> " in Path(found.module_finder.find_spec(found.name).origin).read_text(encoding="utf-8")
+]
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture(scope="module")
+def session(bed):
+    """What an example finds: the package, torch, and the testbed with a tenth of its rows."""
+    rows = (bed.split.forget_rows[::5], bed.split.retain_rows[:900:45])
+    split = make_split(bed.tokenizer, *rows)
+    s = SimpleNamespace(**{name: getattr(bed, name) for name in ("original", "retrained", "tokenizer", "sae_site")})
+    s.split, s.world, s.sae, s.unlearned = split, bed.world[:8], bed.sae, {}
+    return {"probe": probe, "torch": torch, "copy": copy, "s": s, "study": s}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(probe, "testbed", lambda: session["s"], raising=False)
+    before = weights_hash(session["s"].original)
+    runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
+    told: list[str] = []
+    found = import_module(module)
+    for test in doctest.DocTestFinder().find(found, globs={**vars(found), **session}):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            runner.run(test, out=told.append)
+    assert not runner.failures, "".join(told)
+    assert weights_hash(session["s"].original) == before, "an example changed the model that all examples share"
