@@ -128,7 +128,6 @@ from probe.interventions import probe_direction as probe_direction
 from probe.interventions import reach as reach
 from probe.interventions import retained as retained
 from probe.methods import method_named as method_named
-from probe.methods import methods as list_methods
 from probe.methods.cru import cru as cru
 from probe.methods.sequential import sequential as sequential
 from probe.methods.uwc import uwc as uwc

@@ -1,4 +1,4 @@
-"""The examples of docstrings run as printed. Each begins where `import probe` and `s = probe.testbed()` have been typed."""
+"""The examples of docstrings run as printed, after `import probe` and `s = probe.testbed()`."""
 
 import copy
 import doctest
