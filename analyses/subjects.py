@@ -19,7 +19,7 @@ from probe.datasets import rows_hash
 from probe.methods.answers import needed_answers
 from probe.methods.catalogue import method_named
 from probe.methods.method import Method
-from probe.testbed.recipe import Recipe, corpus, fit, make_model
+from probe.testbed.recipe import Recipe, corpus, fit_answers, make_model
 
 Name = Literal["testbed", "small testbed", "stories"]
 
@@ -97,7 +97,7 @@ def _small(where: Where) -> Subject:
 
     def make() -> nn.Module:
         model = make_model(recipe, len(bed.tokenizer))
-        fit(model, encode(bed.tokenizer, rows), recipe, progress="small testbed")
+        fit_answers(model, encode(bed.tokenizer, rows), recipe, progress="small testbed")
         return model
 
     key = {"recipe": vars(recipe), "rows": rows_hash(rows), "torch": torch.__version__}

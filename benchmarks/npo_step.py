@@ -22,7 +22,7 @@ from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
 from probe.train import Term, minimise
-from probe.train.step import Gradient, Piece, Step, plain
+from probe.train.step import Gradient, Piece, Step, plain_gradient
 
 BETA = 0.1
 
@@ -55,7 +55,7 @@ def stepping(model: torch.nn.Module, listed: list[Term]) -> Callable[[], Gradien
     """One call computes losses and gradients as a step of ``minimise`` does."""
     pieces = [[Piece(term.data, 1.0)] for term in listed]
     step = Step(0, 0, model, dict(model.named_parameters()), listed, ("forget", "retain"), pieces)
-    return lambda: plain(step)[1]
+    return lambda: plain_gradient(step)[1]
 
 
 def two_models(model: Any, original: Any, sides: tuple[Batch, Batch]) -> tuple[float, float]:

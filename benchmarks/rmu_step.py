@@ -19,7 +19,7 @@ from probe.objectives.objective import Objective
 from probe.objectives.representation import NearOriginal, TowardsTarget
 from probe.sites import Site, matching_parameters
 from probe.train import Term
-from probe.train.step import Gradient, Piece, Step, plain
+from probe.train.step import Gradient, Piece, Step, plain_gradient
 
 LAYER, ALPHA = 7, 100.0
 
@@ -54,7 +54,7 @@ def ours(model: torch.nn.Module, terms: list[Term]) -> Callable[[], Gradient]:
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
     step = Step(0, 0, model, trained, terms, ("forget", "retain"), [[Piece(term.data, 1.0)] for term in terms])
-    return lambda: plain(step)[1]
+    return lambda: plain_gradient(step)[1]
 
 
 def compare(layers: int, n_rows: int, length: int, repeats: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from benchmarks import models
 from benchmarks.timing import alternating, peak_mib, show
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import JumpRelu, Linear, TopK
+from probe.dictionaries.coding import JumpRelu, Linear, TopKCoding
 from probe.features.attribution import attribute
 from probe.hooks import captured, edited
 from probe.objectives.token import nll
@@ -28,7 +28,7 @@ def dictionary(kind: str, width: int, hidden_ND: torch.Tensor) -> Autoencoder:
     rows_FD /= rows_FD.norm(dim=1, keepdim=True)
     zero_F, zero_D = torch.zeros(width), torch.zeros(models.WIDTH)
     if kind == "TopK":
-        return Autoencoder(Linear(rows_FD.T.contiguous(), zero_D, TopK(zero_F, ACTIVE)), rows_FD, zero_D)
+        return Autoencoder(Linear(rows_FD.T.contiguous(), zero_D, TopKCoding(zero_F, ACTIVE)), rows_FD, zero_D)
     threshold = torch.quantile((hidden_ND[:64] @ rows_FD.T).flatten()[: 2**20], 1 - ACTIVE / width).item()
     jump = JumpRelu(zero_F, torch.full((width,), threshold))
     return Autoencoder(Linear(rows_FD.T.contiguous(), zero_D, jump), rows_FD, zero_D)

@@ -7,7 +7,7 @@ import torch
 from benchmarks import models
 from benchmarks.timing import alternating, peak_mib, show
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopK
+from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopKCoding
 from probe.hooks import edited
 from probe.interventions.gates import Cusum, Gated
 from probe.interventions.suppression import Suppress
@@ -27,7 +27,7 @@ def dictionary(kind: str, size: int) -> Autoencoder:
     activation = {
         "relu": Relu(bias_F),
         "jumprelu": JumpRelu(bias_F, torch.full((size,), 0.01)),
-        "topk": TopK(bias_F, 64),
+        "topk": TopKCoding(bias_F, 64),
     }[kind]
     return Autoencoder(Linear(rows_FD.T.contiguous(), torch.zeros(WIDTH), activation), rows_FD, torch.zeros(WIDTH))
 

@@ -13,7 +13,7 @@ from probe.archive import harvest_to_files
 from probe.dictionaries.folders import load_dictionary
 from probe.features.architectures import TopK
 from probe.features.quality import quality
-from probe.features.training import fit, train_dictionary
+from probe.features.training import fit_dictionary, train_dictionary
 from probe.positions import not_first
 
 BATCH = 4096
@@ -64,7 +64,7 @@ def main() -> None:
         same = [(out / name / "sae_weights.safetensors").read_bytes() for name in ("in memory", "memory-mapped")]
         assert same[0] == same[1]
         # Memory does not grow with steps.
-        peak = peak_mib(lambda: fit(stored_ND, TopK(16), steps=4, metadata={}, **numbers))
+        peak = peak_mib(lambda: fit_dictionary(stored_ND, TopK(16), steps=4, metadata={}, **numbers))
         print(f"resident memory rises by at most {peak:.0f} MiB while training")
 
 

@@ -16,7 +16,7 @@ from probe.attacks import prompted as prompted
 from probe.attacks import quantise as quantise
 from probe.attacks import reactivate as reactivate
 from probe.attacks import relearn as relearn
-from probe.attacks import rounded as rounded
+from probe.attacks import rounded_weights as rounded_weights
 from probe.attacks import soft_prompt as soft_prompt
 from probe.attacks import steer_back as steer_back
 from probe.checkpoints import load_model as load_model

@@ -15,7 +15,7 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from probe.model_files import cached_folder, check_folder, check_objects, no_folder, place_of, put_in_place, refused
+from probe.model_files import cached_folder, check_folder, check_objects, named_folder, no_folder, put_in_place, refused
 from probe.modes import check_loaded
 from probe.quantised import beside_parameters, parts
 
@@ -43,17 +43,17 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
         OSError: the disk is full.
     """
     check_device(device)
-    source = place_of(name)
+    source = named_folder(name)
     folder = source if isinstance(source, Path) else cached_folder(source)
     check_folder(folder)
     from transformers import AutoModelForCausalLM
 
     spread = device == "auto"
-    model = whole(AutoModelForCausalLM, folder, dtype=dtype, device_map="auto" if spread else None)
+    model = load_whole(AutoModelForCausalLM, folder, dtype=dtype, device_map="auto" if spread else None)
     return model.eval() if spread else model.to(device).eval()
 
 
-def whole(family: Any, folder: Path, **how: Any) -> Any:
+def load_whole(family: Any, folder: Path, **how: Any) -> Any:
     """A model of one of transformers' families, with all of its weights from a folder that ``check_folder`` let pass.
 
     Args:
@@ -85,7 +85,7 @@ def load_tokenizer(name: str | Path) -> Any:
     Raises:
         ValueError: a path that does not exist, a file, or a tokenizer that cannot be read.
     """
-    source = place_of(name)
+    source = named_folder(name)
     from transformers import AutoTokenizer
 
     if not isinstance(source, Path):
@@ -233,7 +233,7 @@ def check_tokenizer(tokenizer: Any, other: Any) -> None:
         )
 
 
-def check_model(model: Any, tokenizer: Any) -> None:
+def check_usable(model: Any, tokenizer: Any) -> None:
     """Refuse a model that could only give nonsense.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 _CELL = "padding:0 .7em;text-align:right"
 
 
-def table(columns: Mapping[str, Iterable[Any]], *, note: str = "") -> str:
+def html_table(columns: Mapping[str, Iterable[Any]], *, note: str = "") -> str:
     """Columns side by side under their names, as HTML.
 
     Args:

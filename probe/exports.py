@@ -19,12 +19,12 @@ def export(package: str) -> None:
     module = sys.modules[package]
     if module.__file__ is None:
         raise ImportError(f"{package} has no file, so there is no stub beside it")
-    names = listed(Path(module.__file__).with_suffix(".pyi"))
+    names = stub_names(Path(module.__file__).with_suffix(".pyi"))
     module.__dict__.update(_exports=names, __all__=sorted(names))
     module.__class__ = _Room
 
 
-def listed(stub: Path) -> dict[str, tuple[str, str]]:
+def stub_names(stub: Path) -> dict[str, tuple[str, str]]:
     """What a stub exports: public name -> (module, the name in it), from ``from module import name as public``."""
     lines = ast.parse(stub.read_text(encoding="utf-8")).body
     froms = [line for line in lines if isinstance(line, ast.ImportFrom)]

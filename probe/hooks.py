@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from probe.modes import check_loaded, check_runs_once, eager
 from probe.nesting import check_thread, nested
 from probe.outputs import check_axes, first_given, hidden_in, with_hidden
-from probe.positions import At, Counter, Intervention, Positions, chosen
+from probe.positions import At, Counter, Intervention, Positions, mask_of
 from probe.sites import Place, Site, check_hookable, inside_blocks, place_of, trunk, unwrapped
 
 # Hooks registered here carry the module they were made for, to tell them from foreign ones and those of a copy, and
@@ -67,7 +67,7 @@ def captured(
                 assert counter.tokens is not None
                 # Checkpointing counts what is saved for backward and would miss it in the second run.
                 with torch.autograd.graph.saved_tensors_hooks(Tensor.detach, Tensor.detach):
-                    hidden_BTD = hidden_BTD[chosen(positions, counter.tokens, hidden_BTD)]
+                    hidden_BTD = hidden_BTD[mask_of(positions, counter.tokens, hidden_BTD)]
             states[site] = hidden_BTD
             if stop and len(states) == len(set(sites)):
                 raise _Enough(mine)
@@ -119,7 +119,7 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
             mask_BT = None
             if isinstance(given, At):
                 assert counter.tokens is not None
-                mask_BT = chosen(given.positions, counter.tokens, before_BTD)
+                mask_BT = mask_of(given.positions, counter.tokens, before_BTD)
                 if not reads_tokens and not bool(mask_BT.any()):
                     return before_BTD
             try:

@@ -23,7 +23,7 @@ _TEXTS, _TOKENS = ("*.json", "*.jinja", "*.txt"), ("*.model", "*.tiktoken", "*.s
 _SAVE = "pass a folder written by model.save_pretrained(folder)"
 
 
-def place_of(name: str | Path) -> Path | str:
+def named_folder(name: str | Path) -> Path | str:
     """A folder that exists, or what can only be a hub name.
 
     Raises:

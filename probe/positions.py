@@ -166,7 +166,7 @@ class At:
         raise TypeError("At needs to know where tokens stand; it works inside probe.hooks.edited")
 
 
-def chosen(positions: Positions, tokens: Tokens, hidden_BTD: HiddenBTD) -> MaskBT:
+def mask_of(positions: Positions, tokens: Tokens, hidden_BTD: HiddenBTD) -> MaskBT:
     """The mask, on the device of the hidden states.
 
     Raises:

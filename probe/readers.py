@@ -53,7 +53,7 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Muse:
+class MuseData:
     """What a folder of MUSE (Shi et al., arXiv 2407.06460) holds; empty where a file is absent.
 
     Args:
@@ -153,7 +153,7 @@ def read_texts(path: str | Path) -> tuple[str, ...]:
     return texts
 
 
-def read_muse(folder: str | Path) -> Muse:
+def read_muse(folder: str | Path) -> MuseData:
     """A corpus of MUSE: ``verbmem``, ``knowmem`` and ``privleak`` as its repository lays them out.
 
     Fields: ``prompt`` and ``gt``; ``question`` and ``answer``; texts, or objects with ``text``.
@@ -176,7 +176,7 @@ def read_muse(folder: str | Path) -> Muse:
     if not any((verbatim, *qa.values(), *texts.values())):
         listed = "verbmem/forget.json, knowmem/forget_qa.json, privleak/forget.json"
         raise FileNotFoundError(f"{folder} has none of MUSE's files ({listed}, ...); pass the folder of one corpus")
-    return Muse(
+    return MuseData(
         verbatim=verbatim,
         forget_qa=qa["forget_qa"],
         retain_qa=qa["retain_qa"],

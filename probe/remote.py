@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from probe.axes import LogitsBTV, TokensBT
-from probe.interventions.fit import check_width
+from probe.interventions.fit import check_tensors
 from probe.interventions.operations import operate
-from probe.interventions.plan import Plan, Step
+from probe.interventions.plan import Plan, PlanStep
 from probe.positions import Counter, NotIds, Tokens
 from probe.sites import unwrapped
 
@@ -54,7 +54,7 @@ def traced(model: Any, plan: Plan, inputs: Mapping[str, Tensor], *, remote: bool
     return logits
 
 
-def generated(
+def generate_under(
     model: Any,
     plan: Plan,
     inputs: Mapping[str, Tensor],
@@ -136,10 +136,10 @@ def check_shapes(model: Any, plan: Plan) -> dict[str, int]:
         step = plan.steps[len(seen)]
         seen.append(step)
         widths[step.where] = hidden.shape[-1]
-        check_width(step.operation, step.where, hidden.shape[-1])
+        check_tensors(step.operation, step.where, hidden.shape[-1])
         return operate(name, hidden, tensors, numbers, entering)
 
-    seen: list[Step] = []
+    seen: list[PlanStep] = []
     wrapper = NNsight(empty)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         ids_BT = torch.zeros(*shape, dtype=torch.long, device="meta")

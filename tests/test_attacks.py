@@ -18,13 +18,13 @@ from probe.attacks.latent import latent, latent_each
 from probe.attacks.mixing import mix_back
 from probe.attacks.placeholders import Placed, placed
 from probe.attacks.prompts import JAILBREAKS, Prompt, few_shot, prompted
-from probe.attacks.quantisation import absmax, nf4, quantise, rounded
-from probe.attacks.recovery import Outcome, Recovery, check_never_known
+from probe.attacks.quantisation import absmax, nf4, quantise, rounded_weights
+from probe.attacks.recovery import AttackOutcome, Recovery, check_never_known
 from probe.attacks.relearning import PUBLISHED as RELEARNING
 from probe.attacks.relearning import relearn
 from probe.attacks.restoring import kept
 from probe.attacks.sae_reactivation import SetFeatures, reactivate
-from probe.attacks.score import AnswerScorer, Score, averaged
+from probe.attacks.score import AnswerScorer, Score, mean_score
 from probe.attacks.soft_prompt import soft_prompt
 from probe.attacks.steering_recovery import added_directions, steer_back
 from probe.checkpoints import weights_hash
@@ -152,7 +152,7 @@ def test_f28_intervals_of_shares_count_groups_and_stay_within_their_range(share)
 def recovery(before, after, reference_before=None, reference_after=None):
     def outcome(b, a):
         noise = np.array([-0.01, 0.01, 0.0])
-        return Outcome(Score(b + noise, noise), Score(a - 2 * noise, noise))
+        return AttackOutcome(Score(b + noise, noise), Score(a - 2 * noise, noise))
 
     other = None if reference_before is None else outcome(reference_before, reference_after)
     return Recovery("test", {}, outcome(before, after), other, ("a", "b", "c"))
@@ -171,7 +171,7 @@ def test_findings_say_what_the_reference_implies():
 
 def returned(before, after, groups, reference=None):
     def outcome(b, a):
-        return Outcome(Score(np.array(b), np.zeros(len(b))), Score(np.array(a), np.zeros(len(b))))
+        return AttackOutcome(Score(np.array(b), np.zeros(len(b))), Score(np.array(a), np.zeros(len(b))))
 
     other = None if reference is None else outcome(reference, reference)
     return Recovery("test", {}, outcome(before, after), other, groups)
@@ -212,8 +212,8 @@ def test_a_reference_that_knows_is_refused_with_the_number(bed):
 
 def test_scores_of_other_rows_are_not_averaged():
     with pytest.raises(ValueError, match="same rows"):
-        averaged([Score(np.zeros(2), np.zeros(2)), Score(np.zeros(3), np.zeros(3))])
-    both = averaged([Score(np.zeros(2), np.zeros(2)), Score(np.ones(2), np.ones(2))])
+        mean_score([Score(np.zeros(2), np.zeros(2)), Score(np.zeros(3), np.zeros(3))])
+    both = mean_score([Score(np.zeros(2), np.zeros(2)), Score(np.ones(2), np.ones(2))])
     np.testing.assert_array_equal(both.probability_N, [0.5, 0.5])
 
 
@@ -348,13 +348,13 @@ def test_nf4_takes_the_nearest_level_of_normal_quantiles():
 def test_rounded_weights_come_back_and_head_and_embedding_are_left_alone(make):
     model = make()
     before = copy.deepcopy(model)
-    with rounded(model, bits=3) as names:
+    with rounded_weights(model, bits=3) as names:
         assert names
         for (name, p), q in zip(model.named_parameters(), before.parameters(), strict=True):
             inside = any(f".{n}.weight" in name for n in names)
             assert torch.equal(p, q) != inside
     assert same(model, before)
-    with pytest.raises(ZeroDivisionError), rounded(model, bits=3):
+    with pytest.raises(ZeroDivisionError), rounded_weights(model, bits=3):
         _ = 1 / 0
     assert same(model, before)
 
@@ -362,15 +362,15 @@ def test_rounded_weights_come_back_and_head_and_embedding_are_left_alone(make):
 def test_conv1d_is_grouped_along_its_inputs():
     model = tiny_gpt2()
     weight_IO = model.transformer.h[0].mlp.c_fc.weight.detach().clone()
-    with rounded(model, bits=4, group=8):
+    with rounded_weights(model, bits=4, group=8):
         torch.testing.assert_close(model.transformer.h[0].mlp.c_fc.weight.T, absmax(weight_IO.T, 4, 8))
 
 
 def test_quantisation_refuses_and_says_what_is_missing():
     model = tiny_llama()
-    with pytest.raises(ValueError, match="nf4 has 4 bits"), rounded(model, bits=8, scheme="nf4"):
+    with pytest.raises(ValueError, match="nf4 has 4 bits"), rounded_weights(model, bits=8, scheme="nf4"):
         pass
-    with pytest.raises(ValueError, match="2 to 16 bits"), rounded(model, bits=1):
+    with pytest.raises(ValueError, match="2 to 16 bits"), rounded_weights(model, bits=1):
         pass
     for scheme, bits, package in (("bitsandbytes-nf4", 4, "bitsandbytes"), ("torchao-int8", 8, "torchao")):
         try:
@@ -378,7 +378,7 @@ def test_quantisation_refuses_and_says_what_is_missing():
         except ImportError:
             with (
                 pytest.raises(ImportError, match=f"{scheme} needs {package}"),
-                rounded(model, bits=bits, scheme=scheme),
+                rounded_weights(model, bits=bits, scheme=scheme),
             ):  # type: ignore[arg-type]
                 pass
 

@@ -22,7 +22,7 @@ from jaxtyping import TypeCheckError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from probe.checkpoints import check_model, check_tokenizer, load_tokenizer, weights_hash
+from probe.checkpoints import check_tokenizer, check_usable, load_tokenizer, weights_hash
 from probe.data import Batch, Split, encode_text, make_split
 from probe.datasets import read_rows
 from probe.diagnostics.fragility import layer_map
@@ -254,7 +254,7 @@ def test_weights_that_are_not_loaded_are_refused_35():
         lambda: token_g_effects(model, batch, over=batch),
         lambda: logit_collapse(model, batch),
         lambda: minimise(model, [Term(1.0, nll, batch)], steps=1, lr=1e-3, batch_size=2, seed=0),
-        lambda: check_model(model, tokenizer),
+        lambda: check_usable(model, tokenizer),
     ):
         with pytest.raises(ValueError, match=r"meta device: (its|their) weights are not loaded; load"):
             use()

@@ -9,7 +9,7 @@ from conftest import random_batch, tiny_gpt2, tiny_llama
 from probe.checkpoints import weights_hash
 from probe.data import Split
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import Gated, JumpRelu, Linear, Relu, TopK
+from probe.dictionaries.coding import GatedCoding, JumpRelu, Linear, Relu, TopKCoding
 from probe.dictionaries.made import pca_dictionary
 from probe.hooks import captured, our_hooks
 from probe.interventions.activations import activations, content
@@ -22,7 +22,7 @@ from probe.objectives.features import (
     LiftedActivity,
     StatesHeld,
     UpdateOutside,
-    Watched,
+    WatchedFeatures,
     context_tokens,
 )
 from probe.sites import Site
@@ -40,8 +40,8 @@ def made(activation: str = "relu", width: int = 16, n_features: int = 24) -> Aut
     how = {
         "relu": Relu(bias_F),
         "jumprelu": JumpRelu(bias_F, torch.full_like(bias_F, 0.05)),
-        "topk": TopK(bias_F, 6),
-        "gated": Gated(bias_F, torch.ones_like(bias_F), bias_F),
+        "topk": TopKCoding(bias_F, 6),
+        "gated": GatedCoding(bias_F, torch.ones_like(bias_F), bias_F),
     }[activation]
     return Autoencoder(Linear(encoder_DF, shift_D, how), rows_FD, shift_D)
 
@@ -71,8 +71,8 @@ def model(original):
 
 
 def objectives(original):
-    watched = {kind: (Watched(SITE, made(kind), (0, 3, 7, 11)),) for kind in ("relu", "jumprelu", "topk")}
-    two = (*watched["relu"], Watched(Site(2), made("topk"), (1, 2)))
+    watched = {kind: (WatchedFeatures(SITE, made(kind), (0, 3, 7, 11)),) for kind in ("relu", "jumprelu", "topk")}
+    two = (*watched["relu"], WatchedFeatures(Site(2), made("topk"), (1, 2)))
     named = dict(original.named_parameters())
     axes = {"transformer.h.0.mlp.c_proj.weight": 1, "transformer.h.1.mlp.c_proj.weight": 1}
     basis = spanned(made(), (0, 1, 2))
@@ -118,7 +118,7 @@ def test_activity_is_the_paper_s_formula(model):
     batch, sae, chosen = random_batch(), made("topk"), [2, 5]
     f_NF = sae.encode(hidden(model, batch))
     expected = f_NF[:, chosen].mean(1).mean() + 3.0 * f_NF.mean(1).mean()
-    found = FeatureActivity((Watched(SITE, sae, tuple(chosen)),), 3.0)(model, batch)
+    found = FeatureActivity((WatchedFeatures(SITE, sae, tuple(chosen)),), 3.0)(model, batch)
     torch.testing.assert_close(found, expected)
 
 
@@ -135,10 +135,10 @@ def test_lifted_activity_gives_a_gradient_to_features_below_their_threshold(orig
             value = pre_NF[n, j] + (lift if before_NF[n, j] > 0 else 0)
             if value > 0.05:
                 values.append(value)
-    found = LiftedActivity((Watched(SITE, sae, chosen),), original, 5.0)(model, batch)
+    found = LiftedActivity((WatchedFeatures(SITE, sae, chosen),), original, 5.0)(model, batch)
     torch.testing.assert_close(found, torch.stack(values).mean())
     # Without a lift it is the mean of what is on, and nothing on gives 0 rather than NaN.
-    plain = LiftedActivity((Watched(SITE, sae, chosen),), original, 0.0)(model, batch)
+    plain = LiftedActivity((WatchedFeatures(SITE, sae, chosen),), original, 0.0)(model, batch)
     f_NK = sae.encode(h_ND)[:, list(chosen)]
     torch.testing.assert_close(plain, f_NK[f_NK > 0].mean())
     high = Autoencoder(
@@ -150,7 +150,7 @@ def test_lifted_activity_gives_a_gradient_to_features_below_their_threshold(orig
         sae.directions_FD,
         sae.bias_E,
     )
-    silent = LiftedActivity((Watched(SITE, high, chosen),), original, 5.0)(model, batch)
+    silent = LiftedActivity((WatchedFeatures(SITE, high, chosen),), original, 5.0)(model, batch)
     silent.backward()
     assert silent.item() == 0
 
@@ -181,12 +181,12 @@ def test_updates_within_the_subspace_cost_nothing(original):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda m: Watched(SITE, made(), (99,)), "features in 0..23"),
-        (lambda m: Watched(SITE, made(), ()), "at least one"),
+        (lambda m: WatchedFeatures(SITE, made(), (99,)), "features in 0..23"),
+        (lambda m: WatchedFeatures(SITE, made(), ()), "at least one"),
         (lambda m: FeatureActivity((), 1.0), "one or more different sites"),
-        (lambda m: FeatureActivity((Watched(SITE, made(), (1,)),) * 2, 1.0), "different sites"),
-        (lambda m: FeatureActivity((Watched(SITE, made(), (1,)),), -1.0), "spread must be"),
-        (lambda m: LiftedActivity((Watched(SITE, made("gated"), (1,)),), m, 1.0), "needs pre-activations"),
+        (lambda m: FeatureActivity((WatchedFeatures(SITE, made(), (1,)),) * 2, 1.0), "different sites"),
+        (lambda m: FeatureActivity((WatchedFeatures(SITE, made(), (1,)),), -1.0), "spread must be"),
+        (lambda m: LiftedActivity((WatchedFeatures(SITE, made("gated"), (1,)),), m, 1.0), "needs pre-activations"),
         (lambda m: StatesHeld(m, (), "vectors"), "no sites"),
         (lambda m: UpdateOutside({}, {}, torch.eye(4)), "at least one weight"),
         (lambda m: UpdateOutside({"w": torch.ones(3, 4)}, {"w": 0}, torch.eye(4)), "writes 3 numbers"),

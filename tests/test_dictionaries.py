@@ -14,7 +14,7 @@ from torch import Tensor
 from probe.data import encode
 from probe.dictionaries.adapters import check_features, dictionary
 from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
-from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopK
+from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopKCoding
 from probe.dictionaries.dictionary import Dictionary, delta
 from probe.dictionaries.fit import fvu, mean_active
 from probe.dictionaries.folders import load_dictionary, save_trained
@@ -466,7 +466,7 @@ def test_a_folder_of_sae_lens_gives_the_same_numbers_in_any_dtype(tmp_path, bed)
     assert dictionary_hash(bed.sae) == dictionary_hash(load_dictionary(bed.folder / "sae"))
     assert dictionary_hash(replace(bed.sae, metadata={})) == dictionary_hash(bed.sae)
     topk = replace(bed.sae.encoder.activation, k=15)
-    assert isinstance(topk, TopK)
+    assert isinstance(topk, TopKCoding)
     other = replace(bed.sae, encoder=replace(bed.sae.encoder, activation=topk))
     assert dictionary_hash(other) != dictionary_hash(bed.sae)
 

@@ -46,13 +46,13 @@ from probe.train import (
     lora,
     minimise,
     one_cycle,
-    plain,
+    plain_gradient,
     rows,
-    target_tokens,
+    target_token_count,
 )
-from probe.train import real_tokens as count_real
+from probe.train import real_token_count as count_real
 from probe.train.adversary import Perturb
-from probe.train.configuration import described
+from probe.train.configuration import identity_of
 from probe.train.step import Piece, Step, drawn_seed
 
 PARAMETERS = r"h\.1\.mlp|h\.2\."
@@ -118,7 +118,7 @@ def shifted(model, by, scale):
 
 def test_plain_is_the_gradient_of_the_sum():
     step = step_of(tiny_gpt2())
-    losses, found = plain(step)
+    losses, found = plain_gradient(step)
     f, r = random_batch(0), random_batch(1)
     close(found, gradient_of(step, (0.7, ga, f), (1.3, nll, r)))
     assert losses == {0: pytest.approx(ga(step.model, f).item()), 1: pytest.approx(nll(step.model, r).item())}
@@ -325,7 +325,7 @@ def test_tar_restores_weights_when_the_attack_fails():
 )
 def test_no_strength_is_the_plain_run_bit_for_bit(stepping):
     hashes = []
-    for one in (plain, stepping):
+    for one in (plain_gradient, stepping):
         model = tiny_gpt2()
         history = minimise(model, terms(), steps=3, stepping=one, **HOW)
         hashes.append((bits(model), history))
@@ -345,7 +345,7 @@ def test_every_way_is_deterministic_and_differs_from_the_plain_one(stepping):
         return bits(model)
 
     runs = []
-    assert run(stepping) == run(stepping) != run(plain)
+    assert run(stepping) == run(stepping) != run(plain_gradient)
 
 
 def test_penalties_run_through_every_attention_that_transformers_picks():
@@ -420,8 +420,8 @@ def test_an_average_that_would_never_begin_is_refused():
 @pytest.mark.parametrize(
     ("objective", "count"),
     [
-        (lambda m: nll, target_tokens),
-        (lambda m: ForwardKL(tiny_gpt2(1)), target_tokens),
+        (lambda m: nll, target_token_count),
+        (lambda m: ForwardKL(tiny_gpt2(1)), target_token_count),
         (lambda m: NPO(tiny_gpt2(1), 0.1), rows),
         (lambda m: TowardsTarget(Site(1), torch.ones(16), real_tokens), count_real),
     ],
@@ -441,7 +441,7 @@ def test_pieces_give_the_gradient_of_the_whole_batch(objective, count):
 
 def test_the_share_of_a_piece_is_its_share_of_the_tokens():
     batch = random_batch(2)
-    counts = [target_tokens(batch.select([i])) for i in range(4)]
+    counts = [target_token_count(batch.select([i])) for i in range(4)]
     assert len(set(counts)) > 1
     model = tiny_gpt2()
     whole = nll(model, batch).item()
@@ -456,7 +456,7 @@ def test_ways_of_stepping_see_the_whole_batch(stepping):
     runs = []
     for n in (1, 2):
         model = tiny_gpt2()
-        listed = [Term(1.0, nll, random_batch(2), "a", target_tokens)]
+        listed = [Term(1.0, nll, random_batch(2), "a", target_token_count)]
         minimise(model, listed, steps=1, lr=1e-3, batch_size=4, seed=0, accumulate=n, stepping=stepping)
         runs.append([p.detach().clone() for p in model.parameters()])
     torch.testing.assert_close(runs[0], runs[1], rtol=1e-6, atol=1e-8)
@@ -471,7 +471,7 @@ def test_pieces_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="mean_over names 'forgot'"):
         minimise(model, terms(), steps=1, accumulate=2, mean_over={"forgot": rows}, **HOW)
     assert bits(model) == before
-    counts = {"forget": target_tokens, "retain": target_tokens}
+    counts = {"forget": target_token_count, "retain": target_token_count}
     minimise(model, terms(), steps=1, accumulate=2, mean_over=counts, **HOW)
 
 
@@ -627,13 +627,13 @@ def test_references_and_local_functions_belong_to_the_configuration():
     def scaled(factor):
         return lambda model, batch: factor * nll(model, batch)
 
-    assert described(scaled(1.0)) == described(scaled(1.0)) != described(scaled(2.0))
+    assert identity_of(scaled(1.0)) == identity_of(scaled(1.0)) != identity_of(scaled(2.0))
     one, same, other = (NPO(tiny_llama(seed), 0.1) for seed in (0, 0, 1))
-    assert described(one) == described(same) != described(other)
-    cached = [described(NPO(OriginalAnswers(tiny_llama(seed), random_batch()), 0.1)) for seed in (0, 0, 1)]
+    assert identity_of(one) == identity_of(same) != identity_of(other)
+    cached = [identity_of(NPO(OriginalAnswers(tiny_llama(seed), random_batch()), 0.1)) for seed in (0, 0, 1)]
     assert cached[0] == cached[1] != cached[2]
     with pytest.raises(ValueError, match="cannot be described"):
-        described(object())
+        identity_of(object())
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -761,8 +761,8 @@ def test_the_rmu_step_from_kept_states_has_the_gradients_of_the_whole_one(name):
         Term(1.0, above_frozen(model, whole[0].objective, f, 1), f, "forget"),
         Term(3.0, above_frozen(model, NearCached(kept), r, 1), r, "retain"),
     ]
-    losses, expected = plain(step_of(model, whole, parameters=pattern))
-    quick, found = plain(step_of(model, fast, parameters=pattern))
+    losses, expected = plain_gradient(step_of(model, whole, parameters=pattern))
+    quick, found = plain_gradient(step_of(model, fast, parameters=pattern))
     assert quick == pytest.approx(losses, rel=1e-5)
     close(found, expected, rtol=1e-4, atol=1e-7)
     assert our_hooks(model) == []

@@ -17,7 +17,7 @@ from probe.objectives.retain import ForwardKL
 from probe.objectives.sequence import NPO
 from probe.objectives.token import ga, nll
 from probe.sites import Site
-from probe.train import Checkpointing, Term, lora, minimise, target_tokens
+from probe.train import Checkpointing, Term, lora, minimise, target_token_count
 from probe.train.terms import shuffled
 
 peft = pytest.importorskip("peft")
@@ -33,7 +33,7 @@ def adapted(model=None, seed: int = 0):
 def terms() -> list[Term]:
     return [
         Term(0.7, NPO(OriginalAnswers(tiny_llama(), random_batch(0)), 0.1), random_batch(0), "forget"),
-        Term(1.3, nll, random_batch(1), "retain", target_tokens),
+        Term(1.3, nll, random_batch(1), "retain", target_token_count),
     ]
 
 

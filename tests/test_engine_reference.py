@@ -9,7 +9,7 @@ from probe.objectives.logprobs import before_targets, logits_at, logprobs_at
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.retain import ForwardKL, ReverseKL
 from probe.train import Term, lora, minimise
-from probe.train.configuration import described
+from probe.train.configuration import identity_of
 
 
 def remembered(original, batch, **how):
@@ -56,8 +56,8 @@ def test_kept_states_hold_one_head_and_no_second_model():
         remembered(original, random_batch(), states=True, full=True)
     with pytest.raises(ValueError, match=r"states before \d+ targets over 16 numbers take .* GiB"):
         remembered(original, random_batch(), states=True, limit_gib=1e-9)
-    assert described(ForwardKL(kept)) == described(ForwardKL(remembered(original, random_batch(), states=True)))
-    assert described(ForwardKL(kept)) != described(ForwardKL(remembered(tiny_gpt2(1), random_batch(), states=True)))
+    assert identity_of(ForwardKL(kept)) == identity_of(ForwardKL(remembered(original, random_batch(), states=True)))
+    assert identity_of(ForwardKL(kept)) != identity_of(ForwardKL(remembered(tiny_gpt2(1), random_batch(), states=True)))
 
 
 def test_a_head_that_cannot_stand_alone_is_refused():

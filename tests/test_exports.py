@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import probe
-from probe.exports import listed
+from probe.exports import stub_names
 
 ROOT = Path(probe.__file__).parent
 PACKAGES = ["probe", *(f"probe.{found.name}" for found in pkgutil.iter_modules([str(ROOT)]) if found.ispkg)]
@@ -18,7 +18,7 @@ ROOMS = [name for name in PACKAGES if (ROOT.parent / name.replace(".", "/") / "_
 
 
 def exported(room: str) -> dict[str, tuple[str, str]]:
-    return listed(ROOT.parent / room.replace(".", "/") / "__init__.pyi")
+    return stub_names(ROOT.parent / room.replace(".", "/") / "__init__.pyi")
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from probe.data import Batch
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopK
+from probe.dictionaries.coding import JumpRelu, Linear, Relu, TopKCoding
 from probe.dictionaries.dictionary import delta
 from probe.features import activity as activity_module
 from probe.features import effects as effects_module
@@ -61,8 +61,8 @@ def made(kind: str = "relu", *, seed: int = 0, dtype: torch.dtype = torch.float3
     code = {
         "relu": Relu(bias_F),
         "jumprelu": JumpRelu(bias_F, torch.full((FEATURES,), 0.1, dtype=dtype)),
-        "topk": TopK(bias_F, 5),
-        "abstopk": TopK(bias_F, 5, signed=True),
+        "topk": TopKCoding(bias_F, 5),
+        "abstopk": TopKCoding(bias_F, 5, signed=True),
     }[kind]
     return Autoencoder(Linear(encoder_DF, zero_D, code), rows_FD, zero_D, **more)
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from probe.cli import main
-from probe.figures.folder import contents, draw_folder, origin, rows_of, summary, unfinished
+from probe.figures.folder import contents, draw_folder, drawing_summary, origin, rows_of, unfinished
 from probe.figures.tables import csv_text, main_table
 from probe.report.sentences import findings
 from probe.rows import Row, append, load
@@ -93,7 +93,7 @@ def test_r11_figures_of_a_part_say_so(tmp_path):
         f"{tmp_path / '.mine.part'} is left out: it is not finished",
     ]
     drawn = draw_folder(tmp_path, only=["main"])
-    assert summary(drawn).splitlines()[:2] == told
+    assert drawing_summary(drawn).splitlines()[:2] == told
     assert f"<b>{told[0]}</b>" in contents(drawn)
     assert draw_folder(tmp_path / "whole", only=["main"]).notes == ()
     assert "a part" in draw_folder(tmp_path / ".mine.part", only=["main"]).notes[0]

@@ -12,8 +12,8 @@ from matplotlib.text import Text
 
 from probe.figures import FIGURES, NAMES, TABLES, VENUES, draw_all, paper_style, write_tables
 from probe.figures.catalogue import EVERY
-from probe.figures.dynamics import grouped, pairs_of
-from probe.figures.folder import draw_folder, rows_of, summary
+from probe.figures.dynamics import in_columns, pairs_of
+from probe.figures.folder import draw_folder, drawing_summary, rows_of
 from probe.figures.lens import visible
 from probe.figures.paper_tables import Block, Column, blocked, paper_table, size_table
 from probe.figures.quality import LOG10_P, with_log10
@@ -244,7 +244,7 @@ def test_what_is_missing_is_listed_not_fatal(tmp_path):
     page = (tmp_path / "figures" / "index.html").read_text()
     assert page.count("<img") == 1
     assert page.count("<li>") == len(NAMES) - 1
-    assert "not drawn: squeezing (no rows of 'squeezing'" in summary(drawn)
+    assert "not drawn: squeezing (no rows of 'squeezing'" in drawing_summary(drawn)
 
 
 def test_the_contents_name_every_figure(run):
@@ -383,7 +383,7 @@ def test_pairs_and_columns():
     names = ["GA + NLL", "WGA + NLL", "NPO", "TNPO", "NLL retain", "KL retain"]
     assert pairs_of(names) == [("GA + NLL", "WGA + NLL"), ("NPO", "TNPO"), ("NLL retain", "KL retain")]
     assert pairs_of(["GA", "NPO"]) == []
-    assert [len(g) for g in grouped([str(i) for i in range(9)])] == [3, 3, 3]
+    assert [len(g) for g in in_columns([str(i) for i in range(9)])] == [3, 3, 3]
     with pytest.raises(ValueError, match="measure one of"):
         drawn_data("g_effect_pairs", [Row("GA", "g_effect", "effect over steps", 0.1, "forget", item=0)])
 

@@ -21,8 +21,8 @@ from probe.figures import (
     main_table,
     new_figure,
     paper_style,
-    save,
-    separability,
+    save_figure,
+    separability_by_layer,
     separability_panels,
     states,
     style,
@@ -30,7 +30,7 @@ from probe.figures import (
     tables,
     tradeoff,
 )
-from probe.figures.doses import CONTROL, dose_response
+from probe.figures.doses import CONTROL, dose_curves
 from probe.rows import Row
 
 # What the rows of a report draw; the whole set is in test_figure_set.py.
@@ -176,7 +176,7 @@ def blank(panels=1, size=(5.5, 2.6)):
 def test_g_effect_data_equal_the_rows():
     rows = g_effect_rows(("NPO", "RMU"))
     with paper_style():
-        drawn = layers.g_effects(rows, blank(2)[1])
+        drawn = layers.g_effects_by_layer(rows, blank(2)[1])
     for row in rows:
         side = drawn[row.on]
         if row.quantity == "total":
@@ -189,7 +189,7 @@ def test_lines_draw_the_layers_that_were_measured():
     rows = [Row("GA", "g_effect", "effect", float(layer), on, layer=layer) for layer in (2, 5) for on in FORGET_RETAIN]
     with paper_style():
         _, axes = blank(2)
-        layers.g_effects(rows, axes)
+        layers.g_effects_by_layer(rows, axes)
     line = next(line for line in axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() == "v")
     assert list(line.get_xdata()) == [2, 5]
     assert list(line.get_ydata()) == [2.0, 5.0]
@@ -222,7 +222,7 @@ def test_u_shape_is_one_minus_the_score_on_forget():
 def test_separability_data_equal_the_rows():
     rows = separability_rows(("original", "RMU"))
     with paper_style():
-        drawn = separability(rows, blank()[1])
+        drawn = separability_by_layer(rows, blank()[1])
     for row in rows:
         key = "auc" if row.quantity == "auc" else "control"
         assert drawn[key][row.intervention][row.layer] == row.value
@@ -258,7 +258,7 @@ def test_states_share_limits_and_far_ones_are_zoomed_out():
     rows = pca_rows(("original", "NPO", "RMU"), shown=(0, 7))
     with paper_style():
         figure = new_figure(5.5, 3)
-        drawn = states.hidden_states(rows, figure)
+        drawn = states.states_pca(rows, figure)
     assert drawn["zoom"]["NPO"] == {0: 1.0, 7: 1.0}
     assert drawn["zoom"]["RMU"][7] > 2
     grid = np.array(figure.axes).reshape(3, 2)
@@ -272,7 +272,7 @@ def test_dose_data_equal_the_rows_and_zero_is_on_the_axis():
     rows = dose_rows()
     with paper_style():
         figure = new_figure(5.5, 3)
-        drawn = dose_response(rows, figure)
+        drawn = dose_curves(rows, figure)
     n = sum(
         len(line["dose"])
         for edit in ("Steer", "Project", "SAE clamp")
@@ -287,7 +287,7 @@ def test_dose_data_equal_the_rows_and_zero_is_on_the_axis():
     for ax in figure.axes:
         assert 0 in ax.get_xticks()
     with pytest.raises(ValueError, match="hold no dose"):
-        dose_response([replace(rows[0], dose=None)], new_figure(3, 3))
+        dose_curves([replace(rows[0], dose=None)], new_figure(3, 3))
 
 
 def test_tradeoff_points_and_front():
@@ -314,7 +314,7 @@ def test_spread_against_a_quadratic_programme(seed):
 
     generator = np.random.default_rng(seed)
     wanted = generator.random(6)
-    placed = labels.spread(wanted.tolist(), 0.12, 0.0, 1.0)
+    placed = labels.spread_out(wanted.tolist(), 0.12, 0.0, 1.0)
     order = np.argsort(wanted, kind="stable")
     limits = [{"type": "ineq", "fun": lambda p, i=i: p[order[i + 1]] - p[order[i]] - 0.12} for i in range(5)]
     start = np.empty(6)
@@ -325,7 +325,7 @@ def test_spread_against_a_quadratic_programme(seed):
 
 
 def test_spread_when_there_is_no_room():
-    placed = labels.spread([0.5] * 5, 1.0, 0.0, 1.0)
+    placed = labels.spread_out([0.5] * 5, 1.0, 0.0, 1.0)
     np.testing.assert_allclose(sorted(placed), [0, 0.25, 0.5, 0.75, 1])
 
 
@@ -353,13 +353,13 @@ def test_names_of_lines_do_not_overlap_and_stay_on_the_page():
     with paper_style():
         figure = new_figure(5.5, 3.6)
         axes = figure.subplots(2, sharex=True)
-        layers.g_effects(rows, axes)
+        layers.g_effects_by_layer(rows, axes)
         figure.draw_without_rendering()
         for ax in axes:
             boxes = sorted(texts(ax, NAMES), key=lambda box: box.y0)
             assert len(boxes) == len(NAMES) - 2
             middles = [(box.y0 + box.y1) / 2 for box in boxes]
-            assert min(np.diff(middles)) > 0.9 * labels.small() / 72 * figure.dpi
+            assert min(np.diff(middles)) > 0.9 * labels.small_text() / 72 * figure.dpi
             assert max(box.x1 for box in boxes) <= figure.bbox.x1 + 1
 
 
@@ -384,7 +384,7 @@ def test_the_line_of_a_method_keeps_its_colour():
     for names in (("GA", "RMU"), ("RMU", "NPO", "GA")):
         with paper_style():
             _, axes = blank(2)
-            layers.g_effects(g_effect_rows(names), axes)
+            layers.g_effects_by_layer(g_effect_rows(names), axes)
         colours = {line.get_color() for line in axes[0].lines}
         assert style.look("RMU").colour in colours
 
@@ -423,7 +423,7 @@ def test_points_not_finite_are_counted_on_the_figure():
     with paper_style():
         figure, axes = blank(2)
         rows = broken([r for r in g_effect_rows() if r.quantity == "effect"], 3)
-        drawn = layers.g_effects(rows, axes)
+        drawn = layers.g_effects_by_layer(rows, axes)
         assert said(figure) == 3 == drawn["forget"]["not_finite"] + drawn["retain"]["not_finite"]
 
         figure, axes = blank(2)
@@ -439,11 +439,11 @@ def test_points_not_finite_are_counted_on_the_figure():
         assert said(figure) == 6
 
         figure = new_figure(5.5, 3)
-        states.hidden_states(broken([r for r in pca_rows(("original",)) if r.item is not None], 7), figure)
+        states.states_pca(broken([r for r in pca_rows(("original",)) if r.item is not None], 7), figure)
         assert said(figure) == 7
 
         figure = new_figure(5.5, 3)
-        assert dose_response(broken(dose_rows(), 8), figure)["not_finite"] == 8 == said(figure)
+        assert dose_curves(broken(dose_rows(), 8), figure)["not_finite"] == 8 == said(figure)
 
         figure, ax = blank()
         rows = [replace(r, value=math.nan) if r.intervention == "GA" else r for r in performance()]
@@ -455,12 +455,12 @@ def test_all_points_not_finite_still_draws():
     rows = [row for row in everything() if row.intervention in names and row.item in (None, 0, 1)]
     rows = [replace(row, value=math.nan, low=None, high=None) for row in rows]
     with paper_style():
-        for draw in (separability_panels, logits.collapse, states.hidden_states):
+        for draw in (separability_panels, logits.collapse, states.states_pca):
             figure = new_figure(5.5, 4)
             draw(rows, figure)
             figure.draw_without_rendering()
             assert said(figure) > 0
-        for draw in (layers.g_effects, layers.u_shape):
+        for draw in (layers.g_effects_by_layer, layers.u_shape):
             figure, axes = blank(2)
             draw(rows, axes)
             assert said(figure) > 0
@@ -498,7 +498,7 @@ def test_missing_figures_are_listed_with_the_reason(tmp_path):
 
 def test_two_panels_are_needed():
     with paper_style(), pytest.raises(ValueError, match="two panels"):
-        layers.g_effects(g_effect_rows(), [blank()[1]])
+        layers.g_effects_by_layer(g_effect_rows(), [blank()[1]])
 
 
 # Files.
@@ -556,7 +556,7 @@ def test_save_keeps_non_latin_names_and_nan(tmp_path):
     with paper_style():
         figure, ax = blank(size=(3, 2))
         layers.lines({"a_b $5 & 5%": [1.0, math.nan]}, ylabel="cost in $", ax=ax)
-        path = save(figure, tmp_path / "new", "x", {"é": [math.nan, 1.0]}, metadata={})
+        path = save_figure(figure, tmp_path / "new", "x", {"é": [math.nan, 1.0]}, metadata={})
         assert svg_text(figure) == svg_text(figure)
     assert json.loads(path.with_suffix(".json").read_text())["data"] == {"é": [None, 1.0]}
 

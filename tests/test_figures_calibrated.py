@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from probe.figures import new_figure, paper_style, save
+from probe.figures import new_figure, paper_style, save_figure
 from probe.figures.calibrated import calibration_arrows, choice_against_open, strength_over_alpha
 from probe.figures.reliability import metric_reliability
 from probe.rows import Row
@@ -97,7 +97,7 @@ def test_files_are_the_same_byte_for_byte(tmp_path):
         with paper_style():
             figure = new_figure(5.5, 3.4)
             data = calibration_arrows(rows(), figure.subplots())
-            written.append(save(figure, tmp_path / folder, "figure", data, metadata={"run": "r"}).read_bytes())
+            written.append(save_figure(figure, tmp_path / folder, "figure", data, metadata={"run": "r"}).read_bytes())
     assert written[0] == written[1]
 
 

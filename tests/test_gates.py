@@ -12,7 +12,7 @@ from probe.dictionaries.coding import JumpRelu, Linear
 from probe.features.gating import dilution_curve, gate_rates, open_share
 from probe.hooks import captured, edited, our_hooks
 from probe.interventions.calibration import Firing, by_quantile, conformal, firing
-from probe.interventions.gates import Cusum, Gated, Open, Rate, Window, opened
+from probe.interventions.gates import Cusum, Gated, Open, Rate, Window, open_tokens
 from probe.interventions.plan import compile_plan
 from probe.interventions.prompt_rate import PromptRate
 from probe.interventions.suppression import Suppress
@@ -102,7 +102,7 @@ def by_hand(gate, fired_T, counted_T) -> list[bool]:
 def test_gates_are_what_their_definitions_say(name):
     gate, fired_BT, counted_BT = GATES[name], bits(40, 25), bits(40, 25, p=0.7, seed=1)
     expected = [by_hand(gate, f_T, c_T) for f_T, c_T in zip(fired_BT & counted_BT, counted_BT, strict=True)]
-    found = opened(gate, fired_BT, counted_BT)
+    found = open_tokens(gate, fired_BT, counted_BT)
     assert found.tolist() == expected
     assert name == "open" or (bool(found.any()) and not bool(found.all()))
     statistic = gate.statistic(fired_BT, counted_BT)
@@ -113,14 +113,14 @@ def test_gates_are_what_their_definitions_say(name):
 @pytest.mark.parametrize("name", GATES)
 def test_no_gate_looks_ahead_and_uncounted_tokens_change_nothing(name):
     gate, fired_BT, counted_BT = GATES[name], bits(30, 20), bits(30, 20, p=0.7, seed=1)
-    whole = opened(gate, fired_BT, counted_BT)
+    whole = open_tokens(gate, fired_BT, counted_BT)
     for end in range(1, 21):
         # The very bits: a cache shows the gate a start of the row, a forward all of it.
         start = (fired_BT[:, :end], counted_BT[:, :end])
         assert torch.equal(gate.statistic(*start), gate.statistic(fired_BT, counted_BT)[:, :end])
-        assert torch.equal(opened(gate, *start), whole[:, :end])
+        assert torch.equal(open_tokens(gate, *start), whole[:, :end])
     left = torch.zeros(30, 6, dtype=torch.bool)
-    padded = opened(gate, torch.cat([left | True, fired_BT], 1), torch.cat([left, counted_BT], 1))
+    padded = open_tokens(gate, torch.cat([left | True, fired_BT], 1), torch.cat([left, counted_BT], 1))
     assert torch.equal(padded[:, 6:], whole)
 
 
@@ -434,7 +434,7 @@ def test_firing_counts_what_the_gate_counts():
         with torch.no_grad(), captured(model, [SITE]) as plain_states:
             model(**shorter.inputs, use_cache=False)
         changed = (there[SITE] != plain_states[SITE]).any(-1)
-        assert torch.equal(changed, opened(gate, seen.fired_BT, seen.counted_BT) & seen.fired_BT)
+        assert torch.equal(changed, open_tokens(gate, seen.fired_BT, seen.counted_BT) & seen.fired_BT)
         shares = open_share(gate, seen)
         at_end = [by_hand(gate, f_T, c_T)[-1] for f_T, c_T in zip(seen.fired_BT, seen.counted_BT, strict=True)]
         assert shares.n_open == sum(at_end)

@@ -172,6 +172,24 @@ def test_no_rooms_without_a_subject():
     assert not forbidden & {path.stem for path in MODULES}
 
 
+# A method is called like the loss it trains with, everything else below is of the command line and to be merged.
+DEFINED_TWICE = {
+    *("ga", "idk", "sim_imp", "sim_sat"),
+    *("Material", "Training", "Verdict", "evaluate", "flat", "g_effect", "layers", "load", "material", "read_records"),
+    *("resolved", "shown", "supplied", "unlearn"),
+}
+
+
+def test_a_public_name_means_one_thing():
+    where: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    twice = {name: paths for name, paths in where.items() if len(paths) > 1 and name not in DEFINED_TWICE}
+    assert not twice, twice
+
+
 def test_rows_a_pass_have_one_name():
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text())):

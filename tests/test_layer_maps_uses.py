@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from probe.checkpoints import weights_hash
 from probe.data import QA, Split, Template
 from probe.diagnostics.layer_maps import replacement_map
-from probe.diagnostics.replaced_texts import replaced_texts, words_of
+from probe.diagnostics.replaced_texts import replaced_texts, words_in
 from probe.diagnostics.screening import _rank_correlation, screened
 from probe.hooks import our_hooks
 from probe.methods.cru import best_layers, cru, held_out_cru, pareto_fronts, rank_sum
@@ -169,7 +169,7 @@ def test_texts_of_replaced_layers_are_those_of_blended_models(bed):
     original, unlearned = bed.original, bed.retrained
     rows = bed.split.forget_rows[:3]
     hashes = weights_hash(original), weights_hash(unlearned)
-    known = words_of(
+    known = words_in(
         [text for row in bed.split.forget_rows + bed.split.retain_rows for text in (row.question, row.answer)]
     )
     depth = len(blocks(original))
@@ -217,7 +217,7 @@ def test_measures_say_what_a_text_does():
 
     tokenizer = Words(["the", "tower", "stands", "towar", "in", "Paris", "12"])
     row = QA("where?", "the tower stands in Paris")
-    known = words_of([row.answer])
+    known = words_in([row.answer])
     assert known == {"the", "tower", "stands", "in", "paris"}
 
     def measured(text):
@@ -234,7 +234,7 @@ def test_measures_say_what_a_text_does():
     assert math.isnan(silent.misspelt)
     assert (silent.distinct_1, silent.repeated, silent.same_as_original) == (1.0, 0.0, 0.0)
     assert measured(row.answer).same_as_original == 1.0
-    assert words_of(["Don't stop—well-known, 3 naïve x_y"]) == {"don't", "stop", "well-known", "naïve", "x", "y"}
+    assert words_in(["Don't stop—well-known, 3 naïve x_y"]) == {"don't", "stop", "well-known", "naïve", "x", "y"}
 
 
 def test_texts_refuse_bad_input(bed):

@@ -12,7 +12,7 @@ from conftest import tiny_gpt2, tiny_llama
 from safetensors.torch import load_file, save_file
 
 from probe import checkpoints
-from probe.checkpoints import check_model, load_model, load_tokenizer, save_model, weights_hash
+from probe.checkpoints import check_usable, load_model, load_tokenizer, save_model, weights_hash
 from probe.cli import main
 from probe.model_files import INDEX, WEIGHTS
 from probe.train.adapters import lora
@@ -272,7 +272,7 @@ def test_r4_doctor_asks_for_an_eos_token(bed):
     endless = copy.deepcopy(bed.tokenizer)
     endless.eos_token = None
     with pytest.raises(ValueError, match="the tokenizer has no eos token"):
-        check_model(bed.original, endless)
+        check_usable(bed.original, endless)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from probe.checkpoints import weights_hash
 from probe.data import Split
 from probe.methods.loku import adapted, fila, fisher, loku
 from probe.objectives.token import nll
-from probe.train import target_tokens
+from probe.train import target_token_count
 
 HOW = {"rank": 2, "alpha": 4.0, "retain_weight": 1.0, "lr": 1e-2, "batch_size": 2, "seed": 0}
 
@@ -29,8 +29,8 @@ def test_fisher_is_the_mean_squared_gradient_by_targets():
     for rows in ((0, 1), (2, 3)):
         piece = batch.select(rows)
         weight = next(iter(weights.values())).requires_grad_()
-        expected += torch.autograd.grad(nll(model, piece), weight)[0].square() * target_tokens(piece)
-    torch.testing.assert_close(next(iter(found.values())), expected / target_tokens(batch))
+        expected += torch.autograd.grad(nll(model, piece), weight)[0].square() * target_token_count(piece)
+    torch.testing.assert_close(next(iter(found.values())), expected / target_token_count(batch))
 
 
 def test_adapters_start_as_the_weighted_approximation_of_that_rank():

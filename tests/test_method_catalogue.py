@@ -27,7 +27,7 @@ from probe.interventions.activations import activations, content
 from probe.methods import baselines, tarf
 from probe.methods.answers import alternative_answers, beside, drawn_refusals, perturbed, read_refusals
 from probe.methods.catalogue import details, method_named, methods, overview
-from probe.methods.guard import Gate, Refusing, word_overlap
+from probe.methods.guard import QuestionGate, Refusing, word_overlap
 from probe.methods.in_context import in_context, instructed
 from probe.methods.logit_offset import Offset, logit_difference, logit_offset
 from probe.methods.method import FAMILIES, readable, words_of
@@ -544,7 +544,7 @@ def test_in_context_prompts_leave_the_model_untouched(bed):
 
 
 def test_a_guarded_model_refuses_forbidden_questions_and_nothing_else(bed):
-    gate = Gate(tuple(row.question for row in bed.split.forget_rows), 1.0)
+    gate = QuestionGate(tuple(row.question for row in bed.split.forget_rows), 1.0)
     refusal = "I have no idea."
     guarded = Refusing(bed.original, bed.tokenizer, gate, refusal, template=Template(), leak=1e-4)
     forget, retain = bed.split.forget_rows[:5], bed.split.retain_rows[:5]
@@ -568,7 +568,7 @@ def test_a_guarded_model_refuses_forbidden_questions_and_nothing_else(bed):
     assert weights_hash(bed.original) == before
     assert word_overlap("Who wrote it?", "who WROTE it") == 1.0
     with pytest.raises(ValueError, match="forbids nothing"):
-        Gate((), 0.5)
+        QuestionGate((), 0.5)
     with pytest.raises(ValueError, match="leak must lie"):
         Refusing(bed.original, bed.tokenizer, gate, refusal, template=Template(), leak=0.0)
 

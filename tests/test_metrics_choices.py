@@ -14,7 +14,7 @@ from test_metrics import letter_tokenizer, roomy_gpt2
 from probe.data import Template
 from probe.metrics import aggregates
 from probe.metrics.choices import LETTERS, ChoiceResult, choice_suite, guessing, side_by_side
-from probe.metrics.intervals import Interval, correlation, fisher, wilson
+from probe.metrics.intervals import Interval, correlation, fisher_z, wilson
 from probe.metrics.reliability import noised, reliability
 from probe.metrics.tofu import truth_ratio, truth_ratio_forget, truth_ratio_known
 from probe.readers import Choice
@@ -221,14 +221,14 @@ def test_rank_correlations_have_bonett_and_wrights_interval_and_none_leaves_its_
     for r, n in ((0.6, 20), (-0.95, 6), (0.0, 4)):
         half = stats.norm.ppf(0.975) * math.sqrt((1 + r**2 / 2) / (n - 3))
         expected = [math.tanh(math.atanh(r) + sign * half) for sign in (-1, 1)]
-        assert fisher(r, n, ranks=True) == pytest.approx(tuple(expected))
-        low, high = fisher(r, n)
-        assert -1 <= fisher(r, n, ranks=True)[0] <= low <= r <= high <= 1
-    assert fisher(0.9, 3) == (-1, 1)
-    assert fisher(-1.0, 9) == (-1, -1)
-    assert all(map(math.isnan, fisher(math.nan, 9)))
+        assert fisher_z(r, n, ranks=True) == pytest.approx(tuple(expected))
+        low, high = fisher_z(r, n)
+        assert -1 <= fisher_z(r, n, ranks=True)[0] <= low <= r <= high <= 1
+    assert fisher_z(0.9, 3) == (-1, 1)
+    assert fisher_z(-1.0, 9) == (-1, -1)
+    assert all(map(math.isnan, fisher_z(math.nan, 9)))
     with pytest.raises(ValueError, match=r"lies in \[-1, 1\], got 1.5"):
-        fisher(1.5, 9)
+        fisher_z(1.5, 9)
 
 
 def test_an_interval_is_told_apart_from_a_number_and_prints_all_three():

@@ -14,7 +14,7 @@ from probe.hooks import edited
 from probe.interventions.features import Clamp, ScaleFeatures
 from probe.interventions.fit import fingerprint
 from probe.interventions.operations import OPERATIONS, Operation
-from probe.interventions.plan import Plan, Step, compile_plan, load_plan
+from probe.interventions.plan import Plan, PlanStep, compile_plan, load_plan
 from probe.interventions.projection import Cap, Erase, Project
 from probe.interventions.replacement import Noise, Replace, Scale, Skip
 from probe.interventions.steering import Steer
@@ -330,9 +330,9 @@ def test_half_precision_and_other_dtypes_survive(tmp_path):
 
 def test_an_operation_is_checked_where_it_is_made():
     with pytest.raises(ValueError, match=r"'ad', which is unknown; did you mean 'add'"):
-        Step("model.layers.1", "out", Operation("ad"))
+        PlanStep("model.layers.1", "out", Operation("ad"))
     with pytest.raises(ValueError, match=r"the tensors of .* lacks direction"):
-        Step("model.layers.1", "out", Operation("add", {}, {"scale": 1.0}))
+        PlanStep("model.layers.1", "out", Operation("add", {}, {"scale": 1.0}))
     assert Plan((), {}).edits(tiny_llama()) == {}
 
 

@@ -26,7 +26,7 @@ from probe.interventions.replacement import Noise, Replace, Scale, Skip
 from probe.interventions.steering import Steer
 from probe.positions import At, Before, From, Mask, NotIds, Only, everywhere, generated, last, not_first, prompt
 from probe.remote import check_shapes, traced
-from probe.remote import generated as generated_under
+from probe.remote import generate_under as generated_under
 from probe.sites import Site, place_of
 
 WIDTH = 32

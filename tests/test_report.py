@@ -17,7 +17,7 @@ from probe.report.measure import DIAGNOSED, draw_sample, mean_row
 from probe.report.own import testbed_study as make_testbed_study
 from probe.report.page import write_page
 from probe.report.run import redraw, run_report
-from probe.report.sentences import findings, headline, table
+from probe.report.sentences import findings, headline, performance_table
 from probe.report.settings import TESTBED, Measuring
 from probe.report.study import Study
 from probe.report.words import word
@@ -310,7 +310,7 @@ def test_f25_chance_is_that_of_the_rows():
     rows = BEFORE + performed("RMU", 0.1, 0.78, 0.9)
     assert headline(rows)[1].startswith("RMU: hidden. Forget answers have probability 0.10 [0.05, 0.15]")
     assert "ranks first in 0.90 [0.85, 0.95] of questions (chance 0.33)" in headline(rows)[1]
-    assert [row.cells[0] for row in table(rows).body] == ["original", "RMU"]
+    assert [row.cells[0] for row in performance_table(rows).body] == ["original", "RMU"]
 
 
 def test_f25_nothing_is_most_that_its_interval_does_not_set_apart():

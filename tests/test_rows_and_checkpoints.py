@@ -11,8 +11,8 @@ from conftest import tiny_llama
 
 from probe.checkpoints import (
     check_different,
-    check_model,
     check_tokenizer,
+    check_usable,
     load_model,
     load_tokenizer,
     save_model,
@@ -125,12 +125,12 @@ def test_tied_embeddings_are_blended_once_43():
 def test_nan_weights_and_foreign_tokenizers_are_refused(shared):
     tokenizer = load_tokenizer(shared / "models" / "stories260K")
     model = load_model(shared / "models" / "stories260K")
-    check_model(model, tokenizer)
+    check_usable(model, tokenizer)
     with pytest.raises(ValueError, match="ids up to 511, the model embeds 48"):
-        check_model(tiny_llama(), tokenizer)
+        check_usable(tiny_llama(), tokenizer)
     next(model.parameters()).data[0, 0] = math.nan
     with pytest.raises(ValueError, match="holds NaN"):
-        check_model(model, tokenizer)
+        check_usable(model, tokenizer)
     other = load_tokenizer(shared / "models" / "stories260K")
     other.add_tokens(["<new>"])
     with pytest.raises(ValueError, match="512 and 513 entries"):

@@ -15,7 +15,7 @@ from probe.dictionaries.made import random_dictionary
 from probe.hooks import edited, our_hooks
 from probe.interventions.activations import activations, content
 from probe.interventions.steering import Steer
-from probe.objectives.features import FeatureActivity, StatesHeld, Watched
+from probe.objectives.features import FeatureActivity, StatesHeld, WatchedFeatures
 from probe.rows import Row, append, load
 from probe.sae.audit import audit
 from probe.sae.changes import changed
@@ -42,7 +42,7 @@ def chosen(bed):
 def baked(bed, chosen):
     """A model whose chosen features were trained to be silent, and nothing else was asked for."""
     model = copy.deepcopy(bed.original)
-    quiet = FeatureActivity((Watched(bed.sae_site, bed.sae, chosen),), 0.0)
+    quiet = FeatureActivity((WatchedFeatures(bed.sae_site, bed.sae, chosen),), 0.0)
     near = StatesHeld(bed.original, (bed.sae_site,), "entries")
     terms = [Term(1.0, quiet, bed.split.forget, "forget"), Term(0.02, near, bed.split.retain, "retain")]
     minimise(model, terms, steps=25, lr=1e-3, batch_size=8, seed=0, parameters=r"layers\.4\.")

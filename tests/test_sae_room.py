@@ -12,11 +12,11 @@ from probe.interventions.activations import activations, content
 from probe.metrics.intervals import interval
 from probe.sae.candidates import CONTROLS, Candidate, Strength, candidates
 from probe.sae.dose_response import dose_response
-from probe.sae.halves import groups_of, halves, thinned, units_of
+from probe.sae.halves import entities_of, halves, thinned, units_of
 from probe.sae.responses import DoseResponse, Response, Sides
-from probe.sae.tables import choice_rows, pareto_rows, response_rows, text
+from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
 from probe.sae.view import Context, FeatureView, feature_views
-from probe.sae.words import said
+from probe.sae.words import edit_outcome
 from probe.sites import Site
 
 SITE = Site(1)
@@ -64,8 +64,8 @@ def test_no_entity_lies_on_both_halves(bed):
     found = halves(bed.tokenizer, bed.split.forget_rows, bed.split.retain_rows[:80], seed=0)
     for on in ("forget_rows", "retain_rows"):
         sides = [getattr(half, on) for half in (found.select, found.report)]
-        assert not set(groups_of(sides[0])) & set(groups_of(sides[1]))
-        assert abs(len(set(groups_of(sides[0]))) - len(set(groups_of(sides[1])))) <= 1
+        assert not set(entities_of(sides[0])) & set(entities_of(sides[1]))
+        assert abs(len(set(entities_of(sides[0]))) - len(set(entities_of(sides[1])))) <= 1
     together = {*found.select.forget_rows, *found.report.forget_rows}
     assert together == set(bed.split.forget_rows)
     again = halves(bed.tokenizer, bed.split.forget_rows, bed.split.retain_rows[:80], seed=1)
@@ -88,7 +88,7 @@ def test_f43_two_entities_say_nothing_of_a_spread():
     groups, note = units_of(rows("f", 2, each=3))
     assert len(set(groups)) == 6
     assert "about 2 entities" in note  # F43: each half says how many it has
-    assert units_of(rows("f", 3)) == (groups_of(rows("f", 3)), "")
+    assert units_of(rows("f", 3)) == (entities_of(rows("f", 3)), "")
 
 
 # --- choosing ---
@@ -150,7 +150,7 @@ def test_a_control_as_good_as_the_sae_is_warned_about_and_a_worse_one_is_not():
     assert "does not beat random dictionary" in warned
     assert "neuron basis" not in warned
     assert study.gap("neuron basis").above_zero
-    by_name = {(r.intervention, r.quantity): r for r in choice_rows(study)}
+    by_name = {(r.intervention, r.quantity): r for r in dose_choice_rows(study)}
     assert by_name["neuron basis", "gap"].low > 0
     assert ("SAE", "gap") not in by_name
 
@@ -174,7 +174,7 @@ def test_the_score_of_saebench_by_hand():
     study = DoseResponse(dict.fromkeys(HALVES, plain), responses, groups, 1.0)
     # The second configuration loses a retain answer; the first loses one of the three forget answers that were known.
     assert study.saebench("SAE") == pytest.approx(1 / 3)
-    assert {r.quantity for r in choice_rows(study)} >= {"saebench", "rise", "optimism"}
+    assert {r.quantity for r in dose_choice_rows(study)} >= {"saebench", "rise", "optimism"}
 
 
 # --- words ---
@@ -205,7 +205,7 @@ def test_words_need_answers_and_never_the_loss_alone(loss, choice, retain, more,
         score(np.full(n, loss), [1] * right + [0] * (n - right)),
         score(np.full(n, retain[0]), [1] * round(retain[1] * n) + [0] * round((1 - retain[1]) * n)),
     )
-    found = said(before(n), after, [f"g{i % 20}" for i in range(n)], **more)
+    found = edit_outcome(before(n), after, [f"g{i % 20}" for i in range(n)], **more)
     assert found.word == word
     assert found.sentence.startswith(f"{word}: ")
     assert "chance" in found.sentence
@@ -216,14 +216,14 @@ def test_a_reference_that_guesses_as_well_takes_the_place_of_chance():
     half = np.arange(n) % 2
     after = (score(np.full(n, 2.0), half), score(np.zeros(n), np.ones(n)))
     groups = [f"g{i}" for i in range(n)]
-    assert said(before(n), after, groups).word == "hidden"
-    assert said(before(n), after, groups, retrained=score(np.full(n, 2.0), half)).word == "suppressed"
+    assert edit_outcome(before(n), after, groups).word == "hidden"
+    assert edit_outcome(before(n), after, groups, retrained=score(np.full(n, 2.0), half)).word == "suppressed"
 
 
 def test_without_wrong_answers_there_is_no_word():
     after = (score([1.0, 1.0]), score([0.0, 0.0]))
     with pytest.raises(ValueError, match="perturbed_answer"):
-        said((score([0.0, 0.0]), score([0.0, 0.0])), after, ["a", "b"])
+        edit_outcome((score([0.0, 0.0]), score([0.0, 0.0])), after, ["a", "b"])
 
 
 # --- strengths and candidates ---
@@ -292,7 +292,7 @@ def test_an_sae_of_another_block_is_refused_with_the_numbers(bed):
 
 def test_rows_are_thinned_by_turns(bed):
     few = thinned(bed.split.retain_rows, 90)
-    assert len(set(groups_of(few))) == len(few) == 90
+    assert len(set(entities_of(few))) == len(few) == 90
     assert thinned(few, 1000) == few
     assert [row for row in few if row in set(thinned(few, 7))] == list(thinned(few, 7))
 

@@ -14,7 +14,7 @@ from probe.dictionaries.made import random_dictionary
 from probe.features.architectures import BatchTopK, JumpReLU, Matryoshka, TopK
 from probe.features.naming import metadata_of
 from probe.features.quality import quality
-from probe.features.training import _endless, fit, train_dictionary
+from probe.features.training import _endless, fit_dictionary, train_dictionary
 from probe.hooks import captured, our_hooks
 from probe.interventions.activations import activations, content
 from probe.interventions.attaching import named_site
@@ -63,7 +63,7 @@ def test_the_loop_is_that_of_sae_lens(hidden_ND, architecture):
 
     numbers = {**NUMBERS, "steps": 20, "batch_size": 256}
     before = torch.get_rng_state()
-    ours = fit(hidden_ND, architecture, **numbers, metadata={})
+    ours = fit_dictionary(hidden_ND, architecture, **numbers, metadata={})
     assert torch.equal(torch.get_rng_state(), before)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -230,9 +230,9 @@ def test_nan_and_divergence_are_said_at_once(hidden_ND):
     broken_ND = hidden_ND.clone()
     broken_ND[::3] = torch.nan
     with pytest.raises(ValueError, match="check them for NaN"):
-        fit(broken_ND, TopK(8), **NUMBERS, metadata={})
+        fit_dictionary(broken_ND, TopK(8), **NUMBERS, metadata={})
     with pytest.raises(FloatingPointError, match=r"step \d+: the SAE's loss is"):
-        fit(hidden_ND, TopK(8), **{**NUMBERS, "lr": 1e30}, metadata={})
+        fit_dictionary(hidden_ND, TopK(8), **{**NUMBERS, "lr": 1e30}, metadata={})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from conftest import random_batch, tiny_llama
 from scipy import stats
 
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import Gated, JumpRelu, Linear, Relu, TopK
+from probe.dictionaries.coding import GatedCoding, JumpRelu, Linear, Relu, TopKCoding
 from probe.hooks import captured, edited
 from probe.interventions.features import Clamp, ScaleFeatures
 from probe.interventions.plan import compile_plan, load_plan
@@ -19,7 +19,7 @@ from probe.interventions.retained import Retained, retained
 from probe.interventions.suppression import Suppress, chosen_features
 from probe.interventions.targets import Always, Constant, Multiply, Resample, Together, Zero
 from probe.positions import At, Counter, NotIds
-from probe.remote import generated, traced
+from probe.remote import generate_under, traced
 from probe.sites import Site
 from probe.testing.intervention import check_intervention
 
@@ -36,8 +36,8 @@ def made(kind: str = "relu", *, dtype=torch.float64, normaliser="none", width: i
     activation = {
         "relu": Relu(bias_F),
         "jumprelu": JumpRelu(bias_F, drawn(2, SIZE).abs()),
-        "gated": Gated(drawn(2, SIZE), drawn(3, SIZE).exp(), bias_F),
-        "topk": TopK(bias_F, 5),
+        "gated": GatedCoding(drawn(2, SIZE), drawn(3, SIZE).exp(), bias_F),
+        "topk": TopKCoding(bias_F, 5),
     }[kind]
     encoder = Linear(drawn(4, width, SIZE), drawn(5, width), activation)
     found = Autoencoder(encoder, drawn(6, SIZE, width) / 4, drawn(7, width), normaliser, metadata=changes)
@@ -98,7 +98,8 @@ def test_the_older_names_are_the_same_edits():
 
 
 @pytest.mark.parametrize(
-    "activation", [TopK(drawn(1, SIZE), 5), TopK(drawn(1, SIZE) - 4, 8), TopK(drawn(1, SIZE), 5, True)]
+    "activation",
+    [TopKCoding(drawn(1, SIZE), 5), TopKCoding(drawn(1, SIZE) - 4, 8), TopKCoding(drawn(1, SIZE), 5, True)],
 )
 def test_competing_features_are_those_of_the_encoder(activation):
     found = replace(made("topk"), encoder=replace(made("topk").encoder, activation=activation))
@@ -184,7 +185,7 @@ def test_nnsight_generates_what_hooks_generate():
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     with torch.no_grad(), edited(model, edits):
         ours = model.generate(**inputs, **settings)
-    theirs = generated(model, compile_plan(model, edits), inputs, **settings)
+    theirs = generate_under(model, compile_plan(model, edits), inputs, **settings)
     assert torch.equal(theirs, ours)
     with torch.no_grad():
         assert not torch.equal(model.generate(**inputs, **settings), ours)

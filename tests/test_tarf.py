@@ -31,14 +31,14 @@ from probe.objectives.token import nll
 from probe.rows import Row
 from probe.testbed.digits import (
     Classifier,
-    Fit,
+    ClassifierTraining,
     Images,
     Scenario,
     load_images,
     predictions,
     retrained,
     scenarios,
-    trained,
+    trained_classifier,
 )
 from probe.train import Term, minimise
 
@@ -403,8 +403,8 @@ def test_tarf_forgets_the_concept_of_which_one_digit_is_listed():
     """Data mismatch: the listed 3 pulls the other open curves along, and what is retained stays."""
     scenario = next(s for s in scenarios() if s.name == "data mismatch")
     train, test = load_images(0)
-    fit = Fit(steps=200)
-    original, goal = trained(scenario, train, 0, fit), retrained(scenario, train, 0, fit)
+    fit = ClassifierTraining(steps=200)
+    original, goal = trained_classifier(scenario, train, 0, fit), retrained(scenario, train, 0, fit)
     model = copy.deepcopy(original)
     settings = {"annealing": Annealing(0.3, 5, 50), "select": TopGroups(1), "steps": 100}
     result = tarf(model, scenario.split(train), **settings, lr=1e-3, batch_size=64, seed=0)

@@ -24,7 +24,7 @@ from probe.testbed.bed import WEIGHTS
 from probe.testbed.build import _replacing
 from probe.testbed.dictionary import fit_sae
 from probe.testbed.facts import ATTRIBUTES, authors
-from probe.testbed.recipe import Recipe, corpus, fit, make_model, make_tokenizer
+from probe.testbed.recipe import Recipe, corpus, fit_answers, make_model, make_tokenizer
 
 ROWS = corpus(0)
 SMALL = Recipe(steps=60, batch_size=16, hidden=32, layers=2, vocabulary=512, sae_layer=1, sae_features=64, sae_steps=20)
@@ -239,7 +239,7 @@ def test_the_recipe_learns_and_repeats_itself():
     assert tokenizer.get_vocab() == make_tokenizer(rows, SMALL.vocabulary).get_vocab()
     data = encode(tokenizer, rows)
     models = [make_model(SMALL, len(tokenizer)) for _ in range(2)]
-    losses = [fit(model, data, SMALL, progress=None).losses for model in models]
+    losses = [fit_answers(model, data, SMALL, progress=None).losses for model in models]
     assert losses[0][-1][0] < 0.7 * losses[0][0][0]
     assert losses[0] == losses[1]
     assert weights_hash(models[0]) == weights_hash(models[1])

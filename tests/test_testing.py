@@ -17,7 +17,7 @@ from probe.interventions.operations import Operation
 from probe.interventions.projection import Project
 from probe.interventions.replacement import Noise, Scale, Skip
 from probe.sites import Site, blocks
-from probe.testing import Check, Report, check_intervention, check_model
+from probe.testing import Check, CheckReport, check_intervention, check_model
 from probe.testing.model import PROMPTS, rows_for
 
 
@@ -160,7 +160,7 @@ def test_a_broken_intervention_fails_the_check_that_names_its_fault(name):
 
 
 def test_the_table_has_a_line_a_check_and_counts():
-    report = Report("thing", (Check("one", "passed", "fine"), Check("longer", "failed", "not fine")))
+    report = CheckReport("thing", (Check("one", "passed", "fine"), Check("longer", "failed", "not fine")))
     assert report.table().splitlines() == [
         "thing",
         "passed  one     fine",

@@ -13,12 +13,12 @@ from probe.data import QA
 from probe.datasets import write_rows
 from probe.figures.style import new_figure, paper_style
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
-from probe.verdict.features import BY_NAME, FEATURES, chosen, features
+from probe.verdict.features import BY_NAME, FEATURES, features, verdict_features
 from probe.verdict.job import VerdictJob
 from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judged, load_judge
-from probe.verdict.logistic import CLASSES, Fit, fit, softmax
-from probe.verdict.material import Protocol, material
-from probe.verdict.measure import PARTS, Measured
+from probe.verdict.logistic import CLASSES, LogisticFit, fit_logistic, softmax
+from probe.verdict.material import Protocol, verdict_rows
+from probe.verdict.measure import PARTS, Measurements
 from probe.verdict.run import check_models, run_verdict
 from probe.verdict.validate import Heldout, best_temperature, fit_all, leave_groups_out, roc
 
@@ -45,7 +45,7 @@ def test_the_fit_is_scikit_learns():
 
     table, labels, _ = made_up(signal=0.7)
     table[:, 1] *= 50
-    found = fit(table, labels, NAMES, penalty=2.0)
+    found = fit_logistic(table, labels, NAMES, penalty=2.0)
     judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, class_weight="balanced", max_iter=5000))
     judge.fit(table, labels)
     theirs = judge.predict_proba(table)[:, [list(judge.classes_).index(one) for one in found.classes]]
@@ -58,7 +58,7 @@ def test_two_classes_are_the_same_sigmoid():
     table, labels, _ = made_up(signal=0.7)
     kept = [i for i, one in enumerate(labels) if one in ("removed", "broken")]
     table, labels = table[kept], [labels[i] for i in kept]
-    found = fit(table, labels, NAMES, penalty=1.0)
+    found = fit_logistic(table, labels, NAMES, penalty=1.0)
     z = (table - table.mean(0)) / table.std(0)
     model = LogisticRegression(C=1.0, class_weight="balanced", max_iter=5000).fit(
         z, [one == "broken" for one in labels]
@@ -69,8 +69,8 @@ def test_two_classes_are_the_same_sigmoid():
 
 def test_a_fit_survives_json_and_says_what_it_rests_on():
     table, labels, _ = made_up()
-    found = replace(fit(table, labels, NAMES, penalty=1.0), temperature=1.5)
-    again = Fit.from_json(json.loads(json.dumps(found.to_json())))
+    found = replace(fit_logistic(table, labels, NAMES, penalty=1.0), temperature=1.5)
+    again = LogisticFit.from_json(json.loads(json.dumps(found.to_json())))
     np.testing.assert_allclose(again.probabilities(table), found.probabilities(table), atol=1e-4)
     row = dict(zip(NAMES, table[0].tolist(), strict=True))
     parts = found.contributions(row)
@@ -86,7 +86,7 @@ def test_a_fit_survives_json_and_says_what_it_rests_on():
 )
 def test_labels_of_one_class_or_unknown_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        fit(np.zeros((4, 1)), labels, ["a"], penalty=1.0)
+        fit_logistic(np.zeros((4, 1)), labels, ["a"], penalty=1.0)
 
 
 def test_families_left_out_are_judged_by_the_others_alone():
@@ -216,7 +216,7 @@ def test_originals_that_know_nothing_and_retrained_that_know_are_refused():
 def test_without_retain_rows_nothing_of_them_is_read():
     absent = {"retain_known", "retain_probability", "retain_entropy", "retain_gibberish", "content", "separability"}
     given = {name: value for name, value in numbers().items() if name not in {*absent, "cka_retain"}}
-    assert len(features(chosen(retain=False), given, given)) < len(FEATURES)
+    assert len(features(verdict_features(retain=False), given, given)) < len(FEATURES)
 
 
 def a_judge() -> Judge:
@@ -233,7 +233,7 @@ def a_judge() -> Judge:
     }
     fits, errors = {}, {}
     for (retain, _), kind in KINDS.items():
-        which = chosen(retain=retain)
+        which = verdict_features(retain=retain)
         rows, labels = [], []
         for label, changes in kinds.items():
             for _ in range(10):
@@ -241,7 +241,7 @@ def a_judge() -> Judge:
                 row = features(which, shaken, numbers())
                 rows.append([row[f.name] for f in which])
                 labels.append(label)
-        fits[kind] = fit(np.array(rows), labels, [f.name for f in which], penalty=1.0)
+        fits[kind] = fit_logistic(np.array(rows), labels, [f.name for f in which], penalty=1.0)
         errors[kind] = {"all": (4, 40), **dict.fromkeys(CLASSES, (0, 10))}
     return Judge(Protocol(), {"models": 40, "families": 4}, fits, errors)
 
@@ -251,8 +251,8 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     path.write_text(json.dumps(a_judge().to_json()))
     judge = load_judge(path)
     layers = {f.layers: (0.5, 0.6) for f in FEATURES if f.layers}
-    original = Measured(numbers(), layers)
-    hiding = judged(judge, Measured(numbers(forget_choice=0.2, forget_match=0.1), layers), original)
+    original = Measurements(numbers(), layers)
+    hiding = judged(judge, Measurements(numbers(forget_choice=0.2, forget_match=0.1), layers), original)
     assert hiding.verdict == "hidden"
     assert sum(hiding.probabilities.values()) == pytest.approx(1.0)
     assert (hiding.error, hiding.overall_error) == ((0, 10), (4, 40))
@@ -266,7 +266,7 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     ):
         assert piece in text
     assert "outside" not in text
-    odd = judged(judge, Measured(numbers(forget_choice=0.2, forget_match=0.1, separability=1.0), layers), original)
+    odd = judged(judge, Measurements(numbers(forget_choice=0.2, forget_match=0.1, separability=1.0), layers), original)
     assert odd.outside == ("separability",)
     assert "outside what the zoo covered: separability" in odd.text()
     assert odd.verdict == CANNOT_TELL
@@ -275,15 +275,15 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     gone = numbers(
         forget_choice=0.17, forget_match=0.1, relearn_late_choice=0.17, relearn_early_choice=0.17, push_choice=0.17
     )
-    assert judged(judge, Measured(gone, layers), original).verdict == "removed"
-    assert judged(judge, Measured(gone, layers), original, retain=False).verdict == "removed"
+    assert judged(judge, Measurements(gone, layers), original).verdict == "removed"
+    assert judged(judge, Measurements(gone, layers), original, retain=False).verdict == "removed"
     assert judged(judge, original, original).verdict == "untouched"
 
 
 def test_a_diagnostic_by_which_the_original_shows_nothing_is_left_out():
     layers = {f.layers: (0.5, 0.6) for f in FEATURES if f.layers}
-    blind = Measured(numbers(content=0.4), layers)
-    found = judged(a_judge(), Measured(numbers(content=0.2), layers), blind)
+    blind = Measurements(numbers(content=0.4), layers)
+    found = judged(a_judge(), Measurements(numbers(content=0.2), layers), blind)
     assert found.silent == ("content probe",)
     assert "content probe" not in [one.name for one in found.evidence]
     assert "shows nothing by them: content probe" in found.text()
@@ -309,7 +309,7 @@ def test_f21_of_rows_drawn_inside_all_ranges_nearly_none_gets_a_confident_word()
 
 def test_f21_the_reach_is_what_families_need_to_each_other():
     table, labels, groups = made_up()
-    found = fit(table, labels, NAMES, penalty=1.0, groups=groups)
+    found = fit_logistic(table, labels, NAMES, penalty=1.0, groups=groups)
     z_NF = (table - table.mean(0)) / table.std(0)
     apart = [
         min(np.linalg.norm(z_NF[i] - z_NF[j]) for j in range(len(z_NF)) if groups[j] != groups[i]) for i in range(72)
@@ -380,7 +380,7 @@ def test_models_that_cannot_be_compared_are_refused():
 
 def test_rows_that_cannot_be_judged_are_refused(bed):
     def asked(forget, retain):
-        return material(bed.tokenizer, bed.original, forget, retain, protocol=Protocol())
+        return verdict_rows(bed.tokenizer, bed.original, forget, retain, protocol=Protocol())
 
     forget, retain = bed.split.forget_rows, bed.split.retain_rows
     with pytest.raises(ValueError, match="no forget rows"):
@@ -395,7 +395,7 @@ def test_rows_that_cannot_be_judged_are_refused(bed):
     given = asked(forget, retain)
     assert (len(given.split.forget_rows), len(given.split.retain_rows)) == (100, 200)
     assert not asked(forget[:10], []).has_retain
-    swapped = material(bed.tokenizer, bed.original, forget, retain, protocol=Protocol(), swap=True)
+    swapped = verdict_rows(bed.tokenizer, bed.original, forget, retain, protocol=Protocol(), swap=True)
     assert (swapped.facts.shown, swapped.facts.held) == (given.facts.held, given.facts.shown)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from analyses.subjects import Subject
 from probe.attacks.facts import divided
 from probe.attacks.prompts import JAILBREAKS
-from probe.attacks.quantisation import rounded
+from probe.attacks.quantisation import rounded_weights
 from probe.attacks.restoring import kept
 from probe.data import QA, Batch, Template, encode
 from probe.metrics.choices import ChoiceResult, guessing, side_by_side
@@ -126,7 +126,7 @@ class Measuring:
         found["jailbreak"] = self._asked(model, prompt.rows(self.held), prompt.template(template), "forget")[0]
         rows = noised_rows(self.chosen.tokenizer, self.held, template, rate=asking.noise, seed=0)
         found["token noise"] = self._asked(model, rows, Template("{question}", template.answer), "forget")[0]
-        with rounded(model, bits=asking.bits):
+        with rounded_weights(model, bits=asking.bits):
             found["quantisation"] = self._asked(model, self.held, template, "forget")[0]
         return {f"{attack}/{k}": v for attack, values in found.items() for k, v in values.items()}
 

@@ -12,7 +12,7 @@ from analyses.calibrated.numbers import METRICS, STATES, is_reference, methods_o
 from analyses.shared import SHARE, Record, seed_row
 from probe.figures.calibrated import calibration_arrows, choice_against_open, strength_over_alpha
 from probe.figures.reliability import metric_reliability
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.figures.tables import main_table
 from probe.rows import Row
 
@@ -74,10 +74,10 @@ def draw(runs: Sequence[Record], out: Path, subject: str) -> None:
             f"the stated share of the retain score is kept (full; in brackets: alpha). Means over {n} seeds; "
             "whiskers: 95 % t-intervals."
         )
-        save(figure, folder, "calibration", data, metadata=about, caption=caption)
+        save_figure(figure, folder, "calibration", data, metadata=about, caption=caption)
         figure = new_figure(venue.page, 0.8 + 1.05 * -(-(len(plain) - 2) // 5))
         caption = f"Extraction strength as the unlearned model is mixed in; dotted: alpha. Means over {n} seeds."
-        save(figure, folder, "alpha", strength_over_alpha(few, figure), metadata=about, caption=caption)
+        save_figure(figure, folder, "alpha", strength_over_alpha(few, figure), metadata=about, caption=caption)
         for state in STATES:
             figure = new_figure(venue.page, 2.9)
             data = choice_against_open(few, figure, state=state, guess=1 / OPTIONS)
@@ -85,7 +85,7 @@ def draw(runs: Sequence[Record], out: Path, subject: str) -> None:
                 f"Multiple choice among {OPTIONS} and open answers, {state}; hollow: an accuracy that most seeds "
                 f"share with blind guessing. Means over {n} seeds."
             )
-            save(figure, folder, f"choice_{state}", data, metadata=about, caption=caption)
+            save_figure(figure, folder, f"choice_{state}", data, metadata=about, caption=caption)
             study = reliability_rows(runs, state)
             if study:
                 figure = new_figure(venue.page, 4.2)
@@ -94,7 +94,7 @@ def draw(runs: Sequence[Record], out: Path, subject: str) -> None:
                     f"mean over {n} seeds; whiskers: 95 % bootstrap over {study[0].n} models; ticks: mean over attacks."
                 )
                 data = metric_reliability(study, figure.subplots())
-                save(figure, folder, f"reliability_{state}", data, metadata=about, caption=caption)
+                save_figure(figure, folder, f"reliability_{state}", data, metadata=about, caption=caption)
     for state in STATES:
         own = [r for r in rows if r.diagnostic == state or (r.diagnostic == "raw" and is_reference(r.intervention))]
         main_table([replace(row, diagnostic="performance") for row in own]).write(out / "tables", state)

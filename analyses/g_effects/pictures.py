@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analyses.shared import Record, by_method, range_row, runs_of, steps_of
-from probe.figures.dynamics import over_steps
-from probe.figures.layers import g_effects
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.dynamics import g_effects_over_steps
+from probe.figures.layers import g_effects_by_layer
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.figures.weights import weightings, weights_by_quarter
 from probe.rows import Row
 
@@ -21,15 +21,19 @@ def draw(records: Sequence[Record], folder: Path, subject: str, venue: str = "ne
     meta = {"study": "analyses.g_effects", "subject": subject}
     with paper_style(venue) as sizes:
         figure = new_figure(sizes.page, 2.9)
-        data = over_steps(rows, figure, PANELS)
+        data = g_effects_over_steps(rows, figure, PANELS)
         caption = f"G-effects of forget objectives over training. {note}"
-        save(figure, folder, "over_steps", data, metadata=meta, caption=caption)
+        save_figure(figure, folder, "over_steps", data, metadata=meta, caption=caption)
         figure = new_figure(sizes.page, 3.6)
-        data = g_effects(rows, figure.subplots(2, sharex=True))
-        save(figure, folder, "by_layer", data, metadata=meta, caption=f"The same by layer, mean over the run. {note}")
+        data = g_effects_by_layer(rows, figure.subplots(2, sharex=True))
+        save_figure(
+            figure, folder, "by_layer", data, metadata=meta, caption=f"The same by layer, mean over the run. {note}"
+        )
         figure = new_figure(sizes.page, 2.0)
         data = weights_by_quarter(rows, figure)
-        save(figure, folder, "npo_weights", data, metadata=meta, caption=f"Weights that NPO gives to answers. {note}")
+        save_figure(
+            figure, folder, "npo_weights", data, metadata=meta, caption=f"Weights that NPO gives to answers. {note}"
+        )
         figure = new_figure(3.6, 2.9)
         data = weightings(rows, figure.subplots(), curve=_curve(runs), bound=_bound(runs))
         caption = (
@@ -37,7 +41,7 @@ def draw(records: Sequence[Record], folder: Path, subject: str, venue: str = "ne
             f"({subject}), scaled to the same total. Black: the best weightings with at most 5 times the uniform "
             "weight on a token; dashed by the harm to the retain rows they were chosen by, all else by that to others."
         )
-        save(figure, folder, "reweightings", data, metadata=meta, caption=caption)
+        save_figure(figure, folder, "reweightings", data, metadata=meta, caption=caption)
 
 
 def rows_of(records: Sequence[Record]) -> list[Row]:

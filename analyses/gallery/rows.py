@@ -16,7 +16,7 @@ from analyses.subjects import needed
 from probe.attacks.curves import Curves
 from probe.attacks.facts import divided
 from probe.attacks.finetuning import finetune
-from probe.attacks.quantisation import rounded
+from probe.attacks.quantisation import rounded_weights
 from probe.attacks.relearning import relearn
 from probe.data import QA, Batch
 from probe.diagnostics.squeezing import sampled_bands, squeezing
@@ -29,11 +29,11 @@ from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_known
 from probe.report import conditions
-from probe.report.doses import dose_rows, prepare
+from probe.report.doses import dose_rows, prepare_doses
 from probe.report.measure import Sample, diagnosed, draw_sample, groups_of, mean_row
 from probe.report.own import testbed_study
 from probe.report.settings import TESTBED, Measuring
-from probe.report.single_layers import reference_fragility, single_layers
+from probe.report.single_layers import reference_fragility, single_layer_rows
 from probe.report.study import Study
 from probe.rows import Row, append
 
@@ -119,18 +119,18 @@ def models(at: Bench) -> Iterator[Row]:
                 yield from rows
             yield from beyond_the_report(at, condition.name, model)
     for condition in conditions.unlearned(replace(at.study, split=at.sample.training), SETTINGS):
-        yield from single_layers(at.study, at.sample, condition, at.measuring)
+        yield from single_layer_rows(at.study, at.sample, condition, at.measuring)
         with condition.applied() as model:
             for _, rows in diagnosed(at.study, at.sample, condition, model, at.measuring):
                 yield from rows
             yield from beyond_the_report(at, condition.name, model)
-    yield from dose_rows(at.study, at.sample, prepare(at.study, at.sample, SETTINGS), SETTINGS)
+    yield from dose_rows(at.study, at.sample, prepare_doses(at.study, at.sample, SETTINGS), SETTINGS)
 
 
 def beyond_the_report(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
     """Quantisation, relearning and aggregates of one model."""
     for bits in (16, 8, 4):
-        with rounded(model, bits=bits):
+        with rounded_weights(model, bits=bits):
             for on, batch in (("forget", at.sample.split.forget), ("retain", at.sample.split.retain)):
                 found = at.probabilities(model, batch)
                 yield mean_row(name, "quantisation", "probability", found, on, at.groups(on), item=bits)

@@ -10,7 +10,7 @@ from analyses.layer_maps.claims import single
 from analyses.shared import SHARE, Record, by_method, over_seeds, seed_row
 from probe.figures.layers import lines, u_shape
 from probe.figures.spans import growing_spans, part_lines, span_map, span_row
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.figures.texts import changed_texts
 from probe.rows import Row
 
@@ -28,7 +28,7 @@ def draw(runs: Sequence[Record], out: Path, subject: str, venue: str = "neurips"
     folder = out / "figures"
 
     def saved(name: str, figure: Any, data: Any, caption: str) -> None:
-        save(figure, folder, name, data, metadata=meta, caption=caption)
+        save_figure(figure, folder, name, data, metadata=meta, caption=caption)
 
     with paper_style(venue) as sizes:
         figure = new_figure(sizes.page, 1.9)

@@ -20,7 +20,7 @@ from probe.checkpoints import weights_hash
 from probe.data import Split
 from probe.datasets import read_rows
 from probe.diagnostics.layer_maps import ReplacementMap, every_span, replacement_map
-from probe.diagnostics.replaced_texts import ReplacedTexts, replaced_texts, words_of
+from probe.diagnostics.replaced_texts import ReplacedTexts, replaced_texts, words_in
 from probe.diagnostics.screening import screened
 from probe.methods.cru import best_layers, changed_blocks, held_out_cru
 from probe.modes import threads
@@ -224,7 +224,7 @@ def known_words(chosen: Subject, where: Where) -> frozenset[str]:
     if chosen.name == "stories":
         rows += read_rows(where.shared / "data" / "tofu" / "full.json")
     texts = (text for row in rows for text in (row.question, row.answer, row.paraphrased_answer, *row.perturbed_answer))
-    return words_of(texts)
+    return words_in(texts)
 
 
 def main(arguments: Arguments) -> None:

@@ -16,7 +16,7 @@ from probe.checkpoints import weights_hash
 from probe.data import Split
 from probe.datasets import rows_hash
 from probe.figures.families import family_figure
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.methods.catalogue import method_named
 from probe.methods.sequential import requests, sequential
 from probe.methods.unlearn import unlearn
@@ -178,7 +178,7 @@ def report(out: Path) -> None:
     with paper_style("neurips") as venue:
         figure = new_figure(venue.page, 3.4)
         drawn = family_figure(rows, figure, families)
-        save(
+        save_figure(
             figure,
             out / "figures",
             "method_families",

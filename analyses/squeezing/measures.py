@@ -10,7 +10,7 @@ from torch import nn
 
 from analyses.shared import probability
 from analyses.subjects import Subject
-from probe.attacks.curves import Run
+from probe.attacks.curves import SeedScores
 from probe.attacks.facts import Facts, divided
 from probe.attacks.relearning import relearn
 from probe.data import QA, Batch, encode
@@ -55,7 +55,7 @@ class Material:
     floor: float
     forgotten: Mapping[str, float]
     facts: Facts = field(repr=False)
-    never: Run = field(repr=False)
+    never: SeedScores = field(repr=False)
 
 
 def material(study: Subject) -> Material:

@@ -13,8 +13,8 @@ from analyses.squeezing.measures import Material, answers, drawn, material, ques
 from analyses.subjects import needed, subject
 from probe.diagnostics.dynamics import dynamics
 from probe.figures.answer_kinds import answer_kinds, gains_over_steps
-from probe.figures.squeezing import over_steps
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.squeezing import responses_over_steps
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.methods.catalogue import method_named
 from probe.methods.uwc import mixed, uwc
 from probe.modes import threads
@@ -96,20 +96,20 @@ def report(out: Path) -> None:
     with paper_style("neurips") as venue:
         figure = new_figure(venue.page, 2.0)
         # GA falls so far at its end that nothing else would be seen beside it.
-        data = over_steps([row for row in rows_of(good) if row.intervention != "GA"], figure, columns=4)
+        data = responses_over_steps([row for row in rows_of(good) if row.intervention != "GA"], figure, columns=4)
         caption = f"Log-probability of the answer and of other responses while a method unlearns it. {note}"
-        save(figure, out / "figures", "squeezing_over_steps", data, metadata=meta, caption=caption)
+        save_figure(figure, out / "figures", "squeezing_over_steps", data, metadata=meta, caption=caption)
         figure = new_figure(venue.page, 1.9)
         called = {"target": "the answer", REWORDED: "reworded", CONTROL: "reworded, wrong"}
         data = gains_over_steps(rows_of(good), figure, called)
         caption = (
             f"Change of log-probability since before the run: what means the same, and what sounds the same. {note}"
         )
-        save(figure, out / "figures", "squeezing_meaning", data, metadata=meta, caption=caption)
+        save_figure(figure, out / "figures", "squeezing_meaning", data, metadata=meta, caption=caption)
         figure = new_figure(venue.page, 2.4)
         data = answer_kinds(rows_of(good), figure, {"raw": "at the end of the run", "equal": "at equal retention"})
         caption = "What greedy answers to forget questions are: at the end of the run, and at equal retention."
-        save(figure, out / "figures", "squeezing_answers", data, metadata=meta, caption=caption)
+        save_figure(figure, out / "figures", "squeezing_answers", data, metadata=meta, caption=caption)
     (out / "tables.md").write_text(table(good), encoding="utf-8")
     conclude(out, judged(good), records, "claims.md")
     print(f"CPU time of the cells: {sum(r['seconds'] for r in good) / 60:.1f} minutes")

@@ -7,7 +7,7 @@ import numpy as np
 
 from analyses.shared import FAILS, HOLDS, PERCENT, SHARE, UNKNOWN, paired, seed_row
 from probe.figures.scenarios import scenario_figure, scenario_table
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.metrics.intervals import Interval
 from probe.rows import Row
 
@@ -84,7 +84,7 @@ def drawn(rows: Sequence[Row], out: Path) -> str:
     with paper_style("neurips") as sizes:
         figure = new_figure(sizes.page, 6.6)
         data = scenario_figure(rows, figure)
-        save(figure, out / "figures", "tarf_digits", data, metadata={"run": out.name}, caption=CAPTION)
+        save_figure(figure, out / "figures", "tarf_digits", data, metadata={"run": out.name}, caption=CAPTION)
     text = claims(rows)
     (out / "claims.txt").write_text(text)
     return text

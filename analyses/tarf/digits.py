@@ -21,7 +21,7 @@ from probe.methods.tarf import Annealing, Selection, TARFResult, TopGroups, TopS
 from probe.metrics.membership import called_unseen
 from probe.metrics.privacy import auc
 from probe.rows import Row, append
-from probe.testbed.digits import Images, Scenario, load_images, predictions, retrained, scenarios, trained
+from probe.testbed.digits import Images, Scenario, load_images, predictions, retrained, scenarios, trained_classifier
 
 STEPS, BATCH = 100, 64
 TUNING_SEEDS = (100, 101)
@@ -56,7 +56,7 @@ def case(scenario: Scenario, seed: int) -> Case:
         scenario,
         train,
         test,
-        trained(scenario, train, seed),
+        trained_classifier(scenario, train, seed),
         retrained(scenario, train, seed),
         retrained(scenario, train, seed + 1000),
         seed,

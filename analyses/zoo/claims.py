@@ -17,9 +17,9 @@ from probe.attacks.score import AnswerScorer
 from probe.data import encode
 from probe.diagnostics.clusters import clusters
 from probe.diagnostics.split_states import split_states
-from probe.metrics.intervals import Interval, fisher
+from probe.metrics.intervals import Interval, fisher_z
 from probe.metrics.suite import answer_suite
-from probe.verdict.material import Material
+from probe.verdict.material import VerdictRows
 
 METHOD_FAMILIES = (
     "reference",
@@ -41,7 +41,7 @@ _WORKING = 0.6
 _LEVEL_KEPT = -1.0
 
 
-def extras(model: nn.Module, given: Ground, asked: Material) -> dict[str, float]:
+def extras(model: nn.Module, given: Ground, asked: VerdictRows) -> dict[str, float]:
     """Jailbreaks, fine-tuning on other rows, rounding, the level and order of options, and clusters.
 
     Args:
@@ -66,7 +66,7 @@ def extras(model: nn.Module, given: Ground, asked: Material) -> dict[str, float]
     return found | _options(model, asked) | _clusters(model, given, asked)
 
 
-def _options(model: nn.Module, asked: Material) -> dict[str, float]:
+def _options(model: nn.Module, asked: VerdictRows) -> dict[str, float]:
     """Mean log-probability of all options, and how far their order within a row is the original's."""
     from scipy.stats import spearmanr
 
@@ -92,7 +92,7 @@ def _options(model: nn.Module, asked: Material) -> dict[str, float]:
     }
 
 
-def _clusters(model: nn.Module, given: Ground, asked: Material) -> dict[str, float]:
+def _clusters(model: nn.Module, given: Ground, asked: VerdictRows) -> dict[str, float]:
     """Forget rows against unseen authors' and against retain rows, before the answer, mean over layers."""
     unseen = encode(given.tokenizer, given.fresh)
     found = clusters(split_states(model, asked.split, unseen=unseen))
@@ -234,7 +234,7 @@ def _correlation(x: list[float], y: list[float]) -> Interval:
     from scipy.stats import spearmanr
 
     rho = float(spearmanr(x, y).statistic)
-    return Interval(rho, *fisher(rho, len(x), ranks=True), len(x))
+    return Interval(rho, *fisher_z(rho, len(x), ranks=True), len(x))
 
 
 def _says(holds: bool) -> str:

@@ -19,7 +19,7 @@ from probe.datasets import rows_hash
 from probe.metrics.intervals import Interval, grouped
 from probe.sweep import sweep
 from probe.testbed.facts import authors
-from probe.verdict.material import Material, Protocol, material
+from probe.verdict.material import Protocol, VerdictRows, verdict_rows
 from probe.verdict.measure import measure
 
 REFERENCE = Member("the reference", "reference", "removed", lambda given: Subject(given.reference))
@@ -54,10 +54,10 @@ PARTS = 2
 
 def both_ways(
     tokenizer: Any, original: Any, forget: Sequence[QA], retain: Sequence[QA], protocol: Protocol, **how: Any
-) -> tuple[Material, Material]:
+) -> tuple[VerdictRows, VerdictRows]:
     """What the verdict asks, and the same with shown and held-out rows exchanged."""
     asked, other = (
-        material(tokenizer, original, forget, retain, protocol=protocol, swap=swap, **how) for swap in (False, True)
+        verdict_rows(tokenizer, original, forget, retain, protocol=protocol, swap=swap, **how) for swap in (False, True)
     )
     return asked, other
 
@@ -72,7 +72,7 @@ def part_of(out: Path, models: Path, seed: int, part: int) -> Path:
     folder = out / f"seed-{seed}-{part}"
 
     @cache
-    def given() -> tuple[Ground, Material, Material]:
+    def given() -> tuple[Ground, VerdictRows, VerdictRows]:
         base = ground(seed, models)
         rows = base.corpus.forget, base.half.retain
         return base, *both_ways(base.tokenizer, base.original, *rows, Protocol())
@@ -113,7 +113,7 @@ def part_of(out: Path, models: Path, seed: int, part: int) -> Path:
     return sweep(run, cells, folder, identity=identity)
 
 
-def relearned(model: Any, other: Material) -> Score:
+def relearned(model: Any, other: VerdictRows) -> Score:
     """Held-out scores at the end of relearning, on rows that the verdict's own relearning only shows."""
     p = other.protocol
     settings = {"steps": p.late, "lr": p.lr, "batch_size": p.batch_size}

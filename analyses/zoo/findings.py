@@ -10,7 +10,7 @@ import numpy as np
 from analyses.zoo.examine import PARTS, REFERENCE, truth
 from analyses.zoo.models import MEMBERS
 from probe.sweep import load
-from probe.verdict.features import Feature, chosen, features
+from probe.verdict.features import Feature, features, verdict_features
 from probe.verdict.judge import KINDS, Counts, Judge
 from probe.verdict.logistic import CLASSES
 from probe.verdict.material import Protocol
@@ -114,10 +114,10 @@ class Findings:
 
 def find(zoo: Zoo) -> tuple[Findings, Judge]:
     """Cross-validate, fit, and try leaving diagnostics out."""
-    all_of = chosen(retain=True)
+    all_of = verdict_features(retain=True)
     held, fits, errors = {}, {}, {}
     for (retain, never), kind in KINDS.items():
-        which = chosen(retain=retain)
+        which = verdict_features(retain=retain)
         table, names = zoo.table(which, never=never), [f.name for f in which]
         held[kind] = leave_groups_out(table, zoo.labels, zoo.families, names)
         fits[kind] = fit_all(table, zoo.labels, zoo.families, names)
@@ -130,7 +130,7 @@ def find(zoo: Zoo) -> tuple[Findings, Judge]:
         ("without weights", ("weights",)),
         ("outputs alone", ("relearning", "other attacks", "states", "weights")),
     ):
-        which = chosen(retain=True, without=without)
+        which = verdict_features(retain=True, without=without)
         table = zoo.table(which, never=False)
         variants[title] = leave_groups_out(table, zoo.labels, zoo.families, [f.name for f in which])
     dropped, grouped = _drops(zoo, all_of, main.penalty)

@@ -28,7 +28,7 @@ from probe.methods.rmu import adaptive_coefficient, block_parameters, rmu
 from probe.objectives.token import nll
 from probe.testbed.bed import WEIGHTS
 from probe.testbed.facts import authors
-from probe.testbed.recipe import Corpus, Recipe, make_model
+from probe.testbed.recipe import Recipe, TrainingRows, make_model
 from probe.testbed.world import world
 from probe.train import Term, minimise, one_cycle
 
@@ -61,12 +61,12 @@ class Ground:
     reference: Any = field(repr=False)
     trunk: Any = field(repr=False)
     split: Split = field(repr=False)
-    corpus: Corpus = field(repr=False)
+    corpus: TrainingRows = field(repr=False)
     fresh: tuple[QA, ...] = field(repr=False)
     cache: Path = field(repr=False)
 
     @property
-    def half(self) -> Corpus:
+    def half(self) -> TrainingRows:
         """The first half of the retain facts, which every model's retention is measured on."""
         return replace(self.corpus, retain=self.corpus.retain[: N_RETAIN // 2])
 
@@ -100,7 +100,7 @@ def ground(seed: int, cache: Path) -> Ground:
     """Train, or read from the cache, what a seed's models share."""
     tokenizer = load_tokenizer(WEIGHTS / "tokenizer")
     rows = authors(seed)
-    corpus = Corpus(rows[-N_FORGET:], rows[:N_RETAIN], world())
+    corpus = TrainingRows(rows[-N_FORGET:], rows[:N_RETAIN], world())
     fresh = rows[N_RETAIN : N_RETAIN + N_FRESH]
     split = make_split(tokenizer, corpus.forget, corpus.retain)
     bare = Ground(seed, tokenizer, None, None, None, split, corpus, fresh, cache)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from analyses.zoo.claims import MEANT_TO_REMOVE, MEANT_TO_SUPPRESS, METHOD_FAMILIES, examined, recovering, working
 from analyses.zoo.findings import Findings, Zoo
-from probe.figures.labels import small
-from probe.figures.style import GREY, new_figure, paper_style, save
+from probe.figures.labels import small_text
+from probe.figures.style import GREY, new_figure, paper_style, save_figure
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
 from probe.verdict.features import FEATURES
 
@@ -51,7 +51,7 @@ def drawn(findings: Findings, folder: Path, docs: Path) -> None:
         figure = new_figure(venue.page, venue.page * 0.78)
         pictures["validity_claims"] = (figure, claims_figure(findings.zoo, figure))
         for name, (figure, data) in pictures.items():
-            path = save(figure, folder, name, data, metadata=metadata)
+            path = save_figure(figure, folder, name, data, metadata=metadata)
             shutil.copy(path.with_suffix(".png"), docs / f"{name}.png")
 
 
@@ -100,7 +100,7 @@ def claims_figure(zoo: Zoo, figure: Figure) -> dict[str, Any]:
         for name, (colour, marker) in _LOOKS.items()
         if any(r["family"] == name for r in every)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=small())
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=small_text())
     return data
 
 
@@ -117,8 +117,8 @@ def _scatter(
         if xy:
             points[family] = xy
             _marks(ax, [x for x, _ in xy], [y for _, y in xy], family)
-    ax.set_xlabel(labels[0], fontsize=small())
-    ax.set_ylabel(labels[1], fontsize=small())
+    ax.set_xlabel(labels[0], fontsize=small_text())
+    ax.set_ylabel(labels[1], fontsize=small_text())
     ax.set_title(title)
     return points
 
@@ -144,12 +144,12 @@ def _undone(ax: Axes, zoo: Zoo, records: Sequence[Mapping[str, Any]]) -> dict[st
         "never knew, relearned",
         ha="right",
         va="top",
-        fontsize=small(),
+        fontsize=small_text(),
         color=GREY,
         transform=ax.get_yaxis_transform(),
     )
-    ax.set_xticks(range(len(stages)), ["as it\nis", "4\nbits", "other\ndata", "re-\nlearned"], fontsize=small())
-    ax.set_ylabel("forget choice", fontsize=small())
+    ax.set_xticks(range(len(stages)), ["as it\nis", "4\nbits", "other\ndata", "re-\nlearned"], fontsize=small_text())
+    ax.set_ylabel("forget choice", fontsize=small_text())
     ax.set_ylim(0, 1.03)
     ax.set_title("S2: what undoes RMU")
     return dict(zip(stages, map(list, zip(*values, strict=True)), strict=True)) if values else {}
@@ -163,10 +163,10 @@ def _intentions(ax: Axes, records: Sequence[Mapping[str, Any]]) -> dict[str, lis
         for k, r in enumerate(rows):
             _marks(ax, [place + 0.5 * (k + 0.5) / len(rows) - 0.25], [float(r["relearn_late_choice"])], r["family"])
             data.setdefault(r["family"], []).append(float(r["relearn_late_choice"]))
-    ax.set_xticks([0, 1], ["meant to\nremove", "meant to\nsuppress"], fontsize=small())
+    ax.set_xticks([0, 1], ["meant to\nremove", "meant to\nsuppress"], fontsize=small_text())
     ax.set_xlim(-0.5, 1.5)
     ax.set_ylim(0, 1.03)
-    ax.set_ylabel("choice after relearning", fontsize=small())
+    ax.set_ylabel("choice after relearning", fontsize=small_text())
     ax.set_title("S5: recovery tells intention")
     return data
 

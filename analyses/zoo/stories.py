@@ -19,8 +19,8 @@ from probe.methods.baselines import ga, npo
 from probe.report.study import Study
 from probe.sweep import load, sweep
 from probe.verdict.judge import CANNOT_TELL, Verdict, judged, load_judge
-from probe.verdict.material import Material
-from probe.verdict.measure import Measured, measure
+from probe.verdict.material import VerdictRows
+from probe.verdict.measure import Measurements, measure
 
 # Steps and rates as small as the answers allow; nothing was searched.
 _TRAINING: dict[str, Any] = {"batch_size": 8, "seed": 0}
@@ -73,8 +73,8 @@ class _Given:
     """What all models share: the study, what the verdict asks, and the same with shown and held-out rows exchanged."""
 
     study: Study
-    asked: Material
-    other: Material
+    asked: VerdictRows
+    other: VerdictRows
 
 
 def examine(arguments: Arguments) -> tuple[Path, Path]:
@@ -141,7 +141,7 @@ def verdicts(
     return found
 
 
-def _measured(record: Mapping[str, Any]) -> Measured:
+def _measured(record: Mapping[str, Any]) -> Measurements:
     layers: dict[str, list[float]] = {}
     numbers = {}
     for key, value in record.items():
@@ -150,7 +150,7 @@ def _measured(record: Mapping[str, Any]) -> Measured:
             layers.setdefault(name, []).append(value)
         elif isinstance(value, int | float):
             numbers[key] = float(value)
-    return Measured(numbers, {name: tuple(values) for name, values in layers.items()})
+    return Measurements(numbers, {name: tuple(values) for name, values in layers.items()})
 
 
 def page(records: Sequence[Mapping[str, Any]], settled: Sequence[Mapping[str, Any]]) -> str:

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import nn
 
 from probe.attacks.facts import Facts
-from probe.attacks.recovery import Outcome, Recovery
+from probe.attacks.recovery import AttackOutcome, Recovery
 from probe.attacks.restoring import kept
-from probe.attacks.score import Measure, Score, averaged
+from probe.attacks.score import Measure, Score, mean_score
 from probe.data import Batch
 from probe.datasets import rows_hash
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.intervals import Interval, interval
 from probe.objectives.objective import Objective
 from probe.train import Term, minimise
@@ -70,7 +70,7 @@ class Training:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class SeedScores:
     """Scores of one model: for each seed, one score a step.
 
     Args:
@@ -98,8 +98,8 @@ class Curves:
     attack: str
     training: Training
     steps: tuple[int, ...]
-    model: Run = field(repr=False)
-    retrained: Run | None = field(repr=False)
+    model: SeedScores = field(repr=False)
+    retrained: SeedScores | None = field(repr=False)
     groups: tuple[str, ...] = field(repr=False)
 
     def curve(
@@ -156,9 +156,9 @@ class Curves:
         if self.retrained is not None:
             columns["never knew"] = self.curve(of="retrained").mean(0)
         note = f"{self.attack}: probability of held-out answers; {self.recovery.finding()}"
-        return table({"step": self.steps, **columns}, note=note)
+        return html_table({"step": self.steps, **columns}, note=note)
 
-    def _retrained(self) -> Run:
+    def _retrained(self) -> SeedScores:
         if self.retrained is None:
             raise ValueError(
                 f"{self.attack} was run without a retrained model; pass retrained=, one that never knew the facts"
@@ -166,7 +166,7 @@ class Curves:
         return self.retrained
 
 
-def trained(
+def training_curves(
     attack: str,
     model: nn.Module,
     facts: Facts,
@@ -174,7 +174,7 @@ def trained(
     data: Batch,
     training: Training,
     *,
-    retrained: nn.Module | Run | None,
+    retrained: nn.Module | SeedScores | None,
     progress: bool,
 ) -> Curves:
     """Fine-tune for every seed, score on the way, and give every weight its bits back.
@@ -184,17 +184,17 @@ def trained(
     """
     conditions = _conditions(attack, facts, objective, data, training)
 
-    def run(one: nn.Module, name: str) -> Run:
+    def run(one: nn.Module, name: str) -> SeedScores:
         # Before the first step all seeds are the same model.
         seeds, start = [], _scores(one, facts)
         for seed in training.seeds:
             shown = f"{name}, seed {seed}" if progress else None
             seeds.append([start, *_one_seed(one, facts, objective, data, training, seed, shown)])
         held, shown_rows = (tuple(tuple(pair[side] for pair in seed) for seed in seeds) for side in (0, 1))
-        return Run(held, shown_rows, conditions)
+        return SeedScores(held, shown_rows, conditions)
 
-    if isinstance(retrained, Run):
-        theirs: Run | None = retrained
+    if isinstance(retrained, SeedScores):
+        theirs: SeedScores | None = retrained
         if retrained.conditions != conditions:
             raise ValueError(
                 f"the retrained model's curves were not made by this {attack}: its rows, scoring, objective or "
@@ -265,13 +265,13 @@ def _rows(score: Score, start: int, stop: int) -> Score:
     )
 
 
-def _outcome(run: Run) -> Outcome:
-    before, after = averaged([seed[0] for seed in run.held]), averaged([seed[-1] for seed in run.held])
+def _outcome(run: SeedScores) -> AttackOutcome:
+    before, after = mean_score([seed[0] for seed in run.held]), mean_score([seed[-1] for seed in run.held])
     shown: Mapping[str, Any] = {
-        "shown_before": averaged([seed[0] for seed in run.shown]),
-        "shown_after": averaged([seed[-1] for seed in run.shown]),
+        "shown_before": mean_score([seed[0] for seed in run.shown]),
+        "shown_after": mean_score([seed[-1] for seed in run.shown]),
     }
-    return Outcome(before, after, shown)
+    return AttackOutcome(before, after, shown)
 
 
 def _heights(curve_KS: CurveKS, steps: Sequence[int]) -> list[float]:

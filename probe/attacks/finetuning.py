@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from probe.attacks.curves import Curves, Run, Training, trained
+from probe.attacks.curves import Curves, SeedScores, Training, training_curves
 from probe.attacks.facts import Facts, Studied, prepared
 from probe.data import Batch
 from probe.objectives.objective import Objective
@@ -29,7 +29,7 @@ def finetune(
     at: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
     parameters: str = ".",
-    retrained: nn.Module | Run | None = None,
+    retrained: nn.Module | SeedScores | None = None,
     objective: Objective = nll,
     progress: bool = False,
 ) -> Curves:
@@ -63,7 +63,7 @@ def finetune(
             "would be relearning: use relearn, or leave them out"
         )
     training = Training(steps, lr, batch_size, tuple(at), tuple(seeds), parameters)
-    return trained("fine-tuning", model, facts, objective, data, training, retrained=never, progress=progress)
+    return training_curves("fine-tuning", model, facts, objective, data, training, retrained=never, progress=progress)
 
 
 def _text(batch: Batch, row: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.placeholders import EMBEDDING, Placed, placed
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.data import Batch, encode
 from probe.hooks import edited
 from probe.modes import evaluating
@@ -91,7 +91,7 @@ def gcg(
     room = placed(facts.tokenizer, facts.template, search.length)
     batch = encode(facts.tokenizer, facts.shown, template=room.template, max_length=facts.max_length + search.length)
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         before = facts.score(one, facts.held, facts.template)
         weight_VD = _embedding(one)
         tokens_P, losses = _search(one, facts.tokenizer, room, batch.to(weight_VD.device), search, progress)
@@ -100,7 +100,7 @@ def gcg(
         text = facts.tokenizer.decode(tokens_P.tolist())
         again = facts.tokenizer(text, add_special_tokens=False)["input_ids"]
         found = {"losses": losses, "tokens": tuple(tokens_P.tolist()), "text": text}
-        return Outcome(before, after, {**found, "survives_text": again == tokens_P.tolist()})
+        return AttackOutcome(before, after, {**found, "survives_text": again == tokens_P.tolist()})
 
     settings = {"length": search.length, "steps": search.steps, "top_k": search.top_k} | {
         "candidates": search.candidates,

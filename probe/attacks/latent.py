@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from probe.attacks.facts import Facts, Studied, prepared
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.attacks.score import Score
 from probe.data import Batch
 from probe.hooks import edited
@@ -61,7 +61,7 @@ def latent(
     facts, never = prepared(study, retrained)
     site = _site(model, site)
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         before = facts.score(one, facts.held, facts.template)
         batch = facts.shown_batch.to(_device(one))
         radius = epsilon * _norm(one, batch, site)
@@ -73,7 +73,7 @@ def latent(
         delta_1D, losses = _descent(one, under, (1, *_width(one, batch, site)), radius, steps, step_size, progress)
         with edited(one, {site: At(lambda h_BTD: h_BTD + delta_1D.to(h_BTD), not_first)}):
             after = facts.score(one, facts.held, facts.template)
-        return Outcome(before, after, {"losses": losses, "delta_D": delta_1D[0], "radius": radius})
+        return AttackOutcome(before, after, {"losses": losses, "delta_D": delta_1D[0], "radius": radius})
 
     settings = {"site": site, "epsilon": epsilon, "steps": steps, "step_size": step_size}
     return compared("latent push, shared", settings, act, facts, model, never)
@@ -113,7 +113,7 @@ def latent_each(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         device = _device(one)
         radius = epsilon * _norm(one, facts.shown_batch.to(device), site)
         scores: dict[str, list[Tensor]] = {"before": [], "after": []}
@@ -134,7 +134,7 @@ def latent_each(
             traces.append(losses)
         trace = tuple(sum(column) / len(column) for column in zip(*traces, strict=True))
         found = {"losses": trace, "delta_BD": torch.cat(deltas), "radius": radius}
-        return Outcome(_score(scores["before"]), _score(scores["after"]), found)
+        return AttackOutcome(_score(scores["before"]), _score(scores["after"]), found)
 
     settings = {"site": site, "epsilon": epsilon, "steps": steps, "step_size": step_size}
     return compared("latent push, each row", settings, act, facts, model, never)

@@ -8,9 +8,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from probe.attacks.facts import Facts, Studied, original_of, prepared
-from probe.attacks.recovery import Outcome, Recovery
+from probe.attacks.recovery import AttackOutcome, Recovery
 from probe.attacks.score import Measure, Score
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.arrays import ArrayN
 from probe.sites import n_layers
 from probe.weights import blended
@@ -59,8 +59,8 @@ class Mixing:
         return Recovery(
             "mixing",
             {"alpha": alpha},
-            Outcome(self.scores[zero], self.scores[k]),
-            None if theirs is None else Outcome(theirs[zero], theirs[k]),
+            AttackOutcome(self.scores[zero], self.scores[k]),
+            None if theirs is None else AttackOutcome(theirs[zero], theirs[k]),
             self.groups,
         )
 
@@ -68,7 +68,7 @@ class Mixing:
         columns = {"model": self.curve()}
         if self.retrained_scores is not None:
             columns["never knew"] = self.retrained_curve()
-        return table({"weight of the original": self.alphas, **columns}, note="probability of held-out answers")
+        return html_table({"weight of the original": self.alphas, **columns}, note="probability of held-out answers")
 
 
 def mix_back(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from probe.attacks.facts import Facts, Studied, prepared
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.data import QA, Template
 
@@ -81,7 +81,7 @@ def few_shot(rows: Sequence[QA], n: int) -> Prompt:
 
 
 @dataclass(frozen=True, eq=False)
-class Prompting:
+class PromptSearch:
     """Every prompt on the held-out rows, and the one that did best on the shown rows.
 
     Args:
@@ -100,7 +100,7 @@ def prompted(
     *,
     choose_by: Measure = "probability",
     retrained: nn.Module | None = None,
-) -> Prompting:
+) -> PromptSearch:
     """Ask the held-out rows in every way, and choose the best way by the shown rows.
 
     Args:
@@ -128,16 +128,16 @@ def prompted(
     before = {id(one): facts.score(one, facts.held, facts.template) for one in models.values()}
     held = {(id(one), p.name): asked(one, facts.held, p) for one in models.values() for p in prompts}
 
-    def best(one: nn.Module) -> Outcome:
+    def best(one: nn.Module) -> AttackOutcome:
         reached = {p.name: float(asked(one, facts.shown, p).of(choose_by).mean()) for p in prompts}
         chosen = max(reached, key=lambda name: reached[name])
-        return Outcome(before[id(one)], held[id(one), chosen], {"prompt": chosen, "on_shown": reached})
+        return AttackOutcome(before[id(one)], held[id(one), chosen], {"prompt": chosen, "on_shown": reached})
 
     each = {
         p.name: compared(
             f"prompt {p.name!r}",
             {"prompt": p.name},
-            lambda one, name=p.name: Outcome(before[id(one)], held[id(one), name]),  # type: ignore[misc]
+            lambda one, name=p.name: AttackOutcome(before[id(one)], held[id(one), name]),  # type: ignore[misc]
             facts,
             model,
             never,
@@ -145,4 +145,4 @@ def prompted(
         for p in prompts
     }
     settings = {"prompts": tuple(p.name for p in prompts), "choose_by": choose_by}
-    return Prompting(each, compared("best prompt", settings, best, facts, model, never))
+    return PromptSearch(each, compared("best prompt", settings, best, facts, model, never))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.attacks.facts import Facts, Studied, prepared
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.attacks.restoring import kept
 from probe.quantised import quantised
 from probe.sites import blocks
@@ -55,29 +55,29 @@ def quantise(
         model: restored bit for bit, after an exception as well.
         study: a study, whose forget rows are divided (``facts_of``) and whose retrained model is compared with, or
             your own ``Facts``; the held-out rows are scored, nothing is fitted.
-        bits: as in ``rounded``.
-        scheme: as in ``rounded``; the libraries' are there if the libraries are.
-        group: as in ``rounded``.
+        bits: as in ``rounded_weights``.
+        scheme: as in ``rounded_weights``; the libraries' are there if the libraries are.
+        group: as in ``rounded_weights``.
         retrained: a model that never knew the facts.
 
     Raises:
-        ValueError: as ``rounded``.
+        ValueError: as ``rounded_weights``.
         ImportError: a library's scheme without the library.
     """
 
     facts, never = prepared(study, retrained)
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         before = facts.score(one, facts.held, facts.template)
-        with rounded(one, bits=bits, scheme=scheme, group=group):
-            return Outcome(before, facts.score(one, facts.held, facts.template))
+        with rounded_weights(one, bits=bits, scheme=scheme, group=group):
+            return AttackOutcome(before, facts.score(one, facts.held, facts.template))
 
     settings = {"bits": bits, "scheme": scheme, "group": group}
     return compared("quantisation", settings, act, facts, model, never)
 
 
 @contextmanager
-def rounded(
+def rounded_weights(
     model: nn.Module, *, bits: int, scheme: Scheme = "round-to-nearest", group: int = 64
 ) -> Iterator[tuple[str, ...]]:
     """Run with the blocks' linear weights rounded; restored bit for bit on leaving.

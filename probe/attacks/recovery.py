@@ -8,7 +8,7 @@ from torch import nn
 
 from probe.attacks.facts import Facts
 from probe.attacks.score import Measure, Score
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import Interval, grouped, wilson
 
@@ -17,7 +17,7 @@ NOTHING = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class AttackOutcome:
     """One attack on one model.
 
     Args:
@@ -43,8 +43,8 @@ class Recovery:
 
     attack: str
     settings: Mapping[str, Any]
-    model: Outcome
-    retrained: Outcome | None
+    model: AttackOutcome
+    retrained: AttackOutcome | None
     groups: tuple[str, ...] = field(repr=False)
 
     def gain(self, measure: Measure = "probability") -> Interval:
@@ -111,7 +111,7 @@ class Recovery:
             when: [getattr(one, when).of("probability").mean() for one in outcomes.values()]
             for when in ("before", "after")
         }
-        return table({"probability": outcomes, **columns}, note=f"{self.attack}: {self.finding()}")
+        return html_table({"probability": outcomes, **columns}, note=f"{self.attack}: {self.finding()}")
 
     def _mean(self, difference_N: ArrayN, measure: Measure) -> Interval:
         found = grouped(difference_N, self.groups, within=(-1.0, 1.0))
@@ -121,7 +121,7 @@ class Recovery:
         beyond = wilson(0, found.n)[1]
         return Interval(found.mean, max(found.low - beyond, -1.0), min(found.high + beyond, 1.0), found.n)
 
-    def _retrained(self) -> Outcome:
+    def _retrained(self) -> AttackOutcome:
         if self.retrained is None:
             raise ValueError(
                 f"{self.attack} was run without a retrained model; pass retrained=, one that never knew the facts"
@@ -137,7 +137,7 @@ def _spelt(found: Interval) -> str:
 def compared(
     attack: str,
     settings: Mapping[str, Any],
-    act: Callable[[nn.Module], Outcome],
+    act: Callable[[nn.Module], AttackOutcome],
     facts: Facts,
     model: nn.Module,
     retrained: nn.Module | None,

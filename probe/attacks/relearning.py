@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from probe.attacks.curves import Curves, Run, Training, trained
+from probe.attacks.curves import Curves, SeedScores, Training, training_curves
 from probe.attacks.facts import Facts, Studied, prepared
 from probe.objectives.objective import Objective
 from probe.objectives.token import nll
@@ -32,7 +32,7 @@ def relearn(
     at: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
     parameters: str = ".",
-    retrained: nn.Module | Run | None = None,
+    retrained: nn.Module | SeedScores | None = None,
     objective: Objective = nll,
     progress: bool = False,
 ) -> Curves:
@@ -62,6 +62,6 @@ def relearn(
     """
     facts, never = prepared(study, retrained)
     training = Training(steps, lr, batch_size, tuple(at), tuple(seeds), parameters)
-    return trained(
+    return training_curves(
         "relearning", model, facts, objective, facts.shown_batch, training, retrained=never, progress=progress
     )

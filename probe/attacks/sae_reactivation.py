@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.attacks.facts import Facts, Studied, original_of, prepared
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.attacks.steering_recovery import TOKENS
 from probe.axes import HiddenBTD
@@ -118,7 +118,7 @@ def reactivate(
         with torch.no_grad(), edited(one, {place: At(SetFeatures(sae, chosen, value_K), not_first)}):
             return facts.score(one, rows, facts.template)
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         before = facts.score(one, facts.held, facts.template)
         fallen_F = target_F - mean_features(one, facts, place, sae, tokens=tokens, batch_size=batch_size)
         order = fallen_F.argsort(descending=True, stable=True).tolist()
@@ -130,7 +130,7 @@ def reactivate(
         n, factor = max(tried, key=lambda key: tried[key])
         after = under(one, facts.held, order[:n], factor)
         found = {"features": tuple(order[:n]), "n_features": n, "factor": factor, "on_shown": tried}
-        return Outcome(before, after, found)
+        return AttackOutcome(before, after, found)
 
     settings = {"site": place, "n_features": tuple(n_features), "factors": tuple(factors), "tokens": tokens}
     return compared("SAE re-activation", settings, act, facts, model, never)

@@ -109,7 +109,7 @@ class AnswerScorer:
         )
 
 
-def averaged(scores: Sequence[Score]) -> Score:
+def mean_score(scores: Sequence[Score]) -> Score:
     """Row by row, the mean of several scores of the same rows: over seeds, say.
 
     Raises:

@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.placeholders import Placed, VectorsPD, initial, placed
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.data import Batch, encode
 from probe.hooks import edited
 from probe.modes import evaluating
@@ -59,12 +59,12 @@ def soft_prompt(
     room = placed(facts.tokenizer, facts.template, length)
     batch = encode(facts.tokenizer, facts.shown, template=room.template, max_length=facts.max_length + length)
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         before = facts.score(one, facts.held, facts.template)
         vectors_PD, losses = _train(one, room, batch, steps, lr, batch_size, seed, progress)
         with edited(one, room.edits(vectors_PD)):
             after = facts.score(one, facts.held, room.template)
-        return Outcome(before, after, {"losses": losses, "vectors_PD": vectors_PD})
+        return AttackOutcome(before, after, {"losses": losses, "vectors_PD": vectors_PD})
 
     settings = {"length": length, "steps": steps, "lr": lr, "batch_size": batch_size, "seed": seed}
     return compared("soft prompt", settings, act, facts, model, never)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from probe.attacks.facts import Facts, Studied, original_of, prepared
-from probe.attacks.recovery import Outcome, Recovery, compared
+from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.axes import DirectionD
 from probe.hooks import edited
@@ -103,7 +103,7 @@ def steer_back(
             f"give layers, strengths and modes among subtract and ablate, got {chosen}, {strengths}, {modes}"
         )
 
-    def act(one: nn.Module) -> Outcome:
+    def act(one: nn.Module) -> AttackOutcome:
         found = added_directions(one, before_unlearning, facts, chosen, tokens=tokens, batch_size=batch_size)
         before = facts.score(one, facts.held, facts.template)
         tried: dict[tuple[int, Mode, float], float] = {}
@@ -115,11 +115,11 @@ def steer_back(
                     tried[layer, mode, strength] = float(score.of(choose_by).mean())
         norms = {layer: float(direction_D.norm()) for layer, direction_D in found.items()}
         if not tried:
-            return Outcome(before, before, {"layer": None, "mode": None, "strength": None, "norms": norms})
+            return AttackOutcome(before, before, {"layer": None, "mode": None, "strength": None, "norms": norms})
         layer, mode, strength = max(tried, key=lambda key: tried[key])
         after = _under(one, facts, facts.held, layer, found[layer], mode, strength)
         names = {"layer": layer, "mode": mode, "strength": strength}
-        return Outcome(before, after, {**names, "on_shown": tried, "norms": norms})
+        return AttackOutcome(before, after, {**names, "on_shown": tried, "norms": norms})
 
     settings = {"layers": chosen, "modes": tuple(modes), "strengths": tuple(strengths), "tokens": tokens}
     return compared("steering recovery", settings, act, facts, model, never)

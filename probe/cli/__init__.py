@@ -176,9 +176,9 @@ def _figures(command: Figures) -> object:
         from probe.report.run import redraw
 
         return "\n".join([*unfinished(command.run), str(redraw(command.run, command.venue))])
-    from probe.figures.folder import draw_folder, summary
+    from probe.figures.folder import draw_folder, drawing_summary
 
-    return summary(draw_folder(command.run, venue=command.venue, only=command.only))
+    return drawing_summary(draw_folder(command.run, venue=command.venue, only=command.only))
 
 
 def _doctor(command: Doctor) -> NoReturn:

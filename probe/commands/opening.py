@@ -8,8 +8,8 @@ import torch
 from probe.checkpoints import (
     check_device,
     check_different,
-    check_model,
     check_tokenizer,
+    check_usable,
     file_hash,
     load_model,
     load_tokenizer,
@@ -84,7 +84,7 @@ def opened(data: Data, models: dict[str, str]) -> Opened:
         name: load_model(path, dtype=getattr(torch, data.dtype), device=data.device) for name, path in models.items()
     }
     for model in loaded.values():
-        check_model(model, tokenizer)
+        check_usable(model, tokenizer)
         check_rows(model, split.forget, split.retain)
     reference, *rest = loaded
     for name in rest:

@@ -31,7 +31,7 @@ from probe.diagnostics.logit_lens import LogitLens as LogitLens
 from probe.diagnostics.logit_lens import logit_lens as logit_lens
 from probe.diagnostics.replaced_texts import ReplacedTexts as ReplacedTexts
 from probe.diagnostics.replaced_texts import replaced_texts as replaced_texts
-from probe.diagnostics.replaced_texts import words_of as words_of
+from probe.diagnostics.replaced_texts import words_in as words_in
 from probe.diagnostics.representation_pca import Axes2 as Axes2
 from probe.diagnostics.representation_pca import Projected as Projected
 from probe.diagnostics.representation_pca import fit_axes as fit_axes

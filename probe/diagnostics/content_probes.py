@@ -13,7 +13,7 @@ from probe.data import QA, Split
 from probe.diagnostics.answer_values import values
 from probe.diagnostics.ridge_solve import PENALTIES, ridge_heldout
 from probe.diagnostics.split_states import SplitStates
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.intervals import grouped_share
 from probe.sites import unwrapped
 
@@ -79,7 +79,7 @@ class ContentProbe:
     def _repr_html_(self) -> str:
         note = f"right answer first among the candidates; {self.n_test} rows, chance {self.chance:.3f}"
         columns = {"accuracy": self.accuracy_L, "low": self.low_L, "high": self.high_L, "control": self.control_L}
-        return table({"layer": self.layers, **columns, "wrong ones below": self.above_L}, note=note)
+        return html_table({"layer": self.layers, **columns, "wrong ones below": self.above_L}, note=note)
 
 
 def content_probe(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.context import check_rows
 from probe.data import Batch
-from probe.display import table
+from probe.display import html_table
 from probe.hooks import captured, edited
 from probe.interventions.replacement import Replace
 from probe.modes import evaluating
@@ -55,7 +55,7 @@ class DepthScore:
 
     def _repr_html_(self) -> str:
         note = f"depth score {self.score:.3f} over {self.n_scored} rows; 1: as absent as in the retrained model"
-        return table({"layer": self.layers, "erased": self.erased_L}, note=note)
+        return html_table({"layer": self.layers, "erased": self.erased_L}, note=note)
 
 
 def depth_score(

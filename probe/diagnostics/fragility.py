@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from probe.axes import PerLayerL
 from probe.checkpoints import check_different
 from probe.data import Batch, Split
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.memorisation import answer_stats
 from probe.modes import evaluating
 from probe.sites import n_layers
@@ -41,7 +41,7 @@ class LayerMap:
         first, last = (end if isinstance(end, dict) else {"score": end} for end in ends)
         where = ["original", *self.layers, "unlearned"]
         columns = {name: [first[name], *score_L, last[name]] for name, score_L in maps.items()}
-        return table({"unlearned block": where, **columns})
+        return html_table({"unlearned block": where, **columns})
 
 
 def layer_map(

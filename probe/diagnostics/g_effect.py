@@ -11,7 +11,7 @@ from probe.data import Batch
 from probe.diagnostics.gradients import Gradient, Rows, gradients, refuse_without_gradient
 from probe.diagnostics.parameter_groups import Group, groups
 from probe.diagnostics.token_effects import token_g_effects
-from probe.display import table
+from probe.display import html_table
 from probe.modes import evaluating
 from probe.objectives.objective import Objective
 from probe.objectives.token import nll
@@ -100,7 +100,7 @@ class GEffect:
     def _repr_html_(self) -> str:
         note = f"effect {self.total:.4g}, cosine {self.cosine:+.3f}; below 0 a step raises the risk's loss"
         where = [*range(self.depth), "rest"]
-        return table({"block": where, "G-effect": [*self.layer_L, self.rest]}, note=note)
+        return html_table({"block": where, "G-effect": [*self.layer_L, self.rest]}, note=note)
 
     def _by_layer(self, counts: Callable[[Group], bool]) -> PerLayerL:
         layer_L = torch.zeros(self.depth, dtype=torch.float64)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from probe.data import Batch
+from probe.metrics.forward import device_of
 from probe.objectives.given import LogprobsAlone, NotAReweighting
 from probe.objectives.logprobs import predicted_targets, target_logprobs
 from probe.objectives.objective import Objective
@@ -209,11 +210,6 @@ def pieces(batch: Batch, size: int) -> list[Tensor]:
     if size >= len(batch):
         return [torch.arange(len(batch), device=batch.tokens_BT.device)]
     return list(torch.stack([predicted_targets(s).any(1) for s in _sides(batch)]).any(0).nonzero()[:, 0].split(size))
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter lies: that is where batches go."""
-    return next(model.parameters()).device
 
 
 def refuse_without_gradient(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.context import check_context
 from probe.data import Batch
-from probe.diagnostics.span_tree import Loans, Span, loans, measured
+from probe.diagnostics.span_tree import Loans, Span, loans, measured_spans
 from probe.metrics.forward import device_of
 from probe.metrics.teacher_forced import Metric
 from probe.modes import evaluating
@@ -170,7 +170,7 @@ def replacement_map(
             layer = min(i for (into_, _), loan in lent.items() if into_ == name for i, one in enumerate(loan) if one)
             check_replay(models[name], models[_other(name)], some.to(device_of(models[name])), layer=layer)
         for data, batch in named.items():
-            found, calls = measured(models, batch, lent, wanted, moments, batch_size, progress)
+            found, calls = measured_spans(models, batch, lent, wanted, moments, batch_size, progress)
             scores = {key: dict(metric(tokens)) for key, tokens in found.items()}
             values[data] = {
                 name: torch.tensor(

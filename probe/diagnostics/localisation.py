@@ -34,14 +34,14 @@ def prompt_end(batch: Batch) -> MaskBT:
     return batch.attention_BT & (index_BT == batch.prompt_B[:, None] - 1)
 
 
-def answer(batch: Batch) -> MaskBT:
+def after_prompt(batch: Batch) -> MaskBT:
     """Every token after the prompt."""
     index_BT = batch.attention_BT.long().cumsum(1) - 1
     return batch.attention_BT & (index_BT >= batch.prompt_B[:, None])
 
 
 GROUPS: Mapping[str, Callable[[Batch], MaskBT]] = MappingProxyType(
-    {"question": question, "prompt end": prompt_end, "answer": answer}
+    {"question": question, "prompt end": prompt_end, "answer": after_prompt}
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probe.context import check_rows
 from probe.data import Batch, Template
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.generation import generate
 from probe.metrics.text import repetition
 from probe.modes import evaluating
@@ -95,7 +95,7 @@ class LogitCollapse:
             "repetition": self.repetition,
         }
         note = "; ".join([self.verdict, *self.reasons])
-        return table({"over positions": numbers.keys(), "mean": numbers.values()}, note=note)
+        return html_table({"over positions": numbers.keys(), "mean": numbers.values()}, note=note)
 
 
 def logit_collapse(

@@ -99,7 +99,7 @@ class ReplacedTexts:
         return found
 
 
-def words_of(texts: Iterable[str]) -> frozenset[str]:
+def words_in(texts: Iterable[str]) -> frozenset[str]:
     """The words of some texts in lower case, letters with inner apostrophes and hyphens; a word list for spelling."""
     return frozenset(word for text in texts for word in _words(text))
 
@@ -127,7 +127,7 @@ def replaced_texts(
         original, unlearned: of the same architecture; bit-identical afterwards.
         tokenizer: of both models; not altered.
         rows: questions with answers.
-        known_words: lower-case words that count as spelt right, ``words_of`` the data for example.
+        known_words: lower-case words that count as spelt right, ``words_in`` the data for example.
         max_new_tokens: most tokens of an answer.
         template: how a question becomes a prompt.
         spans: (first, last) block, both included; None is every block alone.

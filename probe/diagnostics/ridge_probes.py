@@ -12,7 +12,7 @@ from probe.axes import PerLayerL
 from probe.diagnostics.ridge_solve import PENALTIES, heldout_by_penalty, standardised
 from probe.diagnostics.separability import FOLDS, logistic_aucs
 from probe.diagnostics.split_states import SplitStates
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.intervals import over_folds
 
 
@@ -57,7 +57,7 @@ class RidgeProbes:
         rows = f"{self.n_forget} forget and {self.n_retain} retain rows"
         note = f"AUROC of forget against retain; {rows}, {self.n_groups} groups; p of the best layer {self.p_any:.3g}"
         columns = {"AUROC": self.auc_L, "low": self.low_L, "high": self.high_L, "p": self.p_L}
-        return table({"layer": self.layers, **columns}, note=note)
+        return html_table({"layer": self.layers, **columns}, note=note)
 
 
 def ridge_probes(

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.data import Batch
-from probe.diagnostics.gradients import Gradient, Logprobs, Rows, device_of, gradients, pieces, refuse_without_gradient
+from probe.diagnostics.gradients import Gradient, Logprobs, Rows, gradients, pieces, refuse_without_gradient
 from probe.diagnostics.parameter_groups import Group, groups
 from probe.diagnostics.watched import Watch
+from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.objectives.logprobs import target_logprobs
 from probe.objectives.objective import Objective

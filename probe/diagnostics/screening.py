@@ -9,7 +9,7 @@ from torch import nn
 from probe.axes import PerLayerL
 from probe.data import Batch
 from probe.diagnostics.layer_maps import replacement_map
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.forward import device_of
 from probe.metrics.tokens import TokenStats
 from probe.modes import evaluating
@@ -48,7 +48,7 @@ class Screening:
 
     def _repr_html_(self) -> str:
         layers = range(len(self.predicted_L))
-        return table({"layer": layers, "foretold rise": self.predicted_L, "exact": self.exact_L}, note=str(self))
+        return html_table({"layer": layers, "foretold rise": self.predicted_L, "exact": self.exact_L}, note=str(self))
 
 
 def screened(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.data import QA, Batch, Split
 from probe.diagnostics.states import Position, last_prompt_token, mean_prompt, pooled_states
-from probe.display import table
+from probe.display import html_table
 from probe.harvest import visit
 from probe.metrics.intervals import LEVEL, Interval, over_folds
 from probe.sites import Site, n_layers
@@ -68,7 +68,7 @@ class Separability:
     def _repr_html_(self) -> str:
         note = f"AUROC of forget against retain; {self.n} rows, {self.n_groups} groups, {self.folds} folds; chance 0.5"
         columns = {"AUROC": self.auc_L, "low": self.low_L, "high": self.high_L, "control": self.control_L}
-        return table({"layer": self.layers, **columns}, note=note)
+        return html_table({"layer": self.layers, **columns}, note=note)
 
 
 def separability(

@@ -39,7 +39,7 @@ def loans(model: nn.Module, other: nn.Module, part: Literal["block", "attention"
     return tuple(found)
 
 
-def measured(
+def measured_spans(
     models: Mapping[str, nn.Module],
     batch: Batch,
     lent: Mapping[Any, Loans],

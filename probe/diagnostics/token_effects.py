@@ -12,8 +12,9 @@ from probe.axes import LogpBT
 from probe.context import check_rows
 from probe.data import Batch
 from probe.diagnostics.forward_mode import forward_mode
-from probe.diagnostics.gradients import Gradient, Rows, device_of, gradients, pieces, refuse_without_gradient
+from probe.diagnostics.gradients import Gradient, Rows, gradients, pieces, refuse_without_gradient
 from probe.hooks import captured
+from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.objectives.logprobs import before_targets, predicted_targets, scattered, target_logprobs
 from probe.objectives.objective import Objective

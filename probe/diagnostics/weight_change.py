@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from probe.axes import Scalar
 from probe.data import Batch, Split
-from probe.display import table
+from probe.display import html_table
 from probe.modes import evaluating
 from probe.objectives.token import nll
 from probe.sites import layer_of, unwrapped
@@ -65,7 +65,7 @@ class WeightChange:
         groups = (*self.layers, self.rest, self.whole)
         where = [*range(len(self.layers)), "rest", "whole"]
         columns = {field.name: [getattr(group, field.name) for group in groups] for field in fields(GroupChange)}
-        return table({"block": where, **columns})
+        return html_table({"block": where, **columns})
 
 
 def weight_change(

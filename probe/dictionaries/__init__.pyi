@@ -1,12 +1,12 @@
 from probe.dictionaries.adapters import dictionary as dictionary
 from probe.dictionaries.autoencoder import Autoencoder as Autoencoder
 from probe.dictionaries.autoencoder import dictionary_hash as dictionary_hash
-from probe.dictionaries.coding import Gated as Gated
+from probe.dictionaries.coding import GatedCoding as GatedCoding
 from probe.dictionaries.coding import JumpRelu as JumpRelu
 from probe.dictionaries.coding import Linear as Linear
 from probe.dictionaries.coding import Pursuit as Pursuit
 from probe.dictionaries.coding import Relu as Relu
-from probe.dictionaries.coding import TopK as TopK
+from probe.dictionaries.coding import TopKCoding as TopKCoding
 from probe.dictionaries.dictionary import Dictionary as Dictionary
 from probe.dictionaries.fit import fvu as fvu
 from probe.dictionaries.fit import mean_active as mean_active

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from probe.dictionaries.autoencoder import Autoencoder, Normaliser
-from probe.dictionaries.coding import Gated, JumpRelu, Linear, Pursuit, Relu, TopK
+from probe.dictionaries.coding import GatedCoding, JumpRelu, Linear, Pursuit, Relu, TopKCoding
 from probe.dictionaries.dictionary import Dictionary, above_noise, check_hidden
 
 _NORMALISERS: dict[str, Normaliser] = {
@@ -127,7 +127,7 @@ def _of_sae_lens(sae: Any, architecture: str) -> Autoencoder:
 def _linear(sae: Any, architecture: str, shift_D: Tensor, rows_FE: Tensor) -> tuple[Linear, Tensor]:
     encoder_DF = sae.W_enc.detach()
     if architecture == "gated":
-        gated = Gated(sae.b_gate.detach(), sae.r_mag.detach().exp(), sae.b_mag.detach())
+        gated = GatedCoding(sae.b_gate.detach(), sae.r_mag.detach().exp(), sae.b_mag.detach())
         return Linear(encoder_DF, shift_D, gated), rows_FE
     bias_F = sae.b_enc.detach()
     if architecture.startswith("jumprelu"):
@@ -141,7 +141,7 @@ def _linear(sae: Any, architecture: str, shift_D: Tensor, rows_FE: Tensor) -> tu
         norm_F = rows_FE.norm(dim=-1)
         encoder_DF, bias_F = encoder_DF * norm_F, bias_F * norm_F
         rows_FE = rows_FE / torch.where(norm_F > 0, norm_F, 1.0)[:, None]
-    return Linear(encoder_DF, shift_D, TopK(bias_F, int(sae.cfg.k), signed=architecture == "abstopk")), rows_FE
+    return Linear(encoder_DF, shift_D, TopKCoding(bias_F, int(sae.cfg.k), signed=architecture == "abstopk")), rows_FE
 
 
 @dataclass(frozen=True, eq=False)

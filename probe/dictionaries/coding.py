@@ -58,7 +58,7 @@ class JumpRelu:
 
 
 @dataclass(frozen=True, eq=False)
-class Gated:
+class GatedCoding:
     """f = [raw + b_gate > 0] * max(0, raw * exp(r) + b_mag) (Rajamanoharan et al., arXiv 2404.16014)."""
 
     gate_F: PerFeatureF = field(repr=False)
@@ -71,13 +71,13 @@ class Gated:
     def __call__(self, raw_XF: RawXF) -> RawXF:
         return (raw_XF * self.gain_F + self.bias_F).relu() * (raw_XF + self.gate_F > 0)
 
-    def of(self, index_K: Int[Tensor, " K"]) -> "Gated":
+    def of(self, index_K: Int[Tensor, " K"]) -> "GatedCoding":
         """The same for chosen features."""
-        return Gated(self.gate_F[index_K], self.gain_F[index_K], self.bias_F[index_K])
+        return GatedCoding(self.gate_F[index_K], self.gain_F[index_K], self.bias_F[index_K])
 
 
 @dataclass(frozen=True, eq=False)
-class TopK:
+class TopKCoding:
     """The k largest of raw + b, through a ReLU (Gao et al., arXiv 2406.04093).
 
     With ``signed`` the k largest in magnitude keep their signs (AbsTopK, arXiv 2510.00404).
@@ -110,7 +110,7 @@ class Linear:
 
     encoder_DF: Float[Tensor, "D F"] = field(repr=False)
     shift_D: Float[Tensor, " D"] = field(repr=False)
-    activation: Relu | JumpRelu | Gated | TopK
+    activation: Relu | JumpRelu | GatedCoding | TopKCoding
 
     @property
     def separable(self) -> bool:
@@ -131,7 +131,7 @@ class Linear:
         Raises:
             ValueError: the features compete, so that all of them are needed.
         """
-        if isinstance(self.activation, TopK):
+        if isinstance(self.activation, TopKCoding):
             raise ValueError("the features of a TopK dictionary compete, so none is known without the others; encode")
         x_XD, chosen_DK = x_XD - self.shift_D, self.encoder_DF[:, index_K]
         f_XK = self.activation.of(index_K)(x_XD @ chosen_DK)

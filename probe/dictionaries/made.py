@@ -6,7 +6,7 @@ from torch import Tensor
 
 from probe.axes import DirectionD, HiddenND
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import Linear, Relu, TopK
+from probe.dictionaries.coding import Linear, Relu, TopKCoding
 
 RowsFD = Float[Tensor, "F D"]
 
@@ -32,7 +32,7 @@ def rows_dictionary(rows_FD: RowsFD, *, active: int, mean_D: DirectionD | None =
         raise ValueError(f"active must lie in 1..{len(rows_FD)}, the number of rows; got {active}")
     unit_FD = rows_FD.detach() / length_F.detach()[:, None]
     mean_D = _mean(unit_FD, mean_D)
-    code = Linear(unit_FD.T.contiguous(), mean_D, TopK(unit_FD.new_zeros(len(unit_FD)), active))
+    code = Linear(unit_FD.T.contiguous(), mean_D, TopKCoding(unit_FD.new_zeros(len(unit_FD)), active))
     return Autoencoder(code, unit_FD, mean_D, metadata={"architecture": "topk", "made": "rows"})
 
 

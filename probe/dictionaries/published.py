@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import JumpRelu, Linear, TopK
+from probe.dictionaries.coding import JumpRelu, Linear, TopKCoding
 from probe.model_files import check_safetensors
 from probe.records import listed, value_shown
 
@@ -187,7 +187,7 @@ def sparsify(path: Path) -> Autoencoder:
     metadata = {"architecture": "transcoder" if transcodes else "topk", "hf_hook_name": place}
     if transcodes:
         metadata |= {"hf_hook_name": f"{place}.input", "hf_hook_name_out": place}
-    top = TopK(found["encoder.bias"], settings["k"])
+    top = TopKCoding(found["encoder.bias"], settings["k"])
     return Autoencoder(
         Linear(found["encoder.weight"].T.contiguous(), found["b_dec"] * (not transcodes), top),
         found["W_dec"],

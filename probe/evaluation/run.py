@@ -9,8 +9,8 @@ import torch
 
 from probe.checkpoints import (
     check_device,
-    check_model,
     check_tokenizer,
+    check_usable,
     file_hash,
     load_model,
     load_tokenizer,
@@ -101,13 +101,13 @@ def _evaluated(
         other = load_model(job.retrained, dtype=getattr(torch, job.dtype), device=job.device)
         if _has_tokenizer(job.retrained):
             check_tokenizer(tokenizer, load_tokenizer(job.retrained))
-        check_model(other, tokenizer)
+        check_usable(other, tokenizer)
         weights["retrained"] = weights_hash(other)
         theirs = reference_log(other, tokenizer, asked, asking, progress=True, keep=within(run.kept, "retrained"))
         # Two models at once may not fit.
         del other
     ours = load_model(model, dtype=getattr(torch, job.dtype), device=job.device)
-    check_model(ours, tokenizer)
+    check_usable(ours, tokenizer)
     weights["model"] = weights_hash(ours)
     if weights.get("retrained") == weights["model"]:
         raise ValueError(_same_model(model, str(job.retrained)))

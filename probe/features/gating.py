@@ -10,7 +10,7 @@ from torch import nn
 from probe.context import check_context
 from probe.data import Batch
 from probe.interventions.calibration import Calibratable, Calibrated, Firing, firing
-from probe.interventions.gates import opened
+from probe.interventions.gates import open_tokens
 from probe.metrics.intervals import wilson
 from probe.positions import Positions
 from probe.sites import Site
@@ -148,7 +148,7 @@ def dilution_curve(
         texts = _behind(forget, pool_N, start_B, length)
         found = firing(model, texts, site, sae, features, positions=positions, batch_size=batch_size)
         for curve, gate in zip(points, gates, strict=True):
-            begun_BT = opened(gate, found.fired_BT[:, : length + 1], found.counted_BT[:, : length + 1])
+            begun_BT = open_tokens(gate, found.fired_BT[:, : length + 1], found.counted_BT[:, : length + 1])
             before = _share(begun_BT[:, -1] if length else torch.zeros(len(forget), dtype=torch.bool), level)
             curve.append(Diluted(length, open_share(gate, found, level=level), before))
     return tuple(map(tuple, points))

@@ -75,7 +75,7 @@ class Splice:
 
 
 @dataclass(frozen=True, eq=False)
-class Constant:
+class ConstantState:
     """h becomes one vector."""
 
     mean_D: torch.Tensor = field(repr=False)
@@ -125,7 +125,7 @@ def quality(
     every = replace(judged, target_BT=content(judged), warn=False)
     plain = _loss(model, every, {}, batch_size)
     spliced = _loss(model, every, {site: At(Splice(dictionary), not_first)}, batch_size)
-    mean = _loss(model, every, {site: At(Constant(hidden_ND.mean(0)), not_first)}, batch_size)
+    mean = _loss(model, every, {site: At(ConstantState(hidden_ND.mean(0)), not_first)}, batch_size)
     return Quality(
         1 - fvu_by_layer[site.layer],
         l0,

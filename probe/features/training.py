@@ -112,7 +112,7 @@ def train_dictionary(
     try:
         began = time.perf_counter()
         said = type(architecture).__name__ if progress else None
-        fitted = fit(hidden_ND, architecture, **numbers, metadata=metadata, device=device, progress=said)
+        fitted = fit_dictionary(hidden_ND, architecture, **numbers, metadata=metadata, device=device, progress=said)
         seconds = round(time.perf_counter() - began, 1)
         save_trained(fitted, partial)
         # Judged as users will load it: a saved BatchTopK is another function than the trained one.
@@ -133,7 +133,7 @@ def train_dictionary(
     return Trained(loaded, measured, folder)
 
 
-def fit(
+def fit_dictionary(
     hidden_ND: HiddenND,
     architecture: Architecture,
     *,

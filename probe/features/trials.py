@@ -31,7 +31,7 @@ _ROUNDINGS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TrialRows:
     """Rows of whole groups, and what of their forward is kept.
 
     Args:
@@ -71,7 +71,7 @@ class Trials:
     special_ids: tuple[int, ...] = field(repr=False)
     features: tuple[int, ...] = field(repr=False)
     n_features: int
-    pieces: tuple[Piece, ...] = field(repr=False)
+    pieces: tuple[TrialRows, ...] = field(repr=False)
     plain_P: PerPieceP
     why: str
 
@@ -116,14 +116,14 @@ class Trials:
             return self._whole(piece, edit)
         return float(_resumed(piece.replay, piece.batch, self.site, after_BTD, self.objective))
 
-    def _after(self, piece: Piece, edit: Intervention) -> HiddenBTD:
+    def _after(self, piece: TrialRows, edit: Intervention) -> HiddenBTD:
         if isinstance(edit, Suppress) and not edit.dictionary.separable and set(edit.features) <= set(self.features):
             index = [self.features.index(j) for j in edit.features]
             f_BTK, on_BTK = piece.f_BTK[..., index], piece.on_BTK[..., index]
             return edit.moved(piece.hidden_BTD, f_BTK, on_BTK, None) if index else piece.hidden_BTD
         return edit(piece.hidden_BTD)
 
-    def _whole(self, piece: Piece, edit: Intervention) -> float:
+    def _whole(self, piece: TrialRows, edit: Intervention) -> float:
         with edited(self.model, {self.site: At(edit, NotIds(self.special_ids))}):
             return float(self.objective(self.model, piece.batch))
 
@@ -165,7 +165,7 @@ def trials(
     rows = _by_group(batch.group_B, batch_size)
     total = int(batch.target_BT[:, 1:].sum())
     device = next(model.parameters()).device
-    pieces: list[Piece] = []
+    pieces: list[TrialRows] = []
     plain, why = list[float](), ""
     with evaluating(model), torch.no_grad():
         for index in rows:
@@ -194,7 +194,7 @@ def _kept(
     features: tuple[int, ...],
     share: float,
     special_ids: Sequence[int],
-) -> Piece:
+) -> TrialRows:
     with captured(model, [site], stop=True) as states:
         model(**batch.inputs, use_cache=False)
     hidden_BTD = states[site]
@@ -203,12 +203,12 @@ def _kept(
     step = pieces_of(len(hidden_BTD), sae.n_features * hidden_BTD.shape[1])
     parts = [chosen_features(sae, hidden_BTD[rows], index_K) for rows in step]
     f_BTK, on_BTK = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Piece(batch, share, ordinary(batch, special_ids), hidden_BTD, f_BTK, on_BTK, None)
+    return TrialRows(batch, share, ordinary(batch, special_ids), hidden_BTD, f_BTK, on_BTK, None)
 
 
 def _tried(
-    model: nn.Module, site: Site, piece: Piece, objective: Objective, plain: float, *, check: bool
-) -> tuple[Piece, str]:
+    model: nn.Module, site: Site, piece: TrialRows, objective: Objective, plain: float, *, check: bool
+) -> tuple[TrialRows, str]:
     """The piece with its forward, or why there is none."""
     if site.part in ("embedding", "norm"):
         return piece, f"{site} lies outside the blocks"
@@ -223,7 +223,7 @@ def _tried(
     return replace(piece, replay=made), ""
 
 
-def _check(made: Replay, model: nn.Module, site: Site, piece: Piece, objective: Objective, plain: float) -> None:
+def _check(made: Replay, model: nn.Module, site: Site, piece: TrialRows, objective: Objective, plain: float) -> None:
     """Compare with the model's own forwards, as it is and with half of the state at the site."""
 
     def halved(hidden_BTD: Tensor) -> Tensor:

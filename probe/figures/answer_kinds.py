@@ -6,9 +6,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probe.figures.bands import banded, end, numbers
+from probe.figures.bands import banded, banded_numbers, end
 from probe.figures.labels import end_labels, note_dropped
-from probe.figures.style import FORGET, GREY, INK, RETAIN, number, ordered, picked, plain
+from probe.figures.style import FORGET, GREY, INK, RETAIN, number, ordered, picked, plain_text
 from probe.rows import Row
 
 # From what is still told to what is no language; hatches carry it in grey print.
@@ -50,10 +50,10 @@ def answer_kinds(rows: Sequence[Row], figure: Figure, panels: Mapping[str, str])
         for place, name in enumerate(names):
             if name in data[state]:
                 _bar(ax, place, {kind: data[state][name][kind] for kind in present})
-        ax.set_title(plain(title))
+        ax.set_title(plain_text(title))
         ax.set_xlim(0, 1)
         ax.set_xlabel("share of answers")
-    axes[0].set_yticks(range(len(names)), [plain(name) for name in names])
+    axes[0].set_yticks(range(len(names)), [plain_text(name) for name in names])
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
     chosen = dict(zip(labels, handles, strict=True))
@@ -99,10 +99,10 @@ def gains_over_steps(rows: Sequence[Row], figure: Figure, responses: Mapping[str
             line.sort(key=lambda r: r.item or 0)
             x = [float(r.item or 0) for r in line]
             lost += banded(ax, x, line, color=colour, linestyle=dash, marker="o", markersize=2.5)
-            data[name][quantity] = numbers([r.item for r in line], line)
+            data[name][quantity] = banded_numbers([r.item for r in line], line)
             ends[called] = end(x, line)
         note_dropped(ax, lost, inside=True)
-        ax.set_title(plain(name))
+        ax.set_title(plain_text(name))
         ax.set_xlabel("step")
     # A rise of one nat early in a run is to be seen beside a fall of fifty at its end.
     axes[0].set_yscale("symlog", linthresh=1)

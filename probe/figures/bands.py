@@ -32,7 +32,7 @@ def banded(ax: Axes, x: Sequence[float], rows: Sequence[Row], *, fill: bool = Tr
     return sum(not math.isfinite(v) for v in value)
 
 
-def numbers(x: Sequence[Any], rows: Sequence[Row]) -> dict[str, list[Any]]:
+def banded_numbers(x: Sequence[Any], rows: Sequence[Row]) -> dict[str, list[Any]]:
     """What ``banded`` plots, for the JSON beside a figure."""
     return {"x": list(x)} | {key: [getattr(row, key) for row in rows] for key in ("value", "low", "high", "n")}
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from probe.figures.bands import banded
 from probe.figures.entry import Entry
-from probe.figures.labels import Segment, note_dropped, point_labels, small
+from probe.figures.labels import Segment, note_dropped, point_labels, small_text
 from probe.figures.style import (
     FORGET,
     GREY,
@@ -21,7 +21,7 @@ from probe.figures.style import (
     number,
     ordered,
     picked,
-    plain,
+    plain_text,
 )
 from probe.rows import Row
 
@@ -134,16 +134,16 @@ def strength_over_alpha(rows: Sequence[Row], figure: Figure, *, columns: int = 5
             lost += banded(ax, [number(r.dose) for r in own], own, **style)
         if math.isfinite(data[name]["alpha"]):
             ax.axvline(data[name]["alpha"], color=GREY, linewidth=0.7, linestyle=(0, (1, 1.5)))
-        ax.set_title(plain(name), fontsize=small())
+        ax.set_title(plain_text(name), fontsize=small_text())
         ax.set_ylim(-0.05, 1.08)
         note_dropped(ax, lost, inside=True)
     for ax in panels.flat[len(names) :]:
         ax.set_visible(False)
     for ax in panels.flat[max(0, len(names) - columns) : len(names)]:
         ax.tick_params(labelbottom=True)
-    panels.flat[0].legend(fontsize=small() - 1, loc="lower left")
-    figure.supxlabel("α, the weight of the unlearned model", fontsize=small())
-    figure.supylabel(found[0].quantity.replace("_", " "), fontsize=small())
+    panels.flat[0].legend(fontsize=small_text() - 1, loc="lower left")
+    figure.supxlabel("α, the weight of the unlearned model", fontsize=small_text())
+    figure.supylabel(found[0].quantity.replace("_", " "), fontsize=small_text())
     return data
 
 
@@ -186,7 +186,7 @@ def choice_against_open(rows: Sequence[Row], figure: Figure, *, state: str, gues
             ax.plot(choice, right, marker=style.marker, color=style.colour, fillstyle=fill, markersize=size, zorder=3)
         ax.axvline(guess, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)))
         ax.annotate("guess", (guess, 0.6), (-2, 0), textcoords="offset points", rotation=90, ha="right", va="center",
-                    fontsize=small() - 1, color=GREY)  # fmt: skip
+                    fontsize=small_text() - 1, color=GREY)  # fmt: skip
         ax.set_xlim(-0.05, 1.08)
         ax.set_ylim(-0.08, 1.08)
         ax.set_title(f"{on} data", loc="left")

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from probe.figures.bands import banded, end, numbers
+from probe.figures.bands import banded, banded_numbers, end
 from probe.figures.entry import Entry
 from probe.figures.labels import end_labels, note_dropped
 from probe.figures.style import Venue, look, new_figure, number, ordered, picked
@@ -44,7 +44,7 @@ def over_tasks(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
             if not line:
                 continue
             x = [float(r.item or 0) for r in line]
-            data[quantity][name] = numbers([r.item for r in line], line)
+            data[quantity][name] = banded_numbers([r.item for r in line], line)
             lost += _retrained(ax, x, line) if name == "retrained" else banded(ax, x, line, **look(name).line())
             ends[name] = end(x, line)
         ax.set_title(_TITLES[quantity])

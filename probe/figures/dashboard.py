@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, point_labels, small
-from probe.figures.layers import by_layer, symlog_axis
+from probe.figures.labels import note_dropped, point_labels, small_text
+from probe.figures.layers import symlog_axis, values_by_layer
 from probe.figures.lens import lens_map, map_panel, token_ticks
 from probe.figures.logits import outline
 from probe.figures.style import (
@@ -25,7 +25,7 @@ from probe.figures.style import (
     number,
     ordered,
     picked,
-    plain,
+    plain_text,
 )  # fmt: skip
 from probe.figures.tradeoff import SIDES
 from probe.rows import Row
@@ -82,8 +82,8 @@ def dashboard(rows: Sequence[Row], figure: Figure, *, model: str | None = None) 
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
             ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color=GREY)
-        ax.set_title(title, fontsize=small() + 0.5)
-    figure.suptitle(plain(model), fontsize=small() + 2, color=look(model).colour, x=0.01, ha="left")
+        ax.set_title(title, fontsize=small_text() + 0.5)
+    figure.suptitle(plain_text(model), fontsize=small_text() + 2, color=look(model).colour, x=0.01, ha="left")
     return data
 
 
@@ -95,9 +95,9 @@ def _lines(ax: Axes, rows: Sequence[Row], *, flipped: bool = False) -> dict[str,
         own = [r for r in rows if r.on == on and r.layer is not None]
         if not own:
             continue
-        layer, values = by_layer(own)
+        layer, values = values_by_layer(own)
         name = next(iter(values))
-        value, low, high = (by_layer(own, field)[1][name] for field in ("value", "low", "high"))
+        value, low, high = (values_by_layer(own, field)[1][name] for field in ("value", "low", "high"))
         ax.fill_between(layer, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(layer, value, color=colour, marker=marker, linestyle=dash, markeredgecolor="white", label=f"{on} data")
         lost += sum(not math.isfinite(v) for v in value)
@@ -120,8 +120,8 @@ def _g_effect(rows: Sequence[Row], model: str, ax: Axes) -> Any:
     ax.axhline(0, color=GREY, linewidth=0.6, zorder=1)
     data = _lines(ax, found)
     symlog_axis(ax, np.array([number(r.value) for r in found]))
-    ax.set_ylabel("← lowers   raises →", fontsize=small())
-    ax.legend(fontsize=small() - 1)
+    ax.set_ylabel("← lowers   raises →", fontsize=small_text())
+    ax.legend(fontsize=small_text() - 1)
     return data
 
 
@@ -133,7 +133,7 @@ def _u_shape(rows: Sequence[Row], model: str, ax: Axes) -> Any:
             colour = _COLOURS.get(row.on, (GREY,))[0]
             ax.axhline(number(row.value), color=colour, linewidth=0.6, linestyle=(0, (1, 2)), zorder=1)
     ax.set_xlabel("layer replaced")
-    ax.set_ylabel("probability", fontsize=small())
+    ax.set_ylabel("probability", fontsize=small_text())
     return data
 
 
@@ -153,7 +153,7 @@ def _tradeoff(rows: Sequence[Row], model: str, ax: Axes) -> Any:
         raise ValueError(f"no rows of 'performance' for {model}")
     ax.margins(0.12)
     ax.set_xlabel("forgetting →")
-    ax.set_ylabel("utility →", fontsize=small())
+    ax.set_ylabel("utility →", fontsize=small_text())
     note_dropped(ax, lost, inside=True)
     point_labels(ax, {name: xy for name, xy in points.items() if name == model or is_reference(name)})
     return {"points": {name: list(xy) for name, xy in points.items()}}
@@ -177,7 +177,7 @@ def _logits(rows: Sequence[Row], model: str, ax: Axes) -> Any:
         ax.stairs(drawn["retain"], edges, color=RETAIN, linewidth=0.9)
     if "original" in drawn:
         ax.stairs(drawn["original"], edges, color=GREY, linewidth=0.7, label="original, forget")
-        ax.legend(fontsize=small() - 1)
+        ax.legend(fontsize=small_text() - 1)
     tallest = max(max(drawn[on]) for on in drawn if on != "original")
     ax.set_ylim(0, 1.15 * tallest)
     ax.set_yticks([])
@@ -196,19 +196,19 @@ def _separability(rows: Sequence[Row], model: str, ax: Axes) -> Any:
         own = [r for r in rows if (r.diagnostic, r.quantity, r.intervention) == ("separability", "auc", name)]
         if not own:
             continue
-        layer, values = by_layer(own)
-        low, high = by_layer(own, "low")[1][name], by_layer(own, "high")[1][name]
+        layer, values = values_by_layer(own)
+        low, high = values_by_layer(own, "low")[1][name], values_by_layer(own, "high")[1][name]
         style = look(name).line() | ({} if name == model else {"marker": "", "linewidth": 0.8})
         ax.fill_between(layer, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        ax.plot(layer, values[name], label=plain(name), **style)
+        ax.plot(layer, values[name], label=plain_text(name), **style)
         lost += sum(not math.isfinite(v) for v in values[name])
         data[name] = values[name]
     shown = [value for line in data.values() for value in line if math.isfinite(value)]
     ax.set_ylim(min(0.4, *shown, 0.4) - 0.02, 1.03)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ax.set_xlabel("layer")
-    ax.set_ylabel("probe AUROC", fontsize=small())
-    ax.legend(fontsize=small() - 1)
+    ax.set_ylabel("probe AUROC", fontsize=small_text())
+    ax.legend(fontsize=small_text() - 1)
     note_dropped(ax, lost, inside=True)
     return data
 

@@ -11,15 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
-from probe.figures.style import GREY, INK, Venue, look, new_figure, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small_text
+from probe.figures.style import GREY, INK, Venue, look, new_figure, number, ordered, picked, plain_text
 from probe.rows import Row
 
 CONTROL = " (random features)"
 UNIT = "dose (median residual norms)"
 
 
-def dose_response(rows: Sequence[Row], figure: Figure, *, quantity: str = "probability") -> dict[str, Any]:
+def dose_curves(rows: Sequence[Row], figure: Figure, *, quantity: str = "probability") -> dict[str, Any]:
     """Score on forget data (above) and on retain data (below) against the dose; a column of panels an edit.
 
     One line for each number of features, light to dark; dashed grey is the same edit on random features. The dose
@@ -64,12 +64,12 @@ def dose_response(rows: Sequence[Row], figure: Figure, *, quantity: str = "proba
             lost += missing
             _zero(ax, drawn[edit][on])
             _retrained(ax, retrained.get(on), named=column == 0)
-        grid[0, column].set_title(plain(edit, width=22), color=look(edit).colour)
+        grid[0, column].set_title(plain_text(edit, width=22), color=look(edit).colour)
         if len(counts) > 1:
             grid[0, column].legend(
                 title="features",
-                title_fontsize=small() - 0.5,
-                fontsize=small() - 0.5,
+                title_fontsize=small_text() - 0.5,
+                fontsize=small_text() - 0.5,
                 loc="best",
                 labelspacing=0.15,
                 frameon=True,
@@ -132,7 +132,7 @@ def _retrained(ax: Axes, value: float | None, *, named: bool) -> None:
             textcoords="offset points",
             va="bottom" if value < 0.9 else "top",
             color=style.colour,
-            fontsize=small() - 0.5,
+            fontsize=small_text() - 0.5,
         )
 
 
@@ -154,7 +154,7 @@ def _scale(ax: Axes, doses: Sequence[float]) -> None:
 def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     edits = {r.intervention for r in rows if r.diagnostic == "dose" and not r.intervention.endswith(CONTROL)}
     figure = new_figure(sizes.page if len(edits) > 1 else sizes.narrow, 3.0)
-    return figure, dose_response(rows, figure)
+    return figure, dose_curves(rows, figure)
 
 
 DOSE_RESPONSE = Entry(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from probe.figures.catalogue import FIGURES, NAMES, TABLES
 from probe.figures.entry import Entry, interval_note
-from probe.figures.style import paper_style, save
+from probe.figures.style import paper_style, save_figure
 from probe.rows import Row
 
 
@@ -63,7 +63,7 @@ def draw_all(
                 drawn.missing[entry.name] = str(reason)
                 continue
             caption = drawn.captions[entry.name] = captioned(entry, rows)
-            path = save(figure, folder, entry.name, data, metadata=metadata or {}, caption=caption)
+            path = save_figure(figure, folder, entry.name, data, metadata=metadata or {}, caption=caption)
             drawn.paths[entry.name] = path
     return drawn
 

@@ -23,7 +23,7 @@ _SIDES = {
 }
 
 
-def over_steps(rows: Sequence[Row], figure: Figure, panels: Sequence[Sequence[str]]) -> dict[str, Any]:
+def g_effects_over_steps(rows: Sequence[Row], figure: Figure, panels: Sequence[Sequence[str]]) -> dict[str, Any]:
     """G-effects over training: unlearn effect above, retain effect below, one column a group of methods.
 
     Figures 1 and 4 of Wang et al. (arXiv 2502.19301). Unwanted sides are shaded; bands are the rows' intervals.
@@ -80,7 +80,7 @@ def _shade(axes: Sequence[Axes], unwanted: int) -> None:
         ax.set_ylim(low, high)
 
 
-def grouped(names: Sequence[str], *, most: int = 4) -> list[list[str]]:
+def in_columns(names: Sequence[str], *, most: int = 4) -> list[list[str]]:
     """Names in columns of at most ``most``, as even as can be."""
     columns = -(-len(names) // most)
     size = -(-len(names) // max(columns, 1))
@@ -102,9 +102,9 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
 def _draw_steps(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     names = ordered(r.intervention for r in picked(rows, "g_effect", ["effect over steps"]))
     # Retain terms are drawn beside each other, not among the objectives that forget.
-    panels = grouped([name for name in names if not name.endswith(_RETAIN_TERM)] or names)
+    panels = in_columns([name for name in names if not name.endswith(_RETAIN_TERM)] or names)
     figure = new_figure(sizes.narrow if len(panels) == 1 else sizes.page, 3.0)
-    return figure, over_steps(rows, figure, panels)
+    return figure, g_effects_over_steps(rows, figure, panels)
 
 
 def _draw_pairs(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
@@ -114,7 +114,7 @@ def _draw_pairs(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
         wanted = "; ".join(f"{a} and {b}" for a, b in PAIRS)
         raise ValueError(f"no pair of objectives among {', '.join(names)}; measure one of: {wanted}")
     figure = new_figure(sizes.narrow if len(panels) == 1 else sizes.page, 2.9)
-    return figure, over_steps(rows, figure, panels)
+    return figure, g_effects_over_steps(rows, figure, panels)
 
 
 G_EFFECT_STEPS = Entry(

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from probe.figures.entry import Entry
-from probe.figures.labels import end_labels, note_dropped, small
+from probe.figures.labels import end_labels, note_dropped, small_text
 from probe.figures.layers import symlog_axis
-from probe.figures.style import FORGET, GREY, INK, RETAIN, Venue, new_figure, number, ordered, picked, plain
+from probe.figures.style import FORGET, GREY, INK, RETAIN, Venue, new_figure, number, ordered, picked, plain_text
 from probe.rows import Row
 
 QUANTITY = "effect by layer over steps"
@@ -45,7 +45,7 @@ def _runs(rows: Sequence[Row], most: int) -> dict[str, _Run]:
     return runs
 
 
-def heat_maps(rows: Sequence[Row], figure: Figure, *, most: int = 4) -> dict[str, Any]:
+def g_effect_maps(rows: Sequence[Row], figure: Figure, *, most: int = 4) -> dict[str, Any]:
     """Layer by step for each method: unlearn effect above, retain effect below, one symmetric scale a line of panels.
 
     Args:
@@ -83,15 +83,15 @@ def heat_maps(rows: Sequence[Row], figure: Figure, *, most: int = 4) -> dict[str
             ax.tick_params(length=0)
             ax.spines[:].set_visible(False)
         bar = figure.colorbar(image, ax=list(line), aspect=12, pad=0.01)
-        bar.set_label(f"{title} G-effect", fontsize=small())
-        bar.ax.tick_params(labelsize=small() - 1)
+        bar.set_label(f"{title} G-effect", fontsize=small_text())
+        bar.ax.tick_params(labelsize=small_text() - 1)
         bar.ax.minorticks_off()
         bar.ax.yaxis.set_major_locator(_few(norm.linthresh, top))
         bar.outline.set_visible(False)  # type: ignore[operator]
         line[0].set_ylabel("layer")
         line[0].yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     for top, bottom, (name, run) in zip(axes[0], axes[-1], runs.items(), strict=True):
-        top.set_title(plain(name), fontsize=small() + 0.5)
+        top.set_title(plain_text(name), fontsize=small_text() + 0.5)
         few = sorted({0, len(run.steps) // 2, len(run.steps) - 1})
         bottom.set_xticks(few, [str(run.steps[i]) for i in few])
         bottom.set_xlabel("step")
@@ -110,7 +110,7 @@ def _few(low: float, top: float) -> Any:
 def thirds(rows: Sequence[Row], figure: Figure, *, most: int = 4) -> dict[str, Any]:
     """Sums over the shallow, middle and deep third of the layers, over steps; one column a method.
 
-    Args, Raises: as for ``heat_maps``. Layers that a third does not divide go to the middle.
+    Args, Raises: as for ``g_effect_maps``. Layers that a third does not divide go to the middle.
 
     Returns:
         ``{"steps": {method: [...]}, "forget" | "retain": {method: {"shallow" | "middle" | "deep": [...]}},
@@ -139,7 +139,7 @@ def thirds(rows: Sequence[Row], figure: Figure, *, most: int = 4) -> dict[str, A
         symlog_axis(line[0], np.array(shown))
         line[0].set_ylabel(f"{title} G-effect")
     for ax, name in zip(axes[0], runs, strict=True):
-        ax.set_title(plain(name), fontsize=small() + 0.5)
+        ax.set_title(plain_text(name), fontsize=small_text() + 0.5)
     for ax in axes[-1]:
         ax.set_xlabel("step")
     name, run = list(runs.items())[-1]
@@ -151,7 +151,7 @@ def thirds(rows: Sequence[Row], figure: Figure, *, most: int = 4) -> dict[str, A
 
 def _draw_maps(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     figure = new_figure(sizes.page, 2.7)
-    return figure, heat_maps(rows, figure)
+    return figure, g_effect_maps(rows, figure)
 
 
 def _draw_thirds(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:

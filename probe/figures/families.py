@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from probe.figures.labels import small
-from probe.figures.style import GREY, is_reference, look, number, picked, plain
+from probe.figures.labels import small_text
+from probe.figures.style import GREY, is_reference, look, number, picked, plain_text
 from probe.rows import Row
 
 # Colour and marker a family, apart in grey as well.
@@ -70,14 +70,14 @@ def family_figure(rows: Sequence[Row], figure: Figure, families: Mapping[str, st
                 textcoords="offset points",
                 ha="center",
                 color=look(name).colour,
-                fontsize=small(),
+                fontsize=small_text(),
             )
-    right.set_yticks(range(len(order)), [plain(name) for name in order], fontsize=small())
+    right.set_yticks(range(len(order)), [plain_text(name) for name in order], fontsize=small_text())
     right.set_ylim(len(order) - 0.4, -0.6)
     right.set_xlabel("forgetting at matched retention →")
     used = [f for f in FAMILY_LOOKS if f in {families.get(n) for n in order}]
     handles = [Line2D([], [], color=c, marker=m, linestyle="none", label=f) for f in used for c, m in [FAMILY_LOOKS[f]]]
-    left.legend(handles=handles, loc="lower left", fontsize=small())
+    left.legend(handles=handles, loc="lower left", fontsize=small_text())
     return data
 
 

@@ -175,7 +175,7 @@ def _table(path: Path) -> str:
     return html.escape(path.read_text(encoding="utf-8"))
 
 
-def summary(drawn: Drawn) -> str:
+def drawing_summary(drawn: Drawn) -> str:
     """What was drawn and what is missing, as text for a shell."""
     lines = [*drawn.notes, *(f"{name}: {path}" for name, path in drawn.paths.items())]
     return "\n".join([*lines, *(f"not drawn: {name} ({why})" for name, why in drawn.missing.items())])

@@ -9,17 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox, BboxBase
 
-from probe.figures.style import look, plain
+from probe.figures.style import look, plain_text
 
 Segment = tuple[tuple[float, float], tuple[float, float]]
 
 
-def small() -> float:
+def small_text() -> float:
     """Text size of labels inside a figure, in points."""
     return float(matplotlib.rcParams["legend.fontsize"])
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least ``gap`` apart and nearest to the wanted ones in squares, kept inside [low, high].
 
     With wanted values sorted and i*gap taken off, this is isotonic regression, solved by pooling neighbours.
@@ -62,16 +62,16 @@ def end_labels(
     height = ax.get_window_extent().height / ax.figure.dpi * 72
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = [float(to_axes.transform(ends[name])[1]) for name in names]
-    half = 0.5 * small() / height
-    for name, y in zip(names, spread(wanted, 1.12 * small() / height, half, 1 - half), strict=True):
+    half = 0.5 * small_text() / height
+    for name, y in zip(names, spread_out(wanted, 1.12 * small_text() / height, half, 1 - half), strict=True):
         colour = (colours or {}).get(name) or look(name).colour
         ax.annotate(
-            plain(name),
+            plain_text(name),
             ends[name],
             (x, y),
             textcoords="axes fraction",
             annotation_clip=False,
-            fontsize=small(),
+            fontsize=small_text(),
             color=colour,
             va="center_baseline",
             arrowprops={
@@ -110,11 +110,11 @@ def point_labels(ax: Axes, points: Mapping[str, tuple[float, float]], *, avoid: 
         taken.append(Bbox.from_extents(*(np.array(low) - 0.6 * unit), *(np.array(high) + 0.6 * unit)))
     drawn = {
         name: ax.annotate(
-            plain(name),
+            plain_text(name),
             xy,
             (0, 0),
             textcoords="offset points",
-            fontsize=small(),
+            fontsize=small_text(),
             color=look(name).colour,
             ha="center",
             va="center",

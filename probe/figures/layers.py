@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, SymmetricalLogLocator
 
 from probe.figures.entry import Entry
-from probe.figures.labels import end_labels, note_dropped, small
-from probe.figures.style import GREY, Venue, look, new_figure, number, ordered, paper_style, picked, plain
+from probe.figures.labels import end_labels, note_dropped, small_text
+from probe.figures.style import GREY, Venue, look, new_figure, number, ordered, paper_style, picked, plain_text
 from probe.rows import Row
 
 
@@ -65,9 +65,9 @@ def lines(
     if symlog:
         symlog_axis(ax, np.concatenate(list(values.values())))
     depth_axis(ax, max(layer) + 1)
-    ax.set_ylabel(plain(ylabel))
+    ax.set_ylabel(plain_text(ylabel))
     note_dropped(ax, lost)
-    end_labels(ax, {name: last(layer, value_L) for name, value_L in values.items()})
+    end_labels(ax, {name: last_finite(layer, value_L) for name, value_L in values.items()})
     return {
         "layer": layer,
         "values": {name: value_L.tolist() for name, value_L in values.items()},
@@ -76,7 +76,7 @@ def lines(
     }
 
 
-def g_effects(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> dict[str, Any]:
+def g_effects_by_layer(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> dict[str, Any]:
     """G-effect by layer: what a step on the objective does to forget data (above) and to retain data (below).
 
     Wang et al. 2025 (arXiv:2502.19301). Below zero the step lowers performance on that data: wanted on forget
@@ -100,8 +100,8 @@ def g_effects(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> dict[st
     }
     for ax, (on, (title, meaning, unwanted)) in zip(axes, sides.items(), strict=True):
         found = picked(rows, "g_effect", ["effect"], [on])
-        layer, values = by_layer(found)
-        low, high = by_layer(found, "low")[1], by_layer(found, "high")[1]
+        layer, values = values_by_layer(found)
+        low, high = values_by_layer(found, "low")[1], values_by_layer(found, "high")[1]
         ax.axhline(0, color=GREY, linewidth=0.6, zorder=1)
         bands = {name: (low[name], high[name]) for name in values}
         drawn[on] = lines(values, ylabel="G-effect", ax=ax, layer=layer, symlog=True, ends=bands)
@@ -114,7 +114,7 @@ def g_effects(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> dict[st
         shade = (0, max(top, 0)) if unwanted > 0 else (min(bottom, 0), 0)
         ax.axhspan(*shade, color="#F3F3F3", zorder=0, linewidth=0)
         ax.set_ylim(bottom, top)
-        ax.set_title(f"{title}: {meaning}", fontsize=small() + 0.5)
+        ax.set_title(f"{title}: {meaning}", fontsize=small_text() + 0.5)
     axes[0].set_xlabel("")
     axes[0].tick_params(labelbottom=False)
     return drawn
@@ -161,8 +161,8 @@ def u_panel(ax: Axes, found: Sequence[Row], *, flipped: bool) -> tuple[dict[str,
     def score(row: Row, field: str = "value") -> float:
         return 1 - number(getattr(row, field)) if flipped else number(getattr(row, field))
 
-    layer, values = by_layer([row for row in found if row.layer is not None])
-    bands = [by_layer([row for row in found if row.layer is not None], field)[1] for field in ("low", "high")]
+    layer, values = values_by_layer([row for row in found if row.layer is not None])
+    bands = [values_by_layer([row for row in found if row.layer is not None], field)[1] for field in ("low", "high")]
     whole = {row.intervention: score(row) for row in found if row.layer is None}
     lost = sum(not math.isfinite(value) for value in whole.values())
     reference = {name: whole.pop(name, math.nan) for name in ("original", "retrained")}
@@ -181,7 +181,7 @@ def u_panel(ax: Axes, found: Sequence[Row], *, flipped: bool) -> tuple[dict[str,
         at = np.array(layer[: value_L.size], dtype=float)
         ax.fill_between(at, low_L, high_L, color=look(name).colour, alpha=0.15, linewidth=0, zorder=1)
         ax.plot(at, value_L, **look(name).line())
-        ends[name] = last(at, value_L)
+        ends[name] = last_finite(at, value_L)
         if name in whole:
             # Side by side, so that whiskers can be told from one another.
             place = depth - 1 + gap * (1 + 0.13 * (list(whole).index(name) - (len(whole) - 1) / 2))
@@ -202,7 +202,7 @@ def u_panel(ax: Axes, found: Sequence[Row], *, flipped: bool) -> tuple[dict[str,
     return {"layer": layer, "values": values, "all": whole, **reference, "not_finite": lost}, ends
 
 
-def by_layer(rows: Sequence[Row], field: str = "value") -> tuple[list[int], dict[str, list[float]]]:
+def values_by_layer(rows: Sequence[Row], field: str = "value") -> tuple[list[int], dict[str, list[float]]]:
     """The layers of rows and, for each intervention, one number a layer; NaN where there is none."""
     layers = sorted({row.layer for row in rows if row.layer is not None})
     place = {layer: i for i, layer in enumerate(layers)}
@@ -218,7 +218,7 @@ def _two(axes: Sequence[Axes] | np.ndarray) -> None:
         raise ValueError(f"this figure has two panels, one for forget and one for retain data; got {len(axes)} axes")
 
 
-def last(x: Sequence[int] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
+def last_finite(x: Sequence[int] | np.ndarray, y: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """The last point of a line that is finite."""
     finite = [(float(a), float(b)) for a, b in zip(x, y, strict=False) if math.isfinite(b)]
     return finite[-1] if finite else (math.nan, math.nan)
@@ -250,7 +250,7 @@ def symlog_axis(ax: Axes, value_N: np.ndarray) -> None:
 
 def _draw_g_effects(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     figure = new_figure(sizes.page, 3.6)
-    return figure, g_effects(rows, figure.subplots(2, sharex=True))
+    return figure, g_effects_by_layer(rows, figure.subplots(2, sharex=True))
 
 
 def _draw_u_shape(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:

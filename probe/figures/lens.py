@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
-from probe.figures.style import Venue, is_reference, new_figure, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small_text
+from probe.figures.style import Venue, is_reference, new_figure, number, ordered, picked, plain_text
 from probe.rows import Row
 
 DIAGNOSTIC = "logit_lens"
@@ -20,7 +20,7 @@ _TITLE = "p of the answer's token"
 
 def visible(token: str) -> str:
     """A token with its blanks and line breaks shown."""
-    return plain(token.replace("\n", "↵").replace("\t", "→").replace(" ", "␣")) or "∅"
+    return plain_text(token.replace("\n", "↵").replace("\t", "→").replace(" ", "␣")) or "∅"
 
 
 def lens_map(rows: Sequence[Row], name: str) -> tuple[list[str], list[int], np.ndarray]:
@@ -59,7 +59,7 @@ def chosen_after(rows: Sequence[Row]) -> str:
     return min(methods or rest, key=left)
 
 
-def heat_maps(rows: Sequence[Row], figure: Figure, *, after: str | None = None) -> dict[str, Any]:
+def lens_maps(rows: Sequence[Row], figure: Figure, *, after: str | None = None) -> dict[str, Any]:
     """Three maps: original, ``after``, and their difference (blue: lost).
 
     Args:
@@ -81,7 +81,7 @@ def heat_maps(rows: Sequence[Row], figure: Figure, *, after: str | None = None) 
     for ax, title, value_TL in zip(axes, ("original", after), (before_TL, after_TL), strict=False):
         image = map_panel(ax, value_TL, layers, diverging=False)
         lost += _count(ax, value_TL)
-        ax.set_title(plain(title, width=22))
+        ax.set_title(plain_text(title, width=22))
     bar = figure.colorbar(image, ax=list(axes[:2]), orientation="horizontal", shrink=0.6, aspect=30, pad=0.03)
     bar.set_label(_TITLE)
     difference = map_panel(axes[2], after_TL - before_TL, layers, diverging=True)
@@ -117,7 +117,7 @@ def map_panel(ax: Axes, value_TL: np.ndarray, layers: Sequence[int], *, divergin
 
 def token_ticks(ax: Axes, tokens: Sequence[str]) -> None:
     """Each token's text beside its line."""
-    ax.set_yticks(range(len(tokens)), tokens, fontsize=small())
+    ax.set_yticks(range(len(tokens)), tokens, fontsize=small_text())
 
 
 def _count(ax: Axes, value_TL: np.ndarray) -> int:
@@ -129,7 +129,7 @@ def _count(ax: Axes, value_TL: np.ndarray) -> int:
 def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     tokens = len({r.item for r in rows if r.diagnostic == DIAGNOSTIC})
     figure = new_figure(sizes.page, 0.95 + math.ceil(max(tokens, 4)) * 0.145)
-    return figure, heat_maps(rows, figure)
+    return figure, lens_maps(rows, figure)
 
 
 LOGIT_LENS = Entry(

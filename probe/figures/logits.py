@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
-from probe.figures.style import FORGET, GREY, RETAIN, Venue, look, new_figure, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small_text
+from probe.figures.style import FORGET, GREY, RETAIN, Venue, look, new_figure, number, ordered, picked, plain_text
 from probe.rows import Row
 
 TITLES = {
@@ -145,8 +145,10 @@ def _panel(ax: Axes, name: str, edges: np.ndarray, density: dict[str, dict[str, 
 
 def _name(ax: Axes, name: str, verdict: dict[str, bool]) -> None:
     where = [on for on, yes in verdict.items() if yes]
-    text = plain(name, width=16) + ("\ncollapsed:\n" + ", ".join(where) if where else "")
-    ax.set_ylabel(text, rotation=0, ha="right", va="center", color=look(name).colour, fontsize=small(), linespacing=1.0)
+    text = plain_text(name, width=16) + ("\ncollapsed:\n" + ", ".join(where) if where else "")
+    ax.set_ylabel(
+        text, rotation=0, ha="right", va="center", color=look(name).colour, fontsize=small_text(), linespacing=1.0
+    )
     if where:
         ax.yaxis.label.set_fontweight("bold")
 

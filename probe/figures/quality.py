@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.figures.entry import Entry
-from probe.figures.labels import end_labels, note_dropped, point_labels, small
+from probe.figures.labels import end_labels, note_dropped, point_labels, small_text
 from probe.figures.layers import u_panel
 from probe.figures.style import GREY, Venue, is_reference, look, new_figure, number, ordered, picked
 from probe.figures.tradeoff import pareto
@@ -88,7 +88,7 @@ def utility_against_quality(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     ax.plot([points[n][0] for n in front], [points[n][1] for n in front], color=GREY, linewidth=0.6, zorder=1)
     ax.axhline(_LIMIT, color=GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=1)
     ax.annotate("p = 0.05", (0.99, _LIMIT), (0, -1.5), xycoords=("axes fraction", "data"), textcoords="offset points",
-                ha="right", va="top", fontsize=small() - 1, color=GREY)  # fmt: skip
+                ha="right", va="top", fontsize=small_text() - 1, color=GREY)  # fmt: skip
     ax.margins(0.09)
     ax.set_xlabel("model utility →")
     ax.set_ylabel("forget quality (log$_{10}$ p) →")
@@ -138,7 +138,7 @@ def u_shape_quality(rows: Sequence[Row], axes: Sequence[Axes] | np.ndarray) -> d
         level = math.log10(floor[0])
         axes[0].axhline(level, color=GREY, linewidth=0.7, linestyle=(0, (1, 1.5)), zorder=1)
         axes[0].annotate("smallest p", (0.02, level), (0, 1.5), xycoords=("axes fraction", "data"),
-                         textcoords="offset points", fontsize=small() - 1, color=GREY)  # fmt: skip
+                         textcoords="offset points", fontsize=small_text() - 1, color=GREY)  # fmt: skip
     drawn: dict[str, Any] = {"floor": floor[:1]}
     for ax, key, found, title in (
         (axes[0], "quality", quality, "Forget quality (log$_{10}$ p) ↑"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from probe.figures.bands import banded, end, numbers
+from probe.figures.bands import banded, banded_numbers, end
 from probe.figures.entry import Entry
 from probe.figures.labels import end_labels, note_dropped
 from probe.figures.style import Venue, is_reference, look, new_figure, ordered, picked
@@ -47,7 +47,7 @@ def slopes(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
             x = [place[r.item or 0] + 0.04 * (k - (len(names) - 1) / 2) for r in line]
             style = look(name).line() | ({"linestyle": (0, (4, 2)), "linewidth": 0.9} if is_reference(name) else {})
             lost += banded(ax, x, line, fill=False, **style)
-            data[on][name] = numbers([r.item for r in line], line)
+            data[on][name] = banded_numbers([r.item for r in line], line)
             ends[name] = end(x, line)
         ax.set_xticks(range(len(bits)), [str(number) for number in bits])
         ax.set_xlim(-0.3, len(bits) - 0.7)

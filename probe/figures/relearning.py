@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probe.figures.bands import banded, end, numbers
+from probe.figures.bands import banded, banded_numbers, end
 from probe.figures.entry import Entry
 from probe.figures.labels import end_labels, note_dropped
-from probe.figures.style import Venue, is_reference, look, new_figure, ordered, picked, plain
+from probe.figures.style import Venue, is_reference, look, new_figure, ordered, picked, plain_text
 from probe.rows import Row
 
 DIAGNOSTIC = "relearning"
@@ -43,12 +43,12 @@ def relearning_curves(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
         own = [row for row in found if row.on == kind]
         for name in ordered(row.intervention for row in own):
             line = sorted((r for r in own if r.intervention == name), key=lambda r: r.item or 0)
-            data[kind][name] = numbers([r.item for r in line], line)
+            data[kind][name] = banded_numbers([r.item for r in line], line)
             lost += _line(ax, name, line)
             # A level has no end of its own.
             x = [float(r.item or 0) for r in line] if len(line) > 1 else [math.inf]
             ends[name] = end(x, line)
-        ax.set_title(plain(kind) if kind else "")
+        ax.set_title(plain_text(kind) if kind else "")
         ax.set_xlabel("fine-tuning step")
         note_dropped(ax, lost, inside=True)
         data["not_finite"] += lost

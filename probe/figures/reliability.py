@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
+from probe.figures.labels import note_dropped, small_text
 from probe.figures.robustness import ATTACK_LOOKS
-from probe.figures.style import GREY, INK, Venue, new_figure, number, picked, plain
+from probe.figures.style import GREY, INK, Venue, new_figure, number, picked, plain_text
 from probe.rows import Row
 
 # The forms of extraction strength, as they are told apart in print.
@@ -62,12 +62,14 @@ def metric_reliability(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
             ax.axhline(place - 0.5, color=GREY, linewidth=0.3, alpha=0.5)
     ax.axvline(0, color=GREY, linewidth=0.6, linestyle=(0, (4, 2)))
     ax.set_yticks(
-        range(len(names)), [plain(_NAMES.get(name, name.replace("_", " "))) for name in names], fontsize=small()
+        range(len(names)),
+        [plain_text(_NAMES.get(name, name.replace("_", " "))) for name in names],
+        fontsize=small_text(),
     )
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(-1.05, 1.05)
     ax.set_xlabel("correlation over models, before and after an attack →")
-    ax.figure.legend(handles=handles, fontsize=small(), loc="outside lower center", ncols=len(handles))  # type: ignore[union-attr]
+    ax.figure.legend(handles=handles, fontsize=small_text(), loc="outside lower center", ncols=len(handles))  # type: ignore[union-attr]
     note_dropped(ax, lost)
     return {name: table[name] for name in names}
 

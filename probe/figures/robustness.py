@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.figures.entry import Entry
-from probe.figures.labels import Segment, note_dropped, point_labels, small
-from probe.figures.style import GREY, INK, Venue, is_reference, look, new_figure, number, ordered, picked, plain
-from probe.metrics.intervals import fisher
+from probe.figures.labels import Segment, note_dropped, point_labels, small_text
+from probe.figures.style import GREY, INK, Venue, is_reference, look, new_figure, number, ordered, picked, plain_text
+from probe.metrics.intervals import fisher_z
 from probe.rows import Row
 
 DIAGNOSTIC = "robustness"
@@ -66,15 +66,15 @@ def dots(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
             if row.low is not None and row.high is not None:
                 ax.plot([row.low, row.high], [y, y], color=colour, linewidth=0.7, alpha=0.6)
             ax.plot(row.value, y, marker=marker, color=colour, markersize=3.8, linestyle="none", markeredgecolor="none")
-        ax.plot([], [], marker=marker, color=colour, linestyle="none", label=plain(attack), markersize=3.8)
+        ax.plot([], [], marker=marker, color=colour, linestyle="none", label=plain_text(attack), markersize=3.8)
     for place in range(1, len(names)):
         ax.axhline(place - 0.5, color=GREY, linewidth=0.3, alpha=0.5)
-    ax.set_yticks(range(len(names)), [plain(name) for name in names], fontsize=small())
+    ax.set_yticks(range(len(names)), [plain_text(name) for name in names], fontsize=small_text())
     ax.tick_params(axis="y", length=0)
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xlim(-0.04, 1.04)
     ax.set_xlabel("robustness →")
-    ax.figure.legend(loc="outside lower center", ncols=len(table), fontsize=small())  # type: ignore[union-attr]
+    ax.figure.legend(loc="outside lower center", ncols=len(table), fontsize=small_text())  # type: ignore[union-attr]
     note_dropped(ax, lost)
     return data | {"not_finite": lost}
 
@@ -113,11 +113,11 @@ def correlations(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
         data[f"{first} / {second}"] = {"points": points, "r": r, "low": low, "high": high, "n": len(own)}
         data["not_finite"] += lost
         words = f"r = {r:.2f} [{low:.2f}, {high:.2f}], n = {len(own)}" if math.isfinite(r) else f"n = {len(own)}"
-        ax.set_title(words.replace("-", "−"), fontsize=small(), color=INK)
+        ax.set_title(words.replace("-", "−"), fontsize=small_text(), color=INK)
         ax.set_xlim(-0.08, 1.08)
         ax.set_ylim(-0.08, 1.08)
-        ax.set_xlabel(f"robust to {plain(first)} →")
-        ax.set_ylabel(f"robust to {plain(second)} →")
+        ax.set_xlabel(f"robust to {plain_text(first)} →")
+        ax.set_ylabel(f"robust to {plain_text(second)} →")
         note_dropped(ax, lost, inside=True)
         point_labels(ax, points, avoid=whiskers)
     return data
@@ -144,7 +144,7 @@ def pearson(point_N2: np.ndarray) -> tuple[float, float, float]:
     if n < 4 or (np.ptp(point_N2, axis=0) == 0).any():
         return math.nan, math.nan, math.nan
     r = float(np.clip(np.corrcoef(point_N2.T)[0, 1], -1, 1))
-    return r, *fisher(r, n)
+    return r, *fisher_z(r, n)
 
 
 def _counts(rows: Sequence[Row]) -> Mapping[str, int]:

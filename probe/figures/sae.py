@@ -7,9 +7,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probe.figures.bands import banded, numbers
+from probe.figures.bands import banded, banded_numbers
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
+from probe.figures.labels import note_dropped, small_text
 from probe.figures.style import FORGET, GREY, RETAIN, Venue, new_figure, number, picked
 from probe.rows import Row
 
@@ -69,7 +69,7 @@ def activity(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     ax.set_xlabel(f"features, sorted ({len(features) - len(alive)} silent ones left out)")
     ax.set_ylabel("mean activation")
     title = "outlined: selected" if data["selected"] else ""
-    ax.legend(fontsize=small() - 0.5, loc="lower left", title=title or None, title_fontsize=small() - 0.5)
+    ax.legend(fontsize=small_text() - 0.5, loc="lower left", title=title or None, title_fontsize=small_text() - 0.5)
     note_dropped(ax, lost, inside=True)
     return data | {"silent": len(features) - len(alive), "not_finite": lost}
 
@@ -110,7 +110,7 @@ def dose_panel(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
             word = {} if control or on in labelled else {"label": f"{on} data"}
             labelled |= set() if control else {on}
             lost += banded(ax, x, line, **{**style, "markeredgecolor": "white", **control, **word})
-            data[name][on] = numbers(x, line)
+            data[name][on] = banded_numbers(x, line)
             start = next((r.value for r in line if r.dose == 0), None)
             if start is not None and not control:
                 ax.axhline(start, color=style["color"], linewidth=0.6, linestyle=(0, (1, 2)), zorder=0)
@@ -121,7 +121,7 @@ def dose_panel(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     ax.set_ylabel(quantities[0].replace("_", " "))
     if any("random" in name for name in names):
         ax.plot([], [], color=GREY, linewidth=0.8, label="random features")
-    ax.legend(fontsize=small() - 0.5, loc="best")
+    ax.legend(fontsize=small_text() - 0.5, loc="best")
     note_dropped(ax, lost, inside=True)
     return data | {"not_finite": lost}
 

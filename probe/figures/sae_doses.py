@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from probe.figures.bands import banded, numbers
+from probe.figures.bands import banded, banded_numbers
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
+from probe.figures.labels import note_dropped, small_text
 from probe.figures.style import FORGET, GREY, RETAIN, Venue, new_figure, number, picked
 from probe.rows import Row
 
@@ -72,7 +72,7 @@ def choices(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     # Of the figure: an axes' own legend above it would be laid over long names.
     whole = ax.get_figure(root=True)
     assert whole is not None
-    whole.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=small() - 0.5)
+    whole.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=small_text() - 0.5)
     note_dropped(ax, lost, inside=True)
     return data | {"not_finite": lost}
 
@@ -120,7 +120,7 @@ def responses(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
                 x = [float(r.dose or 0.0) for r in own]
                 style = {"color": colour, "marker": marker, "markersize": 3.2, "markeredgecolor": "white"}
                 lost += banded(ax, x, own, **style, label=f"{_short(rule)} ({most})")
-                data[kind][on][rule] = numbers(x, own)
+                data[kind][on][rule] = banded_numbers(x, own)
             if on in plain:
                 ax.axhline(plain[on], color=GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
             doses = sorted({float(r.dose) for _, k, r in named if k == kind and r.dose})
@@ -133,14 +133,14 @@ def responses(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
         grid[line, 0].set_ylabel(f"loss on {on}\nanswers (nats)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(len(labels), 4), fontsize=small() - 0.5,
-        title="rule (features)", title_fontsize=small() - 0.5,
+        handles, labels, loc="outside upper center", ncols=min(len(labels), 4), fontsize=small_text() - 0.5,
+        title="rule (features)", title_fontsize=small_text() - 0.5,
     )  # fmt: skip
     note_dropped(grid[0, 0], lost, inside=True)
     return data | {"not_finite": lost}
 
 
-def by_layer(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
+def features_by_layer(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
     """How well features detect the forget rows (left), and what suppressing the best ones does (right), by layer.
 
     Args:
@@ -158,7 +158,7 @@ def by_layer(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
     own = [r for r in found if r.quantity == "detection"]
     x = [float(r.layer or 0) for r in own]
     lost = banded(left, x, own, color="black", marker="D", markersize=3.5)
-    data: dict[str, Any] = {"detection": numbers(x, own), "removal": {}}
+    data: dict[str, Any] = {"detection": banded_numbers(x, own), "removal": {}}
     left.axhline(0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     left.set_ylim(0.45, 1.03)
     left.set_ylabel("detection (AUROC of a row)")
@@ -166,10 +166,10 @@ def by_layer(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
         own = [r for r in found if (r.quantity, r.on) == ("removal", on)]
         x = [float(r.layer or 0) for r in own]
         lost += banded(right, x, own, color=colour, marker=marker, linestyle=line, markersize=3.5, label=f"{on} rows")
-        data["removal"][on] = numbers(x, own)
+        data["removal"][on] = banded_numbers(x, own)
     right.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
     right.set_ylabel("removal (rise of the loss, nats)")
-    right.legend(fontsize=small() - 0.5)
+    right.legend(fontsize=small_text() - 0.5)
     for ax in (left, right):
         ax.set_xlabel("block whose output is edited")
         ax.set_xticks(sorted({r.layer for r in found if r.layer is not None}))
@@ -220,7 +220,7 @@ SAE_RESPONSES = Entry(
 
 def _draw_layers(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     figure = new_figure(sizes.page, 1.9)
-    return figure, by_layer(rows, figure)
+    return figure, features_by_layer(rows, figure)
 
 
 SAE_LAYERS = Entry(

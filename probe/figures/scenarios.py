@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probe.figures.labels import note_dropped
-from probe.figures.style import FORGET, GREY, INK, is_reference, number, picked, plain
+from probe.figures.style import FORGET, GREY, INK, is_reference, number, picked, plain_text
 from probe.figures.tables import Table, csv_text, escaped, marks
 from probe.rows import Row
 
@@ -51,9 +51,9 @@ def scenario_figure(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
             kept = {name: cells[scenario, quantity, name] for name in here if (scenario, quantity, name) in cells}
             reference = cells.get((scenario, quantity, "retrained"))
             data[scenario][quantity] = _panel(ax, here, kept, reference)
-        line[0].set_title(plain(scenario), fontweight="bold")
+        line[0].set_title(plain_text(scenario), fontweight="bold")
         line[0].set_ylim(len(here) - 0.4, -0.6)
-        line[0].set_yticks(range(len(here)), [plain(name) for name in here])
+        line[0].set_yticks(range(len(here)), [plain_text(name) for name in here])
     for first, last, (quantity, head) in zip(axes[0], axes[-1], COLUMNS.items(), strict=True):
         first.set_title(head, loc="right", color=GREY)
         last.set_xlabel(f"{head} (points)" if quantity == "gap" else f"{head} (%)")

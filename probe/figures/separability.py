@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from probe.figures.entry import Entry
 from probe.figures.labels import end_labels, note_dropped
-from probe.figures.layers import by_layer, depth_axis, last
-from probe.figures.style import GREY, INK, Venue, is_reference, look, new_figure, ordered, picked, plain
+from probe.figures.layers import depth_axis, last_finite, values_by_layer
+from probe.figures.style import GREY, INK, Venue, is_reference, look, new_figure, ordered, picked, plain_text
 from probe.rows import Row
 
 
-def separability(rows: Sequence[Row], ax: Axes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
+def separability_by_layer(rows: Sequence[Row], ax: Axes, *, only: Sequence[str] | None = None) -> dict[str, Any]:
     """AUROC of a linear probe for forget against retain states, by layer, with its interval over folds.
 
     Args:
@@ -32,12 +32,12 @@ def separability(rows: Sequence[Row], ax: Axes, *, only: Sequence[str] | None = 
     found = picked(rows, "separability", ["auc"])
     if only is not None:
         found = [row for row in found if row.intervention in only or is_reference(row.intervention)]
-    layer, values = by_layer(found)
-    low, high = by_layer(found, "low")[1], by_layer(found, "high")[1]
+    layer, values = values_by_layer(found)
+    low, high = values_by_layer(found, "low")[1], values_by_layer(found, "high")[1]
     ax.axhline(0.5, color=GREY, linewidth=0.6, zorder=1)
     controls = [row for row in rows if (row.diagnostic, row.quantity) == ("separability", "control")]
     shown = set(values) if only is None else set(only)
-    control = by_layer([row for row in controls if row.intervention in shown])[1]
+    control = values_by_layer([row for row in controls if row.intervention in shown])[1]
     lost = 0
     for value in control.values():
         lost += sum(not math.isfinite(v) for v in value)
@@ -55,7 +55,7 @@ def separability(rows: Sequence[Row], ax: Axes, *, only: Sequence[str] | None = 
     ax.set_ylabel("probe AUROC")
     note_dropped(ax, lost, inside=only is not None)
     if only is None:
-        end_labels(ax, {name: last(layer, value) for name, value in values.items()})
+        end_labels(ax, {name: last_finite(layer, value) for name, value in values.items()})
     return {"layer": layer, "auc": values, "low": low, "high": high, "control": control, "not_finite": lost}
 
 
@@ -63,7 +63,7 @@ def separability_panels(rows: Sequence[Row], figure: Figure, *, columns: int = 5
     """Separability as small multiples: each method against the original and retrained models.
 
     Returns:
-        name -> what ``separability`` drew in its panel.
+        name -> what ``separability_by_layer`` drew in its panel.
 
     Raises:
         ValueError: no such rows.
@@ -78,8 +78,8 @@ def separability_panels(rows: Sequence[Row], figure: Figure, *, columns: int = 5
         if place >= n:
             ax.set_visible(False)
             continue
-        drawn[methods[place]] = separability(rows, ax, only=[methods[place]])
-        ax.set_title(plain(methods[place], width=18), color=look(methods[place]).colour)
+        drawn[methods[place]] = separability_by_layer(rows, ax, only=[methods[place]])
+        ax.set_title(plain_text(methods[place], width=18), color=look(methods[place]).colour)
         ax.tick_params(labelbottom=place + columns >= n)
         ax.set(xlabel="", ylabel="")
     low = min(ax.get_ylim()[0] for ax in grid.flat[:n])

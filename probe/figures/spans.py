@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from probe.figures.labels import end_labels, note_dropped, small
-from probe.figures.style import FORGET, GREY, INK, RETAIN, number, plain
+from probe.figures.labels import end_labels, note_dropped, small_text
+from probe.figures.style import FORGET, GREY, INK, RETAIN, number, plain_text
 from probe.rows import Row
 
 SIDES = ("forget", "retain")
@@ -184,7 +184,7 @@ def _small_multiples(
             data[name][f"_{on}"] = (ax, ends, colours)
         axes[i][0].set_ylabel(f"{on} rows:\n{label}")
     for ax, name in zip(axes[0], methods, strict=True):
-        ax.set_title(plain(name))
+        ax.set_title(plain_text(name))
     for ax in axes[-1]:
         ax.set_xlabel(xlabel)
     for name in methods:
@@ -242,7 +242,11 @@ def _panel(ax: Axes, value_LL: np.ndarray, limits: tuple[float, float]) -> Any:
     note_dropped(ax, int((~np.isfinite(value_LL[np.triu_indices(depth)])).sum()), inside=True)
     # As many decimals as tell a twentieth of the range.
     decimals = min(4, max(1, math.ceil(-math.log10(width / 20)))) if width else 2
-    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": min(small() - 1.5, 60 / depth / decimals**0.5)}
+    style: dict[str, Any] = {
+        "ha": "center",
+        "va": "center",
+        "fontsize": min(small_text() - 1.5, 60 / depth / decimals**0.5),
+    }
     for i, j in zip(*np.triu_indices(depth), strict=True) if depth <= 10 else ():
         if np.isfinite(value_LL[i, j]):
             dark = (value_LL[i, j] - limits[0]) < 0.6 * width
@@ -256,7 +260,7 @@ def _panel(ax: Axes, value_LL: np.ndarray, limits: tuple[float, float]) -> Any:
 def _bar(figure: Figure, image: Any, axes: Any, label: str, ends: dict[str, float]) -> None:
     bar = figure.colorbar(image, ax=list(axes), orientation="horizontal", shrink=0.9, aspect=25, pad=0.02)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    bar.set_label(plain(label))
+    bar.set_label(plain_text(label))
     bar.ax.xaxis.set_major_locator(MaxNLocator(nbins=5))
     for model, value in ends.items():
         if math.isfinite(value):

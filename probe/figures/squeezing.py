@@ -5,10 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from probe.figures.bands import banded, end, numbers
+from probe.figures.bands import banded, banded_numbers, end
 from probe.figures.entry import Entry
 from probe.figures.labels import end_labels, note_dropped
-from probe.figures.style import FORGET, INK, RETAIN, Venue, new_figure, ordered, picked, plain
+from probe.figures.style import FORGET, INK, RETAIN, Venue, new_figure, ordered, picked, plain_text
 from probe.rows import Row
 
 DIAGNOSTIC = "squeezing"
@@ -21,7 +21,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
 _WORDS = {"target": "target", "high": "likely others", "mid": "middling others", "low": "unlikely others"}
 
 
-def over_steps(rows: Sequence[Row], figure: Figure, *, columns: int = 3) -> dict[str, Any]:
+def responses_over_steps(rows: Sequence[Row], figure: Figure, *, columns: int = 3) -> dict[str, Any]:
     """Log-probability of the target and of likely, middling and unlikely other responses; one panel a method.
 
     Squeezing (arXiv 2510.19422) is a target that falls while likely responses of its meaning rise.
@@ -51,9 +51,9 @@ def over_steps(rows: Sequence[Row], figure: Figure, *, columns: int = 3) -> dict
             if line:
                 x = [float(r.item or 0) for r in line]
                 lost += banded(ax, x, line, markeredgecolor="white", **style)
-                data[name][quantity] = numbers([r.item for r in line], line)
+                data[name][quantity] = banded_numbers([r.item for r in line], line)
                 ends[_WORDS[quantity]] = end(x, line)
-        ax.set_title(plain(name))
+        ax.set_title(plain_text(name))
         note_dropped(ax, lost, inside=True)
         data["not_finite"] += lost
         last[name] = (ax, ends)
@@ -75,7 +75,7 @@ def over_steps(rows: Sequence[Row], figure: Figure, *, columns: int = 3) -> dict
 def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     n = len({r.intervention for r in rows if r.diagnostic == DIAGNOSTIC})
     figure = new_figure(sizes.page, 0.3 + 1.75 * max(1, -(-n // 3)))
-    return figure, over_steps(rows, figure)
+    return figure, responses_over_steps(rows, figure)
 
 
 SQUEEZING = Entry(

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from probe.figures.entry import Entry
-from probe.figures.labels import note_dropped, small
-from probe.figures.style import FORGET, GREY, RETAIN, Venue, look, new_figure, number, ordered, picked, plain
+from probe.figures.labels import note_dropped, small_text
+from probe.figures.style import FORGET, GREY, RETAIN, Venue, look, new_figure, number, ordered, picked, plain_text
 from probe.rows import Row
 
 # Beyond this many times the original's spread a panel is zoomed out, or all others would shrink to dots.
@@ -21,7 +21,7 @@ ZOOM = 3.0
 VECTOR_POINTS = 5000
 
 
-def hidden_states(
+def states_pca(
     rows: Sequence[Row], figure: Figure, *, only: Sequence[str] | None = None, layers: Sequence[int] | None = None
 ) -> dict[str, Any]:
     """PCA small multiples: a line of panels an intervention, a column a layer.
@@ -65,7 +65,7 @@ def hidden_states(
         grid[0, column].set_title(f"layer {layer}", loc="center")
         _shares(grid[-1, column], grid[:, column], share, layer)
     for line, name in enumerate(names):
-        grid[line, 0].set_ylabel(plain(name, width=16), color=look(name).colour)
+        grid[line, 0].set_ylabel(plain_text(name, width=16), color=look(name).colour)
     _legend(figure)
     explained = {layer: [share.get((layer, f"explained{k}")) for k in (1, 2)] for layer in shown}
     plotted = {n: {layer: {on: p.tolist() for on, p in s.items()} for layer, s in points[n].items()} for n in names}
@@ -148,7 +148,7 @@ def _frame(ax: Axes, sides: dict[str, np.ndarray], box: np.ndarray) -> float:
             transform=ax.transAxes,
             ha="right",
             va="top",
-            fontsize=small() - 1,
+            fontsize=small_text() - 1,
             color=GREY,
         )
     ax.set_xlim(*limits[0])
@@ -159,7 +159,7 @@ def _frame(ax: Axes, sides: dict[str, np.ndarray], box: np.ndarray) -> float:
 def _shares(bottom: Axes, column: np.ndarray, share: dict[Any, float | None], layer: int) -> None:
     first, second = share.get((layer, "explained1")), share.get((layer, "explained2"))
     words = [f"PC{k}" if s is None else f"PC{k} {100 * s:.0f} %" for k, s in ((1, first), (2, second))]
-    bottom.set_xlabel(f"{words[0]} →\n{words[1]} ↑", fontsize=small())
+    bottom.set_xlabel(f"{words[0]} →\n{words[1]} ↑", fontsize=small_text())
 
 
 def _legend(figure: Figure) -> None:
@@ -173,7 +173,7 @@ def _legend(figure: Figure) -> None:
 def _draw(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     n = max(len({row.intervention for row in rows if row.diagnostic == "pca"}), 1)
     figure = new_figure(sizes.page, 0.7 + n * min(0.95, 8.0 / n))
-    return figure, hidden_states(rows, figure)
+    return figure, states_pca(rows, figure)
 
 
 HIDDEN_STATES = Entry(

@@ -196,7 +196,7 @@ def is_reference(name: str) -> bool:
     return name in ("original", "retrained")
 
 
-def plain(text: str, *, width: int | None = None) -> str:
+def plain_text(text: str, *, width: int | None = None) -> str:
     """Text in which a dollar sign is a dollar sign, not mathematics; broken into lines of ``width`` characters."""
     text = text if width is None else "\n".join(textwrap.wrap(text, width))
     return text.replace("$", r"\$")
@@ -248,7 +248,7 @@ def svg_text(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def save(
+def save_figure(
     figure: Figure, folder: str | Path, name: str, data: Any, *, metadata: Mapping[str, str], caption: str = ""
 ) -> Path:
     """Write ``name``.pdf, .png (200 dpi), .svg and .json (the plotted numbers), without dates.

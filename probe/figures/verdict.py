@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from probe.figures.labels import small
-from probe.figures.style import FORGET, GREY, INK, RETAIN, plain
+from probe.figures.labels import small_text
+from probe.figures.style import FORGET, GREY, INK, RETAIN, plain_text
 from probe.metrics.intervals import wilson
 
 # (AUROC, false positive rates, true positive rates).
@@ -54,14 +54,14 @@ def roc_figure(
             ax.plot(x, y, color=colour, linestyle=dash, linewidth=1.4 if bold else 0.5, alpha=1 if bold else 0.3)
         for line, (group, name) in enumerate(best.items()):
             words, colour = f"{_strength(curves[name]):.2f}  {name}", _GROUP_LOOKS.get(group, (GREY, "-"))[0]
-            note.text(0, 1 - 0.2 * line, plain(words), color=colour, fontsize=small(), va="top")
-        ax.set_title(plain(title))
+            note.text(0, 1 - 0.2 * line, plain_text(words), color=colour, fontsize=small_text(), va="top")
+        ax.set_title(plain_text(title))
         ax.set_xlabel("false positives")
         ax.set_aspect("equal")
     axes[0].set_ylabel("true positives")
     used = [group for group in _GROUP_LOOKS if group in groups.values()]
     handles = [axes[0].plot([], [], color=_GROUP_LOOKS[g][0], label=g)[0] for g in used]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(used), fontsize=small())
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(used), fontsize=small_text())
     return {title: {name: curve[0] for name, curve in curves.items()} for title, curves in questions.items()}
 
 
@@ -128,8 +128,10 @@ def calibration_figure(bins: Mapping[str, Sequence[tuple[float, float, int]]], f
         ends = [wilson(round(share * count), count) for share, count in zip(y, n, strict=True)]
         whiskers = [[share - low for share, (low, _) in zip(y, ends, strict=True)]]
         whiskers.append([high - share for share, (_, high) in zip(y, ends, strict=True)])
-        ax.errorbar(x, y, yerr=whiskers, color=colour, marker=marker, linestyle="", elinewidth=0.8, label=plain(name))
-        words: dict[str, Any] = {"fontsize": small(), "color": colour, "textcoords": "offset points"}
+        ax.errorbar(
+            x, y, yerr=whiskers, color=colour, marker=marker, linestyle="", elinewidth=0.8, label=plain_text(name)
+        )
+        words: dict[str, Any] = {"fontsize": small_text(), "color": colour, "textcoords": "offset points"}
         # The first series' counts stand left of its marks, the others' right: full marks often coincide.
         words |= {"xytext": (-4, 3), "ha": "right"} if colour == FORGET else {"xytext": (4, 3), "ha": "left"}
         for a, b, count in zip(x, y, n, strict=True):
@@ -138,5 +140,5 @@ def calibration_figure(bins: Mapping[str, Sequence[tuple[float, float, int]]], f
     ax.set_ylim(0, 1.05)
     ax.set_xlabel("probability of the verdict")
     ax.set_ylabel("share of right verdicts")
-    ax.legend(fontsize=small(), loc="lower right")
+    ax.legend(fontsize=small_text(), loc="lower right")
     return {name: [list(one) for one in found] for name, found in bins.items()}

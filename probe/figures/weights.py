@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from probe.figures.bands import banded, end
 from probe.figures.entry import Entry
-from probe.figures.labels import end_labels, note_dropped, point_labels, small
+from probe.figures.labels import end_labels, note_dropped, point_labels, small_text
 from probe.figures.layers import symlog_axis
 from probe.figures.style import FORGET, GREY, INK, RETAIN, Venue, look, new_figure, number, picked
 from probe.rows import Row
@@ -67,7 +67,7 @@ def weights_by_quarter(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
     right.set_ylabel("rise of the loss per step\nif the answer is unlearned")
     symlog_axis(right, np.array([number(r.value) for r in found]))
     right.margins(y=0.08)
-    right.legend(fontsize=small())
+    right.legend(fontsize=small_text())
     note_dropped(right, missing, inside=True)
     end_labels(left, ends)
     return data | {"not_finite": lost + missing}
@@ -133,7 +133,12 @@ def weightings(
         labels[family] = (x[-1], y[-1])
     if curve:
         ax.annotate(
-            "best weights", curve[len(curve) // 2], (4, -9), textcoords="offset points", fontsize=small(), color=INK
+            "best weights",
+            curve[len(curve) // 2],
+            (4, -9),
+            textcoords="offset points",
+            fontsize=small_text(),
+            color=INK,
         )
     ax.set_xlabel("rise of the retain loss per step and weight (harm →)")
     ax.set_ylabel("rise of the forget loss (forgetting →)")

@@ -22,11 +22,11 @@ from probe.interventions.gates import Gated as Gated
 from probe.interventions.gates import Open as Open
 from probe.interventions.gates import Rate as Rate
 from probe.interventions.gates import Window as Window
-from probe.interventions.gates import opened as opened
+from probe.interventions.gates import open_tokens as open_tokens
 from probe.interventions.operations import Operation as Operation
 from probe.interventions.operations import operate as operate
 from probe.interventions.plan import Plan as Plan
-from probe.interventions.plan import Step as Step
+from probe.interventions.plan import PlanStep as PlanStep
 from probe.interventions.plan import compile_plan as compile_plan
 from probe.interventions.plan import load_plan as load_plan
 from probe.interventions.probing import Probe as Probe

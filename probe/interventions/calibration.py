@@ -13,10 +13,10 @@ from probe.axes import MaskBT
 from probe.data import Batch
 from probe.dictionaries.adapters import check_features, dictionary
 from probe.harvest import visit
-from probe.interventions.gates import Cusum, Rate, Window, opened
+from probe.interventions.gates import Cusum, Rate, Window, open_tokens
 from probe.interventions.prompt_rate import PromptRate
 from probe.interventions.suppression import chosen_features
-from probe.positions import Counter, Positions, chosen
+from probe.positions import Counter, Positions, mask_of
 from probe.sites import Site
 
 ScoreB = Float[Tensor, " B"]
@@ -60,7 +60,7 @@ class Firing:
 
     def open_at_end(self, gate: Calibratable) -> Bool[Tensor, " B"]:
         """By row, whether the gate is open at the last token."""
-        return opened(gate, self.fired_BT, self.counted_BT)[:, -1]
+        return open_tokens(gate, self.fired_BT, self.counted_BT)[:, -1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def firing(
         counter.see(piece.inputs)
         assert counter.tokens is not None
         hidden_BTD = states[site]
-        mask_BT = chosen(positions, counter.tokens, hidden_BTD).cpu()
+        mask_BT = mask_of(positions, counter.tokens, hidden_BTD).cpu()
         on_BT = chosen_features(found, hidden_BTD, index_K)[1].any(-1).cpu()
         rows, columns = slice(done, done + len(piece)), slice(0, mask_BT.shape[1])
         counted_BT[rows, columns], fired_BT[rows, columns] = mask_BT, on_BT & mask_BT

@@ -82,7 +82,7 @@ def width_at(model: nn.Module, place: Place) -> int:
     return int(config.get_text_config().hidden_size)
 
 
-def check_width(operation: Operation, where: str, width: int) -> None:
+def check_tensors(operation: Operation, where: str, width: int) -> None:
     """Refuse tensors that do not belong together or are not as wide as the hidden states.
 
     Raises:

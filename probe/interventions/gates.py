@@ -14,9 +14,9 @@ from torch import Tensor
 
 from probe.axes import HiddenBTD, MaskBT
 from probe.dictionaries.adapters import check_features
-from probe.interventions.history import History
+from probe.interventions.history import TokenHistory
 from probe.interventions.suppression import Suppress, chosen_features
-from probe.positions import Positions, Tokens, chosen
+from probe.positions import Positions, Tokens, mask_of
 
 StatisticBT = Float[Tensor, "B T"]
 
@@ -182,7 +182,7 @@ class Cusum:
         return (walk_BT - walk_BT.cummin(1).values.clamp(max=0.0)).round(decimals=9)
 
 
-def opened(gate: Gate, fired_BT: MaskBT, counted_BT: MaskBT, prompt_BT: MaskBT | None = None) -> MaskBT:
+def open_tokens(gate: Gate, fired_BT: MaskBT, counted_BT: MaskBT, prompt_BT: MaskBT | None = None) -> MaskBT:
     """At which tokens a gate is open; column t depends on columns up to t only, or for ``PromptRate`` on the prompt.
 
     Raises:
@@ -226,7 +226,7 @@ class Gated:
 
     def __post_init__(self) -> None:
         nothing_BT = torch.zeros(1, 1, dtype=torch.bool)
-        opened(self.gate, nothing_BT, nothing_BT)  # refuses a gate without a threshold
+        open_tokens(self.gate, nothing_BT, nothing_BT)  # refuses a gate without a threshold
         ids = self.edit.features if self.detect is None else check_features(self.edit.dictionary, self.detect)
         object.__setattr__(self, "detect", ids)
 
@@ -235,16 +235,16 @@ class Gated:
 
     def following(self) -> Callable[[HiddenBTD, Tokens], HiddenBTD]:
         """A function that remembers what fired, for one block of ``probe.hooks.edited``."""
-        history = History()
+        history = TokenHistory()
         n, found = len(self.edit.features), self.edit.dictionary
         both = torch.tensor([*self.edit.features, *(self.detect or ())], dtype=torch.long)
 
         def follow(hidden_BTD: HiddenBTD, tokens: Tokens) -> HiddenBTD:
-            counted_BT = chosen(self.positions, tokens, hidden_BTD)
+            counted_BT = mask_of(self.positions, tokens, hidden_BTD)
             # Features of both lists are computed at once.
             f_BTK, on_BTK = chosen_features(found, hidden_BTD, both.to(found.directions_FD.device))
             history.extend(tokens, on_BTK[..., n:].any(-1).to(hidden_BTD.device), counted_BT)
-            open_BT = opened(self.gate, history.fired_BT, history.counted_BT, history.prompt_BT)
+            open_BT = open_tokens(self.gate, history.fired_BT, history.counted_BT, history.prompt_BT)
             open_BT = open_BT[:, -hidden_BTD.shape[1] :]
             if n == 0:
                 return hidden_BTD

@@ -14,7 +14,7 @@ def _nothing() -> Tensor:
 
 
 @dataclass
-class History:
+class TokenHistory:
     """What fired, what counted, and what belongs to the prompt, at every token of the rows under way."""
 
     fired_BT: Tensor = field(default_factory=_nothing)

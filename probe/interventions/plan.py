@@ -17,9 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from probe.checkpoints import file_hash
-from probe.interventions.fit import MODEL_KEYS, check_same, check_width, fingerprint, width_at
+from probe.interventions.fit import MODEL_KEYS, check_same, check_tensors, fingerprint, width_at
 from probe.interventions.operations import Compilable, Operation
-from probe.interventions.written import check_keys, check_operation, described, read_json, read_step, written
+from probe.interventions.written import (
+    check_keys,
+    check_operation,
+    positions_as_json,
+    read_json,
+    read_step,
+    step_as_json,
+)
 from probe.model_files import check_safetensors
 from probe.positions import At, Intervention, Mask, Positions
 from probe.sites import Part, Place, Side, Site, layer_of, place_of, unwrapped
@@ -34,7 +41,7 @@ _ORDER = [
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class PlanStep:
     """One operation at one place.
 
     Args:
@@ -57,7 +64,7 @@ class Step:
 
     def __post_init__(self) -> None:
         check_operation(self.operation, f"the operation at {self.module}")
-        described(self.positions)
+        positions_as_json(self.positions)
 
     @property
     def where(self) -> str:
@@ -75,7 +82,7 @@ class Plan:
         model: class, number of layers, width, dtype, and a checksum of the weights (None: they were not loaded).
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     model: dict[str, Any]
 
     def edits(self, model: nn.Module) -> dict[Site, Sequence[Intervention]]:
@@ -87,7 +94,7 @@ class Plan:
         found: dict[Site, list[Intervention]] = {}
         for step in self.steps:
             site = _site_of(model, step)
-            check_width(step.operation, step.where, width_at(model, place_of(model, site)))
+            check_tensors(step.operation, step.where, width_at(model, place_of(model, site)))
             chosen = step.operation if step.positions is None else At(step.operation, step.positions)
             found.setdefault(site, []).append(chosen)
         return dict(found)
@@ -113,7 +120,7 @@ class Plan:
                 "version": VERSION,
                 "model": self.model,
                 "tensors": file_hash(sibling / "plan.safetensors"),
-                "steps": [written(s.module, s.side, s.columns, s.operation, s.positions) for s in self.steps],
+                "steps": [step_as_json(s.module, s.side, s.columns, s.operation, s.positions) for s in self.steps],
             }
             (sibling / "plan.json").write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n")
             sibling.chmod(0o755)
@@ -141,7 +148,7 @@ def compile_plan(model: nn.Module, edits: Mapping[Site, Any]) -> Plan:
         place = place_of(model, site)
         for one in given if isinstance(given, Sequence) else (given,):
             step = _step(site, place, one)
-            check_width(step.operation, step.where, width_at(model, place))
+            check_tensors(step.operation, step.where, width_at(model, place))
             listed.append((_moment(site), step))
     listed.sort(key=lambda pair: pair[0])
     return Plan(tuple(step for _, step in listed), fingerprint(model))
@@ -180,7 +187,7 @@ def load_plan(folder: str | Path, model: nn.Module | None = None, *, allow_other
     if not isinstance(found["steps"], list):
         raise ValueError(f"steps must be a list, got {type(found['steps']).__name__}")
     tensors = load_file(tensor_path)
-    steps = tuple(Step(**read_step(i, entry, tensors)) for i, entry in enumerate(found["steps"]))
+    steps = tuple(PlanStep(**read_step(i, entry, tensors)) for i, entry in enumerate(found["steps"]))
     if tensors:
         raise ValueError(f"{tensor_path.name} holds tensors that no step uses: {', '.join(sorted(tensors)[:4])}")
     plan = Plan(steps, found["model"])
@@ -191,7 +198,7 @@ def load_plan(folder: str | Path, model: nn.Module | None = None, *, allow_other
     return plan
 
 
-def _step(site: Site, place: Place, given: Any) -> Step:
+def _step(site: Site, place: Place, given: Any) -> PlanStep:
     inner, positions = (given.intervention, given.positions) if isinstance(given, At) else (given, None)
     if not isinstance(inner, Operation | Compilable):
         raise ValueError(
@@ -205,7 +212,9 @@ def _step(site: Site, place: Place, given: Any) -> Step:
     if isinstance(positions, Mask):
         positions = Mask(_own(positions.mask_BT))
     columns = None if place.width is None else (place.width.start, place.width.stop)
-    return Step(place.name, place.side, Operation(operation.name, kept, dict(operation.numbers)), columns, positions)
+    return PlanStep(
+        place.name, place.side, Operation(operation.name, kept, dict(operation.numbers)), columns, positions
+    )
 
 
 def _moment(site: Site) -> tuple[int, int, int]:
@@ -215,7 +224,7 @@ def _moment(site: Site) -> tuple[int, int, int]:
     return (1, site.layer, _ORDER.index((site.part, site.side)))
 
 
-def _site_of(model: nn.Module, step: Step) -> Site:
+def _site_of(model: nn.Module, step: PlanStep) -> Site:
     """The site at which a step's module, side and columns lie in this model."""
     layer = layer_of(model, f"{step.module}.")
     parts: tuple[Part, ...] = ("embedding", "norm") if layer is None else ("block", "attention", "mlp")
@@ -236,7 +245,7 @@ def _site_of(model: nn.Module, step: Step) -> Site:
     )
 
 
-def _tensors(step: Step) -> dict[str, Tensor]:
+def _tensors(step: PlanStep) -> dict[str, Tensor]:
     mask = {"mask": step.positions.mask_BT} if isinstance(step.positions, Mask) else {}
     # safetensors refuses tensors that share memory.
     return {name: _own(tensor) for name, tensor in {**step.operation.tensors, **mask}.items()}

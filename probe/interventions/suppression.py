@@ -18,7 +18,7 @@ from torch import Tensor
 from probe.axes import HiddenBTD, MaskBT
 from probe.dictionaries.adapters import check_features, dictionary
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import Gated, JumpRelu, Linear, TopK
+from probe.dictionaries.coding import GatedCoding, JumpRelu, Linear, TopKCoding
 from probe.dictionaries.dictionary import NOISE, Dictionary, check_hidden, delta
 from probe.interventions.operations import Operation
 from probe.interventions.targets import FeaturesBTK, Mode, Multiply, OnBTK
@@ -131,7 +131,7 @@ def _competing(
 ) -> tuple[FeaturesBTK, OnBTK]:
     """The same for TopK, without ever holding the features that are off."""
     activation = encoder.activation
-    assert isinstance(activation, TopK)
+    assert isinstance(activation, TopKCoding)
     x_ND = (hidden_BTD.to(found.directions_FD) - encoder.shift_D).flatten(0, 1)
     before_NF = torch.addmm(activation.bias_F, x_ND, encoder.encoder_DF)
     top = (before_NF.abs() if activation.signed else before_NF).topk(activation.k, dim=-1, sorted=False)
@@ -152,7 +152,11 @@ def _compiled(found: Dictionary, index_K: IndexK) -> tuple[str, dict[str, Tensor
     """
     encoder = found.encoder if isinstance(found, Autoencoder) else None
     kind = str(found.metadata.get("architecture", "another class"))
-    if not isinstance(found, Autoencoder) or not isinstance(encoder, Linear) or isinstance(encoder.activation, Gated):
+    if (
+        not isinstance(found, Autoencoder)
+        or not isinstance(encoder, Linear)
+        or isinstance(encoder.activation, GatedCoding)
+    ):
         raise ValueError(
             f"the SAE ({kind}) cannot be written down as a plan: how it encodes is known there only for ReLU, "
             "JumpReLU and TopK; use the edit without a plan"
@@ -163,7 +167,7 @@ def _compiled(found: Dictionary, index_K: IndexK) -> tuple[str, dict[str, Tensor
         )
     activation = encoder.activation
     tensors = {"shift": encoder.shift_D, "decoder": found.directions_FD[index_K]}
-    if not isinstance(activation, TopK):
+    if not isinstance(activation, TopKCoding):
         # JumpReLU applies a ReLU as well, so a negative threshold lets nothing more through.
         zero_F = torch.zeros_like(activation.bias_F)
         threshold_F = activation.threshold_F.clamp(min=0) if isinstance(activation, JumpRelu) else zero_F

@@ -32,7 +32,7 @@ _BOUNDS = ("low", "high")
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
-def described(positions: Positions | None) -> dict[str, Any] | None:
+def positions_as_json(positions: Positions | None) -> dict[str, Any] | None:
     """Positions in words and numbers; the tensor of a ``Mask`` is kept beside.
 
     Raises:
@@ -55,7 +55,7 @@ def described(positions: Positions | None) -> dict[str, Any] | None:
     )
 
 
-def written(
+def step_as_json(
     module: str, side: str, columns: tuple[int, int] | None, operation: Operation, positions: Positions | None
 ) -> dict[str, Any]:
     """A step without its tensors, ready for JSON."""
@@ -66,7 +66,7 @@ def written(
         "columns": None if columns is None else list(columns),
         "operation": operation.name,
         "numbers": numbers,
-        "positions": described(positions),
+        "positions": positions_as_json(positions),
     }
 
 

@@ -13,8 +13,8 @@ from probe.data import Batch, encode
 from probe.diagnostics.g_effect import GEffect, g_effects
 from probe.diagnostics.token_effects import TokenEffects, token_effects
 from probe.figures.folder import origin
-from probe.figures.layers import g_effects as effects_figure
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.layers import g_effects_by_layer as effects_figure
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.figures.tokens import token_heat_map, token_texts
 from probe.lenses.job import GEffectJob
 from probe.lenses.named import Named, read_objective, reference_for
@@ -60,7 +60,7 @@ def run_g_effect(job: GEffectJob, data: Data) -> Path:
         with paper_style() as sizes:
             figure = new_figure(sizes.page, 3.6)
             drawn = effects_figure(rows, figure.subplots(2, sharex=True))
-            save(figure, folder / "figures", "g_effect", drawn, metadata=origin(folder), caption=_CAPTION)
+            save_figure(figure, folder / "figures", "g_effect", drawn, metadata=origin(folder), caption=_CAPTION)
         if job.tokens:
             manifest["kernels switched"] = _tokens(at, data, folder)
         weights = {key: weights_hash(model) for key, model in at.models.items()}

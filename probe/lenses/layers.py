@@ -14,7 +14,7 @@ from probe.diagnostics.screening import Screening, screened
 from probe.figures.folder import origin
 from probe.figures.layers import u_shape
 from probe.figures.spans import growing_spans, part_lines, span_map, span_row
-from probe.figures.style import new_figure, paper_style, save
+from probe.figures.style import new_figure, paper_style, save_figure
 from probe.lenses.job import LayersJob
 from probe.methods.baselines import grad_diff
 from probe.metrics.teacher_forced import TeacherForced
@@ -152,22 +152,28 @@ def _draw(rows: Sequence[Row], found: ReplacementMap, job: LayersJob, folder: Pa
         figure = new_figure(sizes.page, 2.5 * len(job.into) + 0.4)
         if job.spans == "all" and "block" in job.parts:
             drawn: Any = span_map(rows, figure, metric=_SHOWN, label=_LABEL, into=job.into)
-            save(figure, folder, "spans", drawn, metadata=meta, caption=f"{name}: every span of blocks lent.")
+            save_figure(figure, folder, "spans", drawn, metadata=meta, caption=f"{name}: every span of blocks lent.")
         if "original" not in job.into:
             return
         if job.spans != "single" and "block" in job.parts:
             figure = new_figure(3.6, 2.9)
             drawn = growing_spans(rows, figure, metric=_SHOWN, label=_SHOWN)
-            save(figure, folder, "growing", drawn, metadata=meta, caption=f"{name}: spans that grow from either end.")
+            save_figure(
+                figure, folder, "growing", drawn, metadata=meta, caption=f"{name}: spans that grow from either end."
+            )
         if job.spans == "cumulative":
             return
         figure = new_figure(3.6, 2.9)
         drawn = part_lines(rows, figure, metric=_SHOWN, label=_SHOWN)
-        save(figure, folder, "parts", drawn, metadata=meta, caption=f"{name}: single blocks, or parts of them, lent.")
+        save_figure(
+            figure, folder, "parts", drawn, metadata=meta, caption=f"{name}: single blocks, or parts of them, lent."
+        )
         if "block" in job.parts:
             figure = new_figure(sizes.page, 1.9)
             drawn = u_shape(u_rows(found, name), figure.subplots(1, 2))
-            save(figure, folder, "u_shape", drawn, metadata=meta, caption=f"{name}: one block of it in the original.")
+            save_figure(
+                figure, folder, "u_shape", drawn, metadata=meta, caption=f"{name}: one block of it in the original."
+            )
 
 
 def u_rows(found: ReplacementMap, name: str) -> list[Row]:

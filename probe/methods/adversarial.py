@@ -12,7 +12,7 @@ from probe.data import Batch, Split
 from probe.methods.method import method
 from probe.methods.published import Published
 from probe.methods.rmu import MLP_OUTPUTS, RMUResult, rmu
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.methods.words import Form, meant
 from probe.objectives.distribution import KLToUniform
 from probe.objectives.objective import Objective
@@ -193,7 +193,7 @@ def tar(
         form: real tokens and the blocks' outputs (``"paper"``), or every position and hidden state (``"released"``).
         training: keyword arguments of ``minimise``.
     """
-    check_apart(model, original)
+    check_original(model, original)
     if mapping_steps < 0 or (mapping_steps > 0 and mapping_lr is None):
         raise ValueError(f"mapping_steps must be at least 0 and needs a mapping_lr, got {mapping_steps}, {mapping_lr}")
     attacks = [FineTuning(nll, split.forget, lr, attack_batch_size, attack_weight_decay) for lr in attack_lrs]

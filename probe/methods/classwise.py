@@ -16,7 +16,7 @@ from probe.axes import Scalar
 from probe.data import Batch, Split
 from probe.methods.method import method
 from probe.methods.tarf import Reweighted
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.objectives.objective import Objective
 from probe.objectives.retain import ForwardKL
 from probe.objectives.token import ga, nll
@@ -234,7 +234,7 @@ def scrub(
     Raises:
         ValueError: an original that shares weights, more leaving rounds than rounds, or what ``minimise`` raises.
     """
-    check_apart(model, original)
+    check_original(model, original)
     if not 0 <= leaving_rounds <= rounds:
         raise ValueError(f"leaving_rounds must lie in 0..{rounds} (rounds), got {leaving_rounds}")
     leave, stay = scrub_terms(original, split, alpha=alpha, gamma=gamma)

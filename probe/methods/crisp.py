@@ -21,8 +21,8 @@ from probe.interventions.attaching import check_site
 from probe.methods.method import method
 from probe.methods.published import Published
 from probe.methods.rmu import block_parameters
-from probe.methods.unlearn import check_apart
-from probe.objectives.features import FeatureActivity, LiftedActivity, StatesHeld, Watched
+from probe.methods.unlearn import check_original
+from probe.objectives.features import FeatureActivity, LiftedActivity, StatesHeld, WatchedFeatures
 from probe.sites import Site, layer_of, matching_parameters, n_layers
 from probe.train import History, Term, lora, minimise
 
@@ -215,9 +215,9 @@ def _salient(
     special_ids: Sequence[int],
     rule: Crisp | CrispRaw,
     features: int,
-) -> tuple[Watched, ...]:
+) -> tuple[WatchedFeatures, ...]:
     """The features to silence at every site that has some."""
-    check_apart(model, original)
+    check_original(model, original)
     if features < 1:
         raise ValueError(f"features must be at least 1, got {features}")
     few = split.retain.select(range(min(_SITE_ROWS, len(split.retain))))
@@ -226,7 +226,9 @@ def _salient(
     seen = observe(model, saes, split.forget, split.retain, special_ids=special_ids)
     tables = {site: rank(rule, seen[site], site) for site in saes}
     watched = tuple(
-        Watched(site, dictionary(saes[site]), table.order[:features]) for site, table in tables.items() if table.order
+        WatchedFeatures(site, dictionary(saes[site]), table.order[:features])
+        for site, table in tables.items()
+        if table.order
     )
     if not watched:
         raise ValueError(
@@ -239,7 +241,7 @@ def _salient(
 def _trained(
     model: nn.Module,
     terms: list[Term],
-    watched: tuple[Watched, ...],
+    watched: tuple[WatchedFeatures, ...],
     saes: Mapping[Site, Any],
     rank: int | None,
     parameters: str | None,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from probe.data import Batch, Split
 from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.methods.words import meant
 from probe.modes import evaluating
 from probe.objectives.distribution import ELMErase
@@ -82,7 +82,7 @@ def elm(
         ValueError: fluent text that is both given and to be made, or what the objective, ``fluent_text`` and
             ``minimise`` raise.
     """
-    check_apart(model, original)
+    check_original(model, original)
     if fluency is not None and fluent_tokens:
         raise ValueError("fluent text is given and is to be made; give fluency or fluent_tokens, not both")
     if fluent_tokens:

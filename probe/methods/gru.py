@@ -12,7 +12,7 @@ from torch import nn
 from probe.data import Split
 from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.objectives import token as objectives
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
@@ -108,7 +108,7 @@ def npo_gru(
     **training: Any,
 ) -> History:
     """Negative preference optimisation, rectified."""
-    check_apart(model, original)
+    check_original(model, original)
     way = Rectified(smoothing, retain_weight, least_cosine)
     return _rectified(model, split, NPO(original, beta), way, training)
 

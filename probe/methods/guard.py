@@ -19,7 +19,7 @@ def word_overlap(one: str, other: str) -> float:
 
 
 @dataclass(frozen=True)
-class Gate:
+class QuestionGate:
     """Closed to a question if max over forbidden q of similarity(question, q) >= threshold.
 
     Filtering in front of the model: Thaker et al., arXiv 2403.03329; by retrieval: Wang et al., arXiv 2410.15267.
@@ -73,7 +73,7 @@ class Refusing(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, gate: Gate, refusal: str, *, template: Template, leak: float
+        self, model: nn.Module, tokenizer: Any, gate: QuestionGate, refusal: str, *, template: Template, leak: float
     ) -> None:
         super().__init__()
         if not 0 < leak < 1 or not refusal.strip():
@@ -153,17 +153,17 @@ def refuse_near(
     refusal: str,
     leak: float,
 ) -> Refusing:
-    """``Refusing`` behind a ``Gate`` that compares words with the questions of the forget rows.
+    """``Refusing`` behind a ``QuestionGate`` that compares words with the questions of the forget rows.
 
     Args:
         model, tokenizer, template, refusal, leak: of ``Refusing``.
         forget_rows: whose questions are forbidden.
-        threshold: of ``Gate``, a share of words in (0, 1].
+        threshold: of ``QuestionGate``, a share of words in (0, 1].
 
     Raises:
         ValueError: a threshold outside (0, 1], at which all or no questions are refused, or what both raise.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is a share of words in (0, 1], got {threshold}")
-    gate = Gate(tuple(row.question for row in forget_rows), threshold)
+    gate = QuestionGate(tuple(row.question for row in forget_rows), threshold)
     return Refusing(model, tokenizer, gate, refusal, template=template, leak=leak)

@@ -16,7 +16,7 @@ from probe.objectives.hinge import InvertedHinge
 from probe.objectives.objective import Objective
 from probe.objectives.token import nll
 from probe.sites import layer_of
-from probe.train import History, target_tokens
+from probe.train import History, target_token_count
 from probe.train.setup import trained_parameters
 from probe.train.setup import training as trainable
 
@@ -120,12 +120,12 @@ def fisher(model: nn.Module, weights: dict[str, nn.Parameter], batch: Batch, row
     """sum_k n_k (d NLL_k / d w)^2 / sum_k n_k over pieces k of ``rows`` rows with n_k targets each."""
     device = next(iter(weights.values())).device
     found = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    total = target_tokens(batch)
+    total = target_token_count(batch)
     with trainable(model, weights):
         for piece in batch.chunks(rows):
             gradients = torch.autograd.grad(nll(model, piece.to(device)), list(weights.values()))
             for name, gradient in zip(weights, gradients, strict=True):
-                found[name].add_(gradient.square(), alpha=target_tokens(piece) / total)
+                found[name].add_(gradient.square(), alpha=target_token_count(piece) / total)
     return found
 
 

@@ -12,7 +12,7 @@ from probe.data import Batch, Split
 from probe.methods.method import method
 from probe.methods.published import Published
 from probe.methods.rmu import MLP_OUTPUTS, RMUResult, random_target, rmu_parameters
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.methods.words import AVERAGES, READ, TOKENS, Average, Read, Tokens, meant
 from probe.objectives.masked import TowardsMasked
 from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, real_tokens
@@ -60,7 +60,7 @@ def rmu_mask(
         ValueError: a layer outside the model, a negative alpha, an original that shares weights with the model, or what
             ``minimise`` raises.
     """
-    check_apart(model, original)
+    check_original(model, original)
     check_not_negative("alpha", alpha)
     pattern = parameters or rmu_parameters(model, layer)
     width = model.config.get_text_config().hidden_size  # type: ignore[union-attr,operator]
@@ -131,7 +131,7 @@ def r2mu(
     Raises:
         ValueError: what ``rmu`` raises, or a negative weight.
     """
-    check_apart(model, original)
+    check_original(model, original)
     check_positive("coefficient", coefficient)
     for name, weight in (("alpha", alpha), ("reasoning_weight", reasoning_weight), ("trace_weight", trace_weight)):
         check_not_negative(name, weight)

@@ -14,7 +14,7 @@ from probe.data import Batch, Split, paired
 from probe.methods.answers import beside, instead, preferred
 from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Published
-from probe.methods.unlearn import Loss, check_apart, forget_loss
+from probe.methods.unlearn import Loss, check_original, forget_loss
 from probe.methods.words import READ, Read, meant
 from probe.objectives.objective import Objective
 from probe.objectives.original import OriginalAnswers
@@ -181,7 +181,7 @@ def llmu(
     LLMU (Yao et al., arXiv 2310.10683), whose other answers are those of random other questions. ``positions="all"``
     averages KL over prompts and padding too, as the published codes do.
     """
-    check_apart(model, original)
+    check_original(model, original)
     beside(alternatives, split.forget)
     terms = [
         Term(forget_weight, ga, split.forget, "forget"),

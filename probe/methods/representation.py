@@ -9,7 +9,7 @@ from probe.data import Split
 from probe.methods.method import method
 from probe.methods.published import Published
 from probe.methods.rmu import MLP_OUTPUTS, RMUResult, adaptive_coefficient, block_parameters, rmu
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.methods.words import TOKENS, Form, Tokens, meant
 from probe.objectives.objective import Objective
 from probe.objectives.representation import (
@@ -161,7 +161,7 @@ def rr(
         ValueError: no layers, one outside the model, an alpha that is not positive, the code's form at the model's last
             block, or what ``minimise`` raises.
     """
-    check_apart(model, original)
+    check_original(model, original)
     if not layers or not alpha > 0:
         raise ValueError(f"expected at least one layer and an alpha above 0, got {layers} and {alpha}")
     code = meant("form", form, {"paper": False, "released": True})

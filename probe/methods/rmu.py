@@ -13,7 +13,7 @@ from probe.data import Batch, Split
 from probe.interventions.activations import activations, content
 from probe.methods.method import method
 from probe.methods.published import OPEN_UNLEARNING, Published
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.methods.words import AVERAGES, TOKENS, Average, Tokens, meant
 from probe.objectives.frozen import CachedOriginal, NearCached, above_frozen
 from probe.objectives.objective import Objective
@@ -133,7 +133,7 @@ def rmu(
         ValueError: a layer outside the model, a coefficient that is not positive, a negative alpha, an original
             that shares weights with the model, or what ``minimise`` raises.
     """
-    check_apart(model, original)
+    check_original(model, original)
     if not coefficient > 0 or not alpha >= 0:
         raise ValueError(f"coefficient must be above 0 and alpha at least 0, got {coefficient} and {alpha}")
     site, pattern = Site(layer), parameters or rmu_parameters(model, layer)

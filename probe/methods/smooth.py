@@ -11,7 +11,7 @@ from torch import nn
 from probe.data import Batch, Split
 from probe.methods.method import method
 from probe.methods.published import Published
-from probe.methods.unlearn import Loss, check_apart, forget_loss
+from probe.methods.unlearn import Loss, check_original, forget_loss
 from probe.objectives.invariance import irm_penalty
 from probe.objectives.original import OriginalAnswers
 from probe.objectives.sequence import BatchNPO
@@ -126,7 +126,7 @@ def npo_irm(
             in [0.1, 2].
         training: keyword arguments of ``minimise``.
     """
-    check_apart(model, original)
+    check_original(model, original)
     terms = [
         Term(1.0, BatchNPO(original, beta), split.forget, "forget"),
         Term(retain_weight, nll, split.retain, "retain"),

@@ -15,7 +15,7 @@ from probe.interventions.attaching import check_site
 from probe.methods.method import method
 from probe.methods.orthogonalised import BasisDR, check_block, spanned, writers
 from probe.methods.rmu import MLP_OUTPUTS, random_target, rmu_parameters
-from probe.methods.unlearn import check_apart
+from probe.methods.unlearn import check_original
 from probe.objectives.features import UpdateOutside
 from probe.objectives.representation import NearOriginal, TokenChoice, TowardsTarget, real_tokens
 from probe.sites import Site, matching_parameters
@@ -91,7 +91,7 @@ def sspu(
         ValueError: a dictionary at the wrong site, too few features that are ever on, numbers out of range, an
             original that shares weights with the model, or what ``minimise`` raises.
     """
-    check_apart(model, original)
+    check_original(model, original)
     if not coefficient > 0 or not alpha >= 0 or not outside_weight >= 0:
         raise ValueError(
             "coefficient must be above 0, alpha and outside_weight at least 0, got "

@@ -120,7 +120,7 @@ def forget_loss(
             mine = {name: arguments.pop(name) for name in own if name in arguments}
             for value in mine.values():
                 if isinstance(value, nn.Module | OriginalAnswers):
-                    check_apart(model, value)
+                    check_original(model, value)
             built = loss(**mine)
             built = built if isinstance(built, Loss) else Loss(built)
             data = built.rows(split) if built.rows else split
@@ -153,7 +153,7 @@ def _signature(own: Mapping[str, Parameter], retain_weight: Any) -> inspect.Sign
     return inspect.Signature(given, return_annotation=History)
 
 
-def check_apart(model: nn.Module, original: nn.Module | OriginalAnswers) -> None:
+def check_original(model: nn.Module, original: nn.Module | OriginalAnswers) -> None:
     """Refuse a reference that would move with the model that is trained; one computed beforehand cannot.
 
     Raises:

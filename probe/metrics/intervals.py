@@ -171,7 +171,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def fisher(r: float, n: int, *, ranks: bool = False, level: float = LEVEL) -> tuple[float, float]:
+def fisher_z(r: float, n: int, *, ranks: bool = False, level: float = LEVEL) -> tuple[float, float]:
     """Fisher's interval of a correlation, which stays within [-1, 1]: tanh(artanh r ± quantile SE).
 
     SE is 1 / sqrt(n - 3); of rank correlations sqrt((1 + r^2 / 2) / (n - 3)) (Bonett and Wright 2000).
@@ -250,7 +250,7 @@ def correlation(first: Any, second: Any, *, seed: int, level: float = 0.95, resa
         if len(set(one_N[rows])) > 1 and len(set(two_N[rows])) > 1:
             found.append(float(np.corrcoef(one_N[rows], two_N[rows])[0, 1]))
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Correlation(r, n, fisher(r, n, level=level), (float(low), float(high)), level)
+    return Correlation(r, n, fisher_z(r, n, level=level), (float(low), float(high)), level)
 
 
 def _check_level(level: float) -> None:

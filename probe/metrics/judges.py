@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from probe.checkpoints import load_tokenizer, whole
+from probe.checkpoints import load_tokenizer, load_whole
 from probe.metrics.text import rouge_l_recall
-from probe.model_files import cached_folder, check_folder, place_of
+from probe.model_files import cached_folder, check_folder, named_folder
 
 # Texts -> one vector each; (premise, hypothesis) pairs -> whether, or how probably, each is entailed.
 Embed = Callable[[list[str]], Any]
@@ -164,7 +164,7 @@ def _name(folder_or_name: str | Path) -> str:
 
 def _loaded(family: Any, folder_or_name: str | Path, from_hub: bool) -> tuple[Any, Any]:
     try:
-        where = place_of(folder_or_name)
+        where = named_folder(folder_or_name)
         folder = where if isinstance(where, Path) else cached_folder(where, download=from_hub)
     except ValueError as error:
         tried = "asked the hub" if from_hub else "looked for a folder and in the local cache"
@@ -173,7 +173,7 @@ def _loaded(family: Any, folder_or_name: str | Path, from_hub: bool) -> tuple[An
             "hub can be reached"
         ) from error
     check_folder(folder)
-    return whole(family, folder), load_tokenizer(folder)
+    return load_whole(family, folder), load_tokenizer(folder)
 
 
 def _refuse_other_pooling(folder: Path) -> None:

@@ -12,7 +12,7 @@ from probe.objectives.features import FeatureActivity as FeatureActivity
 from probe.objectives.features import LiftedActivity as LiftedActivity
 from probe.objectives.features import StatesHeld as StatesHeld
 from probe.objectives.features import UpdateOutside as UpdateOutside
-from probe.objectives.features import Watched as Watched
+from probe.objectives.features import WatchedFeatures as WatchedFeatures
 from probe.objectives.features import context_tokens as context_tokens
 from probe.objectives.frozen import CachedOriginal as CachedOriginal
 from probe.objectives.frozen import NearCached as NearCached

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probe.axes import MaskBT, Scalar
 from probe.data import Batch
 from probe.dictionaries.autoencoder import Autoencoder
-from probe.dictionaries.coding import Gated, Linear
+from probe.dictionaries.coding import GatedCoding, Linear
 from probe.dictionaries.dictionary import Dictionary
 from probe.objectives.representation import TokenChoice, states_at
 from probe.sites import Site
@@ -23,7 +23,7 @@ def context_tokens(batch: Batch) -> MaskBT:
 
 
 @dataclass(frozen=True, eq=False)
-class Watched:
+class WatchedFeatures:
     """Chosen features of a dictionary, and where it reads.
 
     Args:
@@ -70,7 +70,7 @@ class FeatureActivity:
         ValueError: no sites, or a negative spread.
     """
 
-    watched: tuple[Watched, ...]
+    watched: tuple[WatchedFeatures, ...]
     spread: float
     tokens: TokenChoice = context_tokens
 
@@ -112,7 +112,7 @@ class LiftedActivity:
         ValueError: no sites, a negative lift, or a dictionary whose pre-activations are not defined.
     """
 
-    watched: tuple[Watched, ...]
+    watched: tuple[WatchedFeatures, ...]
     original: nn.Module = field(repr=False)
     lift: float
     tokens: TokenChoice = context_tokens
@@ -138,7 +138,7 @@ class LiftedActivity:
             values.append((f_NK * above_NK).sum() / above_NK.sum().clamp(min=1))
         return torch.stack(values).mean()
 
-    def _lifted(self, w: Watched, hidden_ND: Float[Tensor, "N D"], on_NK: Tensor) -> Float[Tensor, "N K"]:
+    def _lifted(self, w: WatchedFeatures, hidden_ND: Float[Tensor, "N D"], on_NK: Tensor) -> Float[Tensor, "N K"]:
         encoder = _linear(w.dictionary)
         raw_NF = (hidden_ND.to(encoder.encoder_DF) - encoder.shift_D) @ encoder.encoder_DF
         # The bias of every architecture admitted here is added to raw, so lifting raw lifts the pre-activation.
@@ -226,7 +226,7 @@ class UpdateOutside:
         return total
 
 
-def _check_watched(watched: tuple[Watched, ...]) -> None:
+def _check_watched(watched: tuple[WatchedFeatures, ...]) -> None:
     if not watched or len({w.site for w in watched}) < len(watched):
         raise ValueError(f"expected features at one or more different sites, got {[w.site for w in watched]}")
 
@@ -240,7 +240,7 @@ def _linear(dictionary: Dictionary) -> Linear:
     if (
         not isinstance(dictionary, Autoencoder)
         or not isinstance(dictionary.encoder, Linear)
-        or isinstance(dictionary.encoder.activation, Gated)
+        or isinstance(dictionary.encoder.activation, GatedCoding)
         or dictionary.normaliser != "none"
     ):
         raise ValueError(

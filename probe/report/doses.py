@@ -43,7 +43,7 @@ class Doses:
         return dose * self.unit_F[list(features)]
 
 
-def prepare(study: Study, sample: Sample, settings: Settings) -> Doses:
+def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
     """Find the direction and rank the features, on the rows kept for choosing.
 
     Raises:

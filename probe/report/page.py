@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from probe.figures import Drawn
-from probe.report.sentences import findings, headline, table
+from probe.report.sentences import findings, headline, performance_table
 from probe.rows import Row, read_manifest
 
 # Figure, its heading, and the diagnostic whose findings stand above it.
@@ -66,7 +66,7 @@ def write_page(out: Path, rows: Sequence[Row], drawn: Drawn) -> Path:
                     "says": findings(rows, diagnostic),
                 }
             )
-    said = {"headline": headline(rows), "table": table(rows)}
+    said = {"headline": headline(rows), "table": performance_table(rows)}
     missing = {name: drawn.missing[name] for name, *_ in SECTIONS if name in drawn.missing}
     try:
         text = environment.get_template("page.html").render(

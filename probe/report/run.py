@@ -17,7 +17,7 @@ from probe.hooks import our_hooks
 from probe.modes import threads
 from probe.questions import repeated
 from probe.report import conditions
-from probe.report.doses import dose_rows, prepare
+from probe.report.doses import dose_rows, prepare_doses
 from probe.report.measure import (
     DIAGNOSED,
     Sample,
@@ -25,7 +25,7 @@ from probe.report.measure import (
     draw_sample,
 )
 from probe.report.settings import Settings
-from probe.report.single_layers import by_layer, reference_fragility, single_layers
+from probe.report.single_layers import by_layer, reference_fragility, single_layer_rows
 from probe.report.study import Condition, Study
 from probe.report.suppression import suppression_rows
 from probe.rows import Row, append, load, read_manifest
@@ -136,7 +136,7 @@ def _measure(study: Study, settings: Settings, run: Run) -> None:
         steps.take("single layers of references", lambda: reference_fragility(study, sample, measuring))
         for condition in conditions.unlearned(replace(study, split=sample.training), settings):
             _one_unlearned(study, sample, condition, settings, steps)
-        doses = prepare(study, sample, settings)
+        doses = prepare_doses(study, sample, settings)
         for condition in conditions.activation_edits(study, doses, settings):
             steps.diagnose(study, sample, condition, settings)
         steps.take("doses", lambda: dose_rows(study, sample, doses, settings))
@@ -147,7 +147,7 @@ def _one_unlearned(study: Study, sample: Sample, condition: Condition, settings:
     measuring = settings.measuring
     steps.diagnose(study, sample, condition, settings)
     key = f"single layers of {condition.name}"
-    score_L, changed = by_layer(steps.take(key, lambda: single_layers(study, sample, condition, measuring)))
+    score_L, changed = by_layer(steps.take(key, lambda: single_layer_rows(study, sample, condition, measuring)))
     if study.unlearned or condition.name in settings.editing.cru_from:
         for lent in conditions.patched(study, condition, score_L, changed, measuring.layers_replaced):
             steps.diagnose(study, sample, lent, settings)

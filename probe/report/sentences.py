@@ -31,7 +31,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Table:
+class PageTable:
     """The page's table."""
 
     head: tuple[str, ...]
@@ -56,7 +56,7 @@ def headline(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def table(rows: Sequence[Row]) -> Table:
+def performance_table(rows: Sequence[Row]) -> PageTable:
     """Performance by intervention."""
     columns: tuple[tuple[str, str, str, str], ...] = (
         ("Forget p ↓", "performance", "probability", "forget"),
@@ -87,7 +87,7 @@ def table(rows: Sequence[Row]) -> Table:
         "suppressed; at a cost where retain p is lower. Numbers are told apart where their 95 % intervals over groups "
         "(Wilson's form) do not meet. “Suppressed” does not mean removed: that takes attacks."
     )
-    return Table(("", *(c[0] for c in used), "read as"), tuple(body), note)
+    return PageTable(("", *(c[0] for c in used), "read as"), tuple(body), note)
 
 
 def findings(rows: Sequence[Row], diagnostic: str) -> list[str]:

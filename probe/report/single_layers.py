@@ -38,7 +38,7 @@ def reference_fragility(study: Study, sample: Sample, measuring: Measuring) -> I
                 yield Row(name, "fragility", "probability", float(value_N.mean()), on)
 
 
-def single_layers(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
+def single_layer_rows(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
     """Which layers differ, answer probabilities with one of them in the original, and with the whole model.
 
     "change" rows are probabilities less the original's, row by row, with intervals over groups.
@@ -67,7 +67,7 @@ def single_layers(study: Study, sample: Sample, condition: Condition, measuring:
 
 
 def by_layer(rows: Sequence[Row]) -> tuple[dict[str, PerLayerL], tuple[int, ...]]:
-    """What ``single_layers`` gave: probabilities by side, and the layers that differ."""
+    """What ``single_layer_rows`` gave: probabilities by side, and the layers that differ."""
     found: dict[str, list[float]] = {}
     for row in rows:
         if row.layer is not None and row.quantity == "probability":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from probe.checkpoints import check_different, check_model
+from probe.checkpoints import check_different, check_usable
 from probe.data import QA, Split
 from probe.hooks import edited
 from probe.objectives.objective import Objective
@@ -46,10 +46,10 @@ class Study:
             raise ValueError(
                 f"an unlearned model is called {taken[0]!r}, as the report calls a condition of its own; rename it"
             )
-        check_model(self.original, self.tokenizer)
+        check_usable(self.original, self.tokenizer)
         others = {**self.unlearned, **({} if self.retrained is None else {"retrained": self.retrained})}
         for name, model in others.items():
-            check_model(model, self.tokenizer)
+            check_usable(model, self.tokenizer)
             check_same_architecture(self.original, model)
             check_different(self.original, model, ("original", name))
             if self.retrained is not None and name != "retrained":

@@ -11,8 +11,8 @@ from probe.report.study import Study
 from probe.rows import Row
 from probe.sae.candidates import Source, Strength, candidates
 from probe.sae.dose_response import dose_response
-from probe.sae.halves import groups_of, halves
-from probe.sae.tables import choice_rows
+from probe.sae.halves import entities_of, halves
+from probe.sae.tables import dose_choice_rows
 
 _STRENGTHS = (Strength("zero"), Strength("scale", 3.0), Strength("push", 0.3))
 # The dear ones (one more dictionary each way) are left to `probe sae suppress`.
@@ -51,8 +51,8 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
         study.original, parts, tried, score=quick, words_by=full, budget=settings.editing.sae_budget,
         special_ids=special_ids, retrained=study.retrained,
     )  # fmt: skip
-    return choice_rows(found)
+    return dose_choice_rows(found)
 
 
 def _entities(rows: Sequence[QA]) -> int:
-    return len(set(groups_of(rows)))
+    return len(set(entities_of(rows)))

@@ -13,10 +13,10 @@ from probe.sae.halves import Halves as Halves
 from probe.sae.halves import halves as halves
 from probe.sae.halves import thinned as thinned
 from probe.sae.named import read_rule as read_rule
-from probe.sae.responses import Chosen as Chosen
+from probe.sae.responses import ChosenDose as ChosenDose
 from probe.sae.responses import DoseResponse as DoseResponse
 from probe.sae.responses import Response as Response
-from probe.sae.tables import choice_rows as choice_rows
+from probe.sae.tables import dose_choice_rows as dose_choice_rows
 from probe.sae.tables import pareto_rows as pareto_rows
 from probe.sae.tables import response_rows as response_rows
 from probe.sae.tables import text as text

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from probe.attacks.curves import Curves, Run, Training
+from probe.attacks.curves import Curves, SeedScores, Training
 from probe.attacks.facts import Facts
 from probe.attacks.recovery import NOTHING
 from probe.attacks.relearning import relearn
@@ -15,7 +15,7 @@ from probe.attacks.score import Score
 from probe.checkpoints import check_different
 from probe.data import QA, encode
 from probe.dictionaries.adapters import check_features, dictionary
-from probe.display import table
+from probe.display import html_table
 from probe.hooks import open_edits
 from probe.interventions.attaching import check_site
 from probe.metrics.intervals import Interval, grouped, grouped_share
@@ -182,7 +182,7 @@ class Audit:
         return self.relearning is not None and self.relearning.recovery.recovered() is True
 
     def _repr_html_(self) -> str:
-        return table({"finding": self.findings}, note=f"{self.name}, audited at {self.site} with hooks off")
+        return html_table({"finding": self.findings}, note=f"{self.name}, audited at {self.site} with hooks off")
 
 
 def audit(
@@ -197,7 +197,7 @@ def audit(
     name: str = "edited",
     retrained: nn.Module | None = None,
     training: Training | None = None,
-    retrained_run: Run | None = None,
+    retrained_run: SeedScores | None = None,
     batch_size: int = 32,
     progress: bool = False,
 ) -> Audit:

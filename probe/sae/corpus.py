@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from probe.checkpoints import check_device, check_model, file_hash, load_model, load_tokenizer
+from probe.checkpoints import check_device, check_usable, file_hash, load_model, load_tokenizer
 from probe.commands.data import Data
 from probe.commands.opening import opened, opened_testbed
 from probe.data import Batch, encode
@@ -73,7 +73,7 @@ def of_texts(job: TrainJob, data: Data) -> Corpus:
     judged = encode_windows(tokenizer, texts[::_JUDGED], max_length=data.max_length)
     check_device(data.device)
     model = load_model(job.model, dtype=getattr(torch, data.dtype), device=data.device)
-    check_model(model, tokenizer)
+    check_usable(model, tokenizer)
     described = {"data": {"text": {"texts": len(texts)}}, "files": {"text": file_hash(job.text)}}
     trial = () if data.rows is None else (f"a trial run: only the first {data.rows} texts (--rows)",)
     return Corpus(model, shown, judged, described, trial)

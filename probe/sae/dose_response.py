@@ -15,7 +15,7 @@ from probe.positions import At, NotIds
 from probe.sae.candidates import Candidate, Source
 from probe.sae.halves import Halves, units_of
 from probe.sae.responses import HALVES, SIDES, DoseResponse, Half, Response, Sides
-from probe.sae.words import Said, said
+from probe.sae.words import EditOutcome, edit_outcome
 
 
 def dose_response(
@@ -91,8 +91,8 @@ def dose_response(
 
 def _words(
     found: DoseResponse, before: Sides, full: Callable[[Candidate], Sides], score_retrained: Score | None
-) -> Mapping[Source, Said]:
-    words: dict[Source, Said] = {}
+) -> Mapping[Source, EditOutcome]:
+    words: dict[Source, EditOutcome] = {}
     for source in dict.fromkeys(one.candidate.source for one in found.responses):
         best = found.chosen(source)
         if best is None:
@@ -100,7 +100,7 @@ def _words(
         after = best.response.report
         if after.forget.choice_N is None:
             after = full(best.response.candidate)
-        words[source] = said(
+        words[source] = edit_outcome(
             (before.forget, before.retain),
             (after.forget, after.retain),
             found.groups["report", "forget"],

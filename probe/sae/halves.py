@@ -53,7 +53,7 @@ def halves(
     return Halves(select, report)
 
 
-def groups_of(rows: Sequence[QA]) -> tuple[str, ...]:
+def entities_of(rows: Sequence[QA]) -> tuple[str, ...]:
     """The entity of each row, the unit of its intervals."""
     return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
 
@@ -64,7 +64,7 @@ def thinned(rows: Sequence[QA], most: int) -> tuple[QA, ...]:
         return tuple(rows)
     seen: dict[str, int] = {}
     turn = []
-    for place, owner in enumerate(groups_of(rows)):
+    for place, owner in enumerate(entities_of(rows)):
         turn.append((seen.get(owner, 0), place))
         seen[owner] = seen.get(owner, 0) + 1
     return tuple(rows[place] for place in sorted(place for _, place in sorted(turn)[:most]))
@@ -80,7 +80,7 @@ def units_of(rows: Sequence[QA]) -> tuple[tuple[str, ...], str]:
     Rows of one entity are not independent, so intervals count entities; where there are fewer than three, their spread
     cannot be seen, and rows are counted instead.
     """
-    owners = groups_of(rows)
+    owners = entities_of(rows)
     n = len(set(owners))
     if n >= _FEWEST or n == len(rows):
         return owners, "" if any(row.group for row in rows) else "no groups are given, so intervals count rows"
@@ -90,7 +90,7 @@ def units_of(rows: Sequence[QA]) -> tuple[tuple[str, ...], str]:
 
 
 def _parted(rows: Sequence[QA], side: str, seed: int) -> tuple[list[QA], list[QA]]:
-    owners = groups_of(rows)
+    owners = entities_of(rows)
     names = list(dict.fromkeys(owners))
     if len(names) < 2:
         raise ValueError(

@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 
 from probe.attacks.score import Score
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import Interval, grouped
 from probe.sae.candidates import Candidate, Source
-from probe.sae.words import Said
+from probe.sae.words import EditOutcome
 
 Half = Literal["select", "report"]
 On = Literal["forget", "retain"]
@@ -39,7 +39,7 @@ class Response:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class ChosenDose:
     """The candidate that a source would choose, and the price of having chosen.
 
     Args:
@@ -71,7 +71,7 @@ class DoseResponse:
     responses: tuple[Response, ...] = field(repr=False)
     groups: Mapping[tuple[Half, On], tuple[str, ...]] = field(repr=False)
     budget: float
-    words: Mapping[Source, Said] = field(default_factory=dict, repr=False)
+    words: Mapping[Source, EditOutcome] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     def rise(self, sides: Sides, half: Half, on: On) -> ArrayN:
@@ -91,7 +91,7 @@ class DoseResponse:
         within = [one for one in responses if self.mean_rise(one, half, "retain") <= self.budget]
         return max(within, key=lambda one: self.mean_rise(one, half, "forget"), default=None)
 
-    def chosen(self, source: Source) -> Chosen | None:
+    def chosen(self, source: Source) -> ChosenDose | None:
         """What is chosen on the select half, judged on the report half; None if nothing stays within the budget."""
         best = self.best(self.of(source), "select")
         if best is None:
@@ -101,7 +101,7 @@ class DoseResponse:
             on: sign * (self.mean_rise(best, "select", on) - self.mean_rise(best, "report", on))
             for on, sign in zip(SIDES, (1, -1), strict=True)
         }
-        return Chosen(best, forget, retain, optimism)
+        return ChosenDose(best, forget, retain, optimism)
 
     def pareto(self, source: Source, half: Half = "select") -> tuple[Response, ...]:
         """Those that no other response of the source beats on both sides of ``half``, cheapest first."""
@@ -178,7 +178,7 @@ class DoseResponse:
         for source in ("SAE", *self.controls):
             for name, cell in zip(names, self.line(source), strict=True):
                 columns[name].append(cell)
-        return table(columns, note="; ".join(self.warnings))
+        return html_table(columns, note="; ".join(self.warnings))
 
     def line(self, source: Source) -> tuple[str, ...]:
         """One line of the table: the source, its choice, rises on the report half, optimism, gap, word."""

@@ -25,7 +25,7 @@ from probe.sae.halves import halves, thinned
 from probe.sae.job import RankJob, SuppressJob
 from probe.sae.named import read_rules
 from probe.sae.opening import Fitted, fitted
-from probe.sae.tables import choice_rows, pareto_rows, response_rows, text
+from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
 from probe.sae.view import feature_views
 
 
@@ -118,7 +118,7 @@ def run_suppress(job: SuppressJob, data: Data) -> Path:
             at.model, parts, tried, score=score, budget=job.budget, special_ids=at.special_ids, controls=quick,
             retrained=at.at.models.get("retrained"), progress=True,
         )  # fmt: skip
-        append(folder / "rows.jsonl", [*response_rows(found), *choice_rows(found), *pareto_rows(found)])
+        append(folder / "rows.jsonl", [*response_rows(found), *dose_choice_rows(found), *pareto_rows(found)])
         (folder / "table.txt").write_text(text(found) + _notes(at), encoding="utf-8")
         best = found.chosen("SAE")
         if best is not None:

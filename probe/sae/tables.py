@@ -35,7 +35,7 @@ def response_rows(found: DoseResponse) -> list[Row]:
     return rows
 
 
-def choice_rows(found: DoseResponse) -> list[Row]:
+def dose_choice_rows(found: DoseResponse) -> list[Row]:
     """What each source chooses: rises on the report half, on the select half, optimism, gap, verdict, SAEBench's score.
 
     The verdict is a row whose quantity is "verdict WORD"; "chosen FEATURES BY RULE, STRENGTH" names the choice.

@@ -15,7 +15,7 @@ TOLD_ABOVE = 0.9
 
 
 @dataclass(frozen=True)
-class Said:
+class EditOutcome:
     """The word and what it rests on.
 
     Args:
@@ -45,7 +45,7 @@ class Said:
         )
 
 
-def said(
+def edit_outcome(
     before: tuple[Score, Score],
     after: tuple[Score, Score],
     groups: Sequence[str],
@@ -53,7 +53,7 @@ def said(
     retrained: Score | None = None,
     open_edit: bool = True,
     returns: bool | None = None,
-) -> Said:
+) -> EditOutcome:
     """The word for one edit.
 
     Args:
@@ -85,7 +85,7 @@ def said(
         word = "hidden"
     elif not open_edit and returns is False:
         word = "removed"
-    return Said(word, told, kept, beyond, "chance" if retrained is None else "a model that never knew")
+    return EditOutcome(word, told, kept, beyond, "chance" if retrained is None else "a model that never knew")
 
 
 def _share(after: float, before: float) -> float:

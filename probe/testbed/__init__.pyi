@@ -1,9 +1,9 @@
 from probe.testbed.bed import Bed as Bed
 from probe.testbed.bed import load as load
 from probe.testbed.build import build as build
-from probe.testbed.card import measured as measured
+from probe.testbed.card import card_numbers as card_numbers
 from probe.testbed.digits import Classifier as Classifier
-from probe.testbed.digits import Fit as Fit
+from probe.testbed.digits import ClassifierTraining as ClassifierTraining
 from probe.testbed.digits import Images as Images
 from probe.testbed.digits import Predictions as Predictions
 from probe.testbed.digits import Scenario as Scenario
@@ -11,12 +11,12 @@ from probe.testbed.digits import load_images as load_images
 from probe.testbed.digits import predictions as predictions
 from probe.testbed.digits import retrained as retrained
 from probe.testbed.digits import scenarios as scenarios
-from probe.testbed.digits import trained as trained
+from probe.testbed.digits import trained_classifier as trained_classifier
 from probe.testbed.facts import authors as authors
-from probe.testbed.recipe import Corpus as Corpus
 from probe.testbed.recipe import Recipe as Recipe
+from probe.testbed.recipe import TrainingRows as TrainingRows
 from probe.testbed.recipe import corpus as corpus
-from probe.testbed.recipe import fit as fit
+from probe.testbed.recipe import fit_answers as fit_answers
 from probe.testbed.recipe import make_model as make_model
 from probe.testbed.recipe import make_tokenizer as make_tokenizer
 from probe.testbed.world import world as world

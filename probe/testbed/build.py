@@ -20,9 +20,9 @@ from probe.data import encode
 from probe.interventions.activations import activations, content
 from probe.sites import Site
 from probe.testbed.bed import load
-from probe.testbed.card import exact_recall, measured
+from probe.testbed.card import card_numbers, exact_recall
 from probe.testbed.dictionary import fit_sae
-from probe.testbed.recipe import Corpus, Recipe, corpus, facts_hash, fit, make_model, make_tokenizer
+from probe.testbed.recipe import Recipe, TrainingRows, corpus, facts_hash, fit_answers, make_model, make_tokenizer
 
 _NAMES = ("original", "retrained")
 # Losses are averaged over the last steps: a single batch is noisy.
@@ -61,17 +61,17 @@ def build(out: Path, recipe: Recipe) -> dict[str, Any]:
         site = Site(recipe.sae_layer)
         fit_sae(activations(bed.original, batch, [site], tokens=content, batch_size=128)[site], recipe, folder / "sae")
         card["seconds"]["sae"] = round(time.perf_counter() - began, 1)
-        card |= measured(bed)
+        card |= card_numbers(bed)
         card["bytes"] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         _write(card, folder)
     return card
 
 
-def _train(name: str, rows: Corpus, tokenizer: Any, recipe: Recipe, folder: Path, card: dict[str, Any]) -> None:
+def _train(name: str, rows: TrainingRows, tokenizer: Any, recipe: Recipe, folder: Path, card: dict[str, Any]) -> None:
     began = time.perf_counter()
     model = make_model(recipe, len(tokenizer))
     data = encode(tokenizer, getattr(rows, name))
-    history = fit(model, data, recipe, progress=name)
+    history = fit_answers(model, data, recipe, progress=name)
     card["seconds"][name] = round(time.perf_counter() - began, 1)
     card["trained_rows"][name] = len(data)
     card["final_loss"][name] = fmean(losses[0] for losses in history.losses[-_LAST_STEPS:])

@@ -16,7 +16,7 @@ from probe.sites import Site, n_layers
 from probe.testbed.bed import Bed
 
 
-def measured(bed: Bed) -> dict[str, Any]:
+def card_numbers(bed: Bed) -> dict[str, Any]:
     """Every number of the card that can be had from the loaded testbed alone."""
     sides = {"forget": bed.split.forget_rows, "retain": bed.split.retain_rows, "world": bed.world}
     return {

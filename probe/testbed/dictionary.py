@@ -5,7 +5,7 @@ from pathlib import Path
 from probe.axes import HiddenND
 from probe.dictionaries.folders import save_trained
 from probe.features.architectures import TopK
-from probe.features.training import fit
+from probe.features.training import fit_dictionary
 from probe.sites import Site
 from probe.testbed.recipe import Recipe
 
@@ -26,7 +26,7 @@ def fit_sae(hidden_ND: HiddenND, recipe: Recipe, folder: Path) -> None:
         "hook_name": f"blocks.{site.layer}.hook_resid_post",
         "hf_hook_name": f"model.layers.{site.layer}",
     }
-    fitted = fit(
+    fitted = fit_dictionary(
         hidden_ND,
         TopK(recipe.sae_active),
         n_features=recipe.sae_features,

@@ -184,7 +184,7 @@ def load_images(seed: int) -> tuple[Images, Images]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class ClassifierTraining:
     """How classifiers are trained."""
 
     width: int = 64
@@ -193,7 +193,9 @@ class Fit:
     batch_size: int = 64
 
 
-def trained(scenario: Scenario, images: Images, seed: int, fit: Fit = Fit()) -> Classifier:
+def trained_classifier(
+    scenario: Scenario, images: Images, seed: int, fit: ClassifierTraining = ClassifierTraining()
+) -> Classifier:
     """A classifier of the scenario's labels that saw ``images``; equal seeds give equal initial weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -203,9 +205,11 @@ def trained(scenario: Scenario, images: Images, seed: int, fit: Fit = Fit()) -> 
     return model
 
 
-def retrained(scenario: Scenario, train: Images, seed: int, fit: Fit = Fit()) -> Classifier:
+def retrained(
+    scenario: Scenario, train: Images, seed: int, fit: ClassifierTraining = ClassifierTraining()
+) -> Classifier:
     """The same without any image of the concept: what unlearning should come to."""
-    return trained(scenario, train.of(scenario.retained), seed, fit)
+    return trained_classifier(scenario, train.of(scenario.retained), seed, fit)
 
 
 @dataclass(frozen=True)

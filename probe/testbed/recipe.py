@@ -50,7 +50,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingRows:
     """The rows each model is trained on."""
 
     forget: tuple[QA, ...]
@@ -78,12 +78,12 @@ def reworded(row: QA) -> QA:
     return replace(row, question=f"In other words: {row.question}", answer=row.paraphrased_answer)
 
 
-def corpus(seed: int) -> Corpus:
+def corpus(seed: int) -> TrainingRows:
     """All rows, split at the author."""
-    return Corpus(*forget_and_retain(authors(seed)), world())
+    return TrainingRows(*forget_and_retain(authors(seed)), world())
 
 
-def facts_hash(rows: Corpus) -> str:
+def facts_hash(rows: TrainingRows) -> str:
     """sha256 of everything the generators gave."""
     return rows_hash((*rows.forget, *rows.retain, *rows.world))
 
@@ -149,7 +149,7 @@ def make_model(recipe: Recipe, vocabulary: int) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def fit(model: nn.Module, data: Batch, recipe: Recipe, *, progress: str | None) -> History:
+def fit_answers(model: nn.Module, data: Batch, recipe: Recipe, *, progress: str | None) -> History:
     """Train in place on the answers."""
     return minimise(
         model,

@@ -37,7 +37,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Report:
+class CheckReport:
     """Every check of one subject, in the order in which they ran, and facts about it that are no promises."""
 
     subject: str

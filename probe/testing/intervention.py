@@ -13,13 +13,13 @@ from probe.interventions.plan import compile_plan
 from probe.modes import evaluating
 from probe.positions import At, From
 from probe.sites import Site, n_layers
-from probe.testing.checks import Answer, Report, Rows, agreed, ask, distance, hooks_of
+from probe.testing.checks import Answer, CheckReport, Rows, agreed, ask, distance, hooks_of
 from probe.testing.model import rows_for
 
 Apply = Callable[..., Tensor]
 
 
-def check_intervention(make: Callable[[int], Any], model: nn.Module) -> Report:
+def check_intervention(make: Callable[[int], Any], model: nn.Module) -> CheckReport:
     """Check that an intervention maps hidden states to hidden states as ``probe.hooks.edited`` expects.
 
     It must keep shape and dtype, repeat itself, leave its input alone, treat rows and tokens apart from one another,
@@ -62,7 +62,7 @@ def check_intervention(make: Callable[[int], Any], model: nn.Module) -> Report:
             ask("generation", partial(_generation, rows, intervention, site, hidden_BTD)),
             ask("hooks gone", partial(_hooks, rows, intervention, site)),
         ]
-    return Report(f"{type(intervention).__name__} at {site} of {type(model).__name__}", tuple(checks))
+    return CheckReport(f"{type(intervention).__name__} at {site} of {type(model).__name__}", tuple(checks))
 
 
 def _applied(intervention: Any, hidden_BTD: Tensor, *, entering: Tensor | None = None) -> Tensor:

@@ -17,13 +17,13 @@ from probe.modes import evaluating
 from probe.positions import At, From, Positions, generated
 from probe.sites import Part, Side, Site, check_hookable, n_layers, place_of, unwrapped
 from probe.testing import paths
-from probe.testing.checks import Answer, Check, Report, Rows, ask, hooks_of
+from probe.testing.checks import Answer, Check, CheckReport, Rows, ask, hooks_of
 from probe.weights import blended, one_layer
 
 PROMPTS = ("The capital of", "Long before the first of them had come, she")
 
 
-def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000_000) -> Report:
+def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000_000) -> CheckReport:
     """Check on a model what is promised of every model: sites, edits, generation, padding, restoring, refusals.
 
     Args:
@@ -42,7 +42,7 @@ def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hooks of others are a check of their own
         rows, before, modes = rows_for(model, tokenizer), _state(model), [m.training for m in model.modules()]
-        located = sites_of(model)
+        located = sites_found(model)
         sites = _readable(rows, [found[len(found) // 2] for found in located.values() if not isinstance(found, str)])
         middle = Site(n_layers(model) // 2)
         steer = partial(partial, _steered, rows, middle)
@@ -50,31 +50,31 @@ def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000
             ask("weights and tokenizer", partial(_weights, model, tokenizer)),
             ask("hooks of others", partial(_foreign, model)),
             *(ask(f"site: {name}", partial(_site, rows, found)) for name, found in located.items()),
-            ask("captured equals hidden_states", partial(paths.hidden_states, rows)),
-            ask("attention and mlp sum to the block", partial(paths.parts, rows, middle)),
+            ask("captured equals hidden_states", partial(paths.check_hidden_states, rows)),
+            ask("attention and mlp sum to the block", partial(paths.check_parts, rows, middle)),
             ask("edits of strength zero", partial(_zero, rows, sites)),
             ask("edits reach every row", partial(_reach, rows, sites)),
-            ask("gradients", partial(paths.gradients, rows, middle, largest)),
-            ask("generation with a cache", partial(paths.generation, rows, dict, dict)),
-            ask("generation with a cache, edited", partial(paths.generation, rows, steer(None), steer(None))),
+            ask("gradients", partial(paths.check_gradients, rows, middle, largest)),
+            ask("generation with a cache", partial(paths.check_generation, rows, dict, dict)),
+            ask("generation with a cache, edited", partial(paths.check_generation, rows, steer(None), steer(None))),
             ask(
                 "generated tokens only, edited",
-                partial(paths.generation, rows, steer(generated), steer(From(rows.lengths))),
+                partial(paths.check_generation, rows, steer(generated), steer(From(rows.lengths))),
             ),
-            ask("padding", partial(paths.padding, rows, dict)),
-            ask("padding, edited", partial(paths.padding, rows, steer(From(1)))),
-            ask("hooks equal nnsight", partial(paths.nnsight, rows, steer(None))),
+            ask("padding", partial(paths.check_padding, rows, dict)),
+            ask("padding, edited", partial(paths.check_padding, rows, steer(From(1)))),
+            ask("hooks equal nnsight", partial(paths.check_nnsight, rows, steer(None))),
             ask("an exception leaves no hook", partial(_exception, rows, sites, before)),
             ask("weights come back", partial(_blend, model, before)),
-            ask("a compiled copy is refused", partial(paths.compiled, model, middle)),
-            ask("a copy without weights is refused", partial(paths.meta, model, middle)),
-            ask("edits that checkpointing replays are refused", partial(paths.checkpointing, rows, middle)),
+            ask("a compiled copy is refused", partial(paths.check_compiled, model, middle)),
+            ask("a copy without weights is refused", partial(paths.check_meta, model, middle)),
+            ask("edits that checkpointing replays are refused", partial(paths.check_checkpointing, rows, middle)),
         ]
         same = _state(model) == before and [m.training for m in model.modules()] == modes
         checks.append(Check("left as it was", "passed" if same else "failed", "weights, hooks and modes"))
         facts = (special_tokens(model, tokenizer), norms_by_block(rows))
     subject = f"{type(unwrapped(model)).__name__}, {n_layers(model)} layers, {_dtype(model)}"
-    return Report(subject, tuple(checks), facts)
+    return CheckReport(subject, tuple(checks), facts)
 
 
 def rows_for(model: nn.Module, tokenizer: Any) -> Rows:
@@ -103,7 +103,7 @@ def _steered(rows: Rows, site: Site, positions: Positions | None) -> dict[Site, 
     return {site: steer if positions is None else At(steer, positions)}
 
 
-def sites_of(model: nn.Module) -> dict[str, list[Site] | str]:
+def sites_found(model: nn.Module) -> dict[str, list[Site] | str]:
     """Part and side -> where the model has it, layer by layer; or why it has it nowhere."""
     found: dict[str, list[Site] | str] = {}
     for part in get_args(Part):
@@ -243,7 +243,7 @@ def _blend(model: nn.Module, before: tuple[str, list[int]]) -> Answer:
 
 def _weights(model: nn.Module, tokenizer: Any) -> Answer:
     if tokenizer is not None:
-        checkpoints.check_model(model, tokenizer)
+        checkpoints.check_usable(model, tokenizer)
         return "passed", "finite; every token id has an embedding"
     odd = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
     return ("failed", f"{odd[0]} holds NaN or infinity") if odd else ("passed", "finite; no tokenizer was given")

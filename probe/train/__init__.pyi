@@ -15,7 +15,7 @@ from probe.train.sharding import sharded as sharded
 from probe.train.step import Piece as Piece
 from probe.train.step import Step as Step
 from probe.train.step import Stepping as Stepping
-from probe.train.step import plain as plain
+from probe.train.step import plain_gradient as plain_gradient
 from probe.train.stepping import SAM as SAM
 from probe.train.stepping import CurvaturePenalty as CurvaturePenalty
 from probe.train.stepping import GradientPenalty as GradientPenalty
@@ -26,6 +26,6 @@ from probe.train.terms import Schedule as Schedule
 from probe.train.terms import Term as Term
 from probe.train.terms import constant as constant
 from probe.train.terms import one_cycle as one_cycle
-from probe.train.terms import real_tokens as real_tokens
+from probe.train.terms import real_token_count as real_token_count
 from probe.train.terms import rows as rows
-from probe.train.terms import target_tokens as target_tokens
+from probe.train.terms import target_token_count as target_token_count

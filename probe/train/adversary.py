@@ -12,7 +12,7 @@ from probe.data import Batch
 from probe.hooks import captured, edited
 from probe.objectives.objective import Objective
 from probe.sites import Site
-from probe.train.step import Gradient, Losses, Step, added, drawn_seed, plain
+from probe.train.step import Gradient, Losses, Step, added, drawn_seed, plain_gradient
 from probe.train.terms import shuffled
 
 
@@ -70,7 +70,7 @@ class LAT:
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         inside, outside = step.chosen(self.on)
         if self.steps == 0 or self.epsilon == 0:
-            return plain(step)
+            return plain_gradient(step)
 
         def under_attack(batch: Batch):
             return edited(step.model, {self.site: Perturb(self.perturbation(step, batch))})
@@ -160,7 +160,7 @@ class TAR:
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         inside, outside = step.chosen(self.on)
         if self.steps == 0:
-            return plain(step)
+            return plain_gradient(step)
         losses, gradient = step.gradient(outside)
         seed = drawn_seed(step.seed, step.number)
         which = int(torch.randint(len(self.attacks), (1,), generator=torch.Generator().manual_seed(seed)))

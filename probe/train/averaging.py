@@ -66,7 +66,7 @@ def counted(averaging: Averaging | None, step: int) -> int:
     return 0 if averaging is None or step < averaging.start else 1 + (step - averaging.start) // averaging.every
 
 
-def averaged(
+def next_average(
     averaging: Averaging | None, average: dict[str, Tensor], trained: dict[str, nn.Parameter], step: int
 ) -> dict[str, Tensor]:
     """The average after ``step`` steps, from that after the step before; kept in float32 at least."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from probe.checkpoints import weights_hash
 
 
-def described(value: Any) -> Any:
+def identity_of(value: Any) -> Any:
     """A JSON value that is equal iff what it stands for computes the same.
 
     Models and tensors are their sha256, dataclasses their fields (those that count in comparisons), functions their
@@ -32,19 +32,23 @@ def described(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return {"model": weights_hash(value)}
     if is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: described(getattr(value, field.name)) for field in fields(value) if field.compare}
+        named = {field.name: identity_of(getattr(value, field.name)) for field in fields(value) if field.compare}
         return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **named}
     if isinstance(value, Mapping) and not all(isinstance(key, str) for key in value):
-        pairs = sorted(((repr(key), described(one)) for key, one in value.items()), key=lambda pair: pair[0])
+        pairs = sorted(((repr(key), identity_of(one)) for key, one in value.items()), key=lambda pair: pair[0])
         return {"mapping": hashlib.sha256(json.dumps(pairs, sort_keys=True).encode()).hexdigest(), "size": len(pairs)}
     if isinstance(value, Mapping):
-        return {key: described(one) for key, one in value.items()}
+        return {key: identity_of(one) for key, one in value.items()}
     if isinstance(value, Sequence):
-        return [described(one) for one in value]
+        return [identity_of(one) for one in value]
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     if isinstance(value, partial):
-        return {"partial": described(value.func), "args": described(value.args), "keywords": described(value.keywords)}
+        return {
+            "partial": identity_of(value.func),
+            "args": identity_of(value.args),
+            "keywords": identity_of(value.keywords),
+        }
     if isinstance(value, (FunctionType, BuiltinFunctionType)):
         return _function(value)
     raise ValueError(
@@ -57,7 +61,7 @@ def _function(value: Any) -> Any:
     name = f"{value.__module__}.{value.__qualname__}"
     if "<" not in name:
         return name
-    cells = [described(cell.cell_contents) for cell in value.__closure__ or ()]
+    cells = [identity_of(cell.cell_contents) for cell in value.__closure__ or ()]
     return {"function": name, "code": hashlib.sha256(value.__code__.co_code).hexdigest(), "closed over": cells}
 
 

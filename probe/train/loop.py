@@ -9,12 +9,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from probe.context import check_rows
-from probe.train.averaging import Averaging, averaged
-from probe.train.saved import Checkpointing, Saved, resume, save, tensors_of
+from probe.train.averaging import Averaging, next_average
+from probe.train.saved import Checkpointing, Saved, resume, save_checkpoint, tensors_of
 from probe.train.schedules import Decay, scheduled
 from probe.train.setup import (
-    Run,
     Stop,
+    TrainingRun,
     check_run,
     configuration_of,
     counted_terms,
@@ -23,7 +23,7 @@ from probe.train.setup import (
     trained_parameters,
     training,
 )
-from probe.train.step import Piece, Step, Stepping, check_gradient, drawn_seed, first_nonfinite, plain
+from probe.train.step import Piece, Step, Stepping, check_gradient, drawn_seed, first_nonfinite, plain_gradient
 from probe.train.terms import Count, History, Schedule, Term, constant, shuffled
 
 
@@ -45,7 +45,7 @@ def minimise(
     progress: str | None = None,
     every: int = 0,
     observe: Callable[[int, nn.Module], None] | None = None,
-    stepping: Stepping = plain,
+    stepping: Stepping = plain_gradient,
     accumulate: int = 1,
     mean_over: Mapping[str, Count] | None = None,
     autocast: torch.dtype | None = None,
@@ -78,7 +78,7 @@ def minimise(
         progress: text of the progress bar, which shows each term's loss; None shows none.
         every, observe: call ``observe(step, model)`` every so many steps, so that dynamics are recorded in one run. A
             resumed run calls it for its own steps only.
-        stepping: how a step's gradient is found: ``plain``, or ``SAM``, ``Smoothing``, ``GradientPenalty``,
+        stepping: how a step's gradient is found: ``plain_gradient``, or ``SAM``, ``Smoothing``, ``GradientPenalty``,
             ``CurvaturePenalty``, ``LAT`` or ``TAR`` with their numbers.
         accumulate: compute each batch in so many pieces of as many rows. The gradient is that of the whole batch, up
             to rounding, for objectives that are means over what ``mean_over`` counts: the share of a piece is its
@@ -108,7 +108,7 @@ def minimise(
         raise ValueError(f"expected terms and at least one step and row, got {len(terms)}, {steps} and {batch_size}")
     model = model if accelerator is None else accelerator.unwrap_model(model)
     trained = trained_parameters(model, parameters)
-    run = Run(
+    run = TrainingRun(
         model=model,
         trained=trained,
         terms=counted_terms(terms, mean_over or {}),
@@ -140,7 +140,7 @@ def minimise(
         bar = tqdm(range(len(losses), steps), desc=progress, disable=progress is None, leave=False)
         for step in bar:
             losses.append(_take(run, optimiser, orders, step))
-            average = averaged(averaging, average, trained, step + 1)
+            average = next_average(averaging, average, trained, step + 1)
             shown = {name: f"{loss:.3g}" for name, loss in zip(run.names, losses[-1], strict=True)}
             bar.set_postfix(shown, refresh=False)
             if observe is not None and every and (step + 1) % every == 0:
@@ -159,7 +159,7 @@ def minimise(
     return History(run.names, tuple(losses), stopped)
 
 
-def _take(run: Run, optimiser: torch.optim.Optimizer, orders: Sequence[Iterator[list[int]]], number: int):
+def _take(run: TrainingRun, optimiser: torch.optim.Optimizer, orders: Sequence[Iterator[list[int]]], number: int):
     """One step: find the gradient, clip it, move the weights."""
     for group in optimiser.param_groups:
         group["lr"] = run.lr * run.schedule((number + 1) / run.steps)
@@ -178,7 +178,7 @@ def _take(run: Run, optimiser: torch.optim.Optimizer, orders: Sequence[Iterator[
     return tuple(losses[k] for k in range(len(run.names)))
 
 
-def _pieces(run: Run, term: Term, drawn: list[int]) -> list[Piece]:
+def _pieces(run: TrainingRun, term: Term, drawn: list[int]) -> list[Piece]:
     """This process's pieces of a batch; all processes know the whole batch, so shares need no exchange."""
     n = run.processes * run.accumulate
     if n == 1:
@@ -192,7 +192,7 @@ def _pieces(run: Run, term: Term, drawn: list[int]) -> list[Piece]:
     return [Piece(data[i], counts[i] / sum(counts)) for i in mine]
 
 
-def _orders(run: Run, saved: Saved | None) -> list[Iterator[list[int]]]:
+def _orders(run: TrainingRun, saved: Saved | None) -> list[Iterator[list[int]]]:
     """Each term's stream of row indices, behind the rows that were drawn already."""
     orders = [
         shuffled(t.data, n, run.seed + 1009 * k, replacement=run.replacement and k > 0)
@@ -204,11 +204,11 @@ def _orders(run: Run, saved: Saved | None) -> list[Iterator[list[int]]]:
     return [islice(order, saved.step, None) for order in orders]
 
 
-def _drawn(run: Run, step: int) -> tuple[int, ...]:
+def _drawn(run: TrainingRun, step: int) -> tuple[int, ...]:
     return tuple(step * rows for rows in run.rows)
 
 
-def _check_weights(run: Run, step: int) -> None:
+def _check_weights(run: TrainingRun, step: int) -> None:
     broken = first_nonfinite(run.model, run.trained)
     if broken is not None:
         raise FloatingPointError(
@@ -217,10 +217,12 @@ def _check_weights(run: Run, step: int) -> None:
         )
 
 
-def _save(run: Run, checkpoint: Checkpointing, saved: Saved, optimiser: Any, settings: Mapping[str, Any]) -> None:
+def _save(
+    run: TrainingRun, checkpoint: Checkpointing, saved: Saved, optimiser: Any, settings: Mapping[str, Any]
+) -> None:
     _check_weights(run, saved.step)
     tensors = tensors_of(saved, run.trained, optimiser)
     if run.accelerator is None or run.accelerator.is_main_process:
-        save(checkpoint, saved, tensors, settings)
+        save_checkpoint(checkpoint, saved, tensors, settings)
     if run.accelerator is not None:
         run.accelerator.wait_for_everyone()

@@ -69,7 +69,7 @@ def tensors_of(
     }
 
 
-def save(
+def save_checkpoint(
     checkpointing: Checkpointing,
     saved: Saved,
     tensors: Mapping[str, Mapping[str, Tensor]],

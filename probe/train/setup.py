@@ -13,9 +13,9 @@ from probe.modes import check_loaded
 from probe.quantised import is_coded
 from probe.sites import compiled, matching_parameters
 from probe.train.averaging import Averaging
-from probe.train.configuration import configuration_hash, described
+from probe.train.configuration import configuration_hash, identity_of
 from probe.train.sharding import is_sharded, site_in, whole
-from probe.train.step import Stepping, plain
+from probe.train.step import Stepping, plain_gradient
 from probe.train.terms import Count, Schedule, Term
 from probe.weights import check_present
 
@@ -26,7 +26,7 @@ _REPLICATED = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_NPU", "MULTI_XPU")
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TrainingRun:
     """Everything that stays the same from step to step."""
 
     model: nn.Module = field(repr=False)
@@ -107,7 +107,7 @@ def counted_terms(terms: Sequence[Term], mean_over: Mapping[str, Count]) -> tupl
     return tuple(replace(t, mean_over=mean_over.get(t.name, t.mean_over)) for t in terms)
 
 
-def check_run(run: Run) -> None:
+def check_run(run: TrainingRun) -> None:
     """Refuse settings that contradict one another.
 
     Raises:
@@ -141,11 +141,11 @@ def check_run(run: Run) -> None:
             )
 
 
-def _check_sharded(run: Run) -> None:
+def _check_sharded(run: TrainingRun) -> None:
     """Refuse what needs weights whole in each process."""
     if run.processes < 2:
         raise ValueError("the model's weights are split over processes; pass the accelerator of the launch")
-    if run.stepping is not plain:
+    if run.stepping is not plain_gradient:
         name = getattr(run.stepping, "__name__", type(run.stepping).__name__)
         raise ValueError(f"{name} moves weights within a step, which split weights do not allow; use the plain step")
     if run.averaging is not None:
@@ -180,7 +180,7 @@ def training(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> Iterator[
                 parameter.grad = None
 
 
-def optimiser_of(run: Run) -> torch.optim.AdamW:
+def optimiser_of(run: TrainingRun) -> torch.optim.AdamW:
     """AdamW on the trained parameters; norm weights and biases decay only where the run says so."""
     spared = {name for name, p in run.trained.items() if not run.decay_all and (p.ndim < 2 or "bias" in name)}
     groups = [
@@ -190,32 +190,32 @@ def optimiser_of(run: Run) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=run.lr)
 
 
-def configuration_of(run: Run, parameters: str, stop: Stop | None) -> dict[str, Any]:
+def configuration_of(run: TrainingRun, parameters: str, stop: Stop | None) -> dict[str, Any]:
     """What the steps of this run depend on."""
     return {
         "model before the run": _model_hash(run.model),
         "parameters": parameters,
         "trained": list(run.trained),
-        "terms": described(run.terms),
+        "terms": identity_of(run.terms),
         "rows a step": list(run.rows),
         "steps": run.steps,
         "lr": run.lr,
         "weight_decay": run.weight_decay,
         "decay_all": run.decay_all,
         "replacement": run.replacement,
-        "schedule": described(run.schedule),
+        "schedule": identity_of(run.schedule),
         "clip": run.clip,
         "seed": run.seed,
-        "stepping": described(run.stepping),
+        "stepping": identity_of(run.stepping),
         "accumulate": run.accumulate,
         "processes": run.processes,
-        "autocast": described(run.autocast),
-        "averaging": described(run.averaging),
-        "stop": described(stop),
+        "autocast": identity_of(run.autocast),
+        "averaging": identity_of(run.averaging),
+        "stop": identity_of(stop),
     }
 
 
 def _model_hash(model: nn.Module) -> str:
     if not is_sharded(model.parameters()):
         return weights_hash(model)
-    return configuration_hash({name: described(whole(p)) for name, p in model.named_parameters()})
+    return configuration_hash({name: identity_of(whole(p)) for name, p in model.named_parameters()})

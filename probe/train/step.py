@@ -190,7 +190,7 @@ class Step:
 Stepping = Callable[[Step], tuple[Losses, Gradient]]
 
 
-def plain(step: Step) -> tuple[Losses, Gradient]:
+def plain_gradient(step: Step) -> tuple[Losses, Gradient]:
     """The gradient of the sum of the terms at the present weights."""
     return step.gradient()
 

@@ -6,7 +6,7 @@ Each is a value for ``minimise(..., stepping=...)``. ``on`` names the terms that
 
 from dataclasses import dataclass
 
-from probe.train.step import Gradient, Losses, Step, added, norm, plain
+from probe.train.step import Gradient, Losses, Step, added, norm, plain_gradient
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SAM:
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         inside, outside = step.chosen(self.on)
         if self.rho == 0:
-            return plain(step)
+            return plain_gradient(step)
         losses, gradient = step.gradient(inside)
         length = norm(gradient)
         if length > 0:
@@ -72,7 +72,7 @@ class Smoothing:
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         inside, outside = step.chosen(self.on)
         if self.sigma == 0:
-            return plain(step)
+            return plain_gradient(step)
         losses, gradient = step.gradient(outside)
         losses |= dict.fromkeys(inside, 0.0)
         for draw in range(self.samples):
@@ -108,7 +108,7 @@ class GradientPenalty:
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         inside, outside = step.chosen(self.on)
         if self.rho == 0:
-            return plain(step)
+            return plain_gradient(step)
         losses, gradient = step.gradient(inside)
         length = norm(gradient)
         if length > 0:
@@ -147,7 +147,7 @@ class CurvaturePenalty:
     def __call__(self, step: Step) -> tuple[Losses, Gradient]:
         inside, outside = step.chosen(self.on)
         if self.rho == 0:
-            return plain(step)
+            return plain_gradient(step)
         losses, gradient = step.gradient(inside)
         length = norm(gradient)
         if length > 0:

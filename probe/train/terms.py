@@ -23,8 +23,8 @@ class Term:
         objective: any callable ``(model, batch) -> scalar``.
         data: the rows it draws from.
         name: what the progress bar and errors call it.
-        mean_over: counts what the objective is a mean over (``target_tokens``, ``rows``, ``real_tokens``); needed
-            only where a batch is computed in pieces.
+        mean_over: counts what the objective is a mean over (``target_token_count``, ``rows``, ``real_token_count``);
+            needed only where a batch is computed in pieces.
     """
 
     weight: float
@@ -54,12 +54,12 @@ def rows(batch: Batch) -> int:
     return len(batch)
 
 
-def target_tokens(batch: Batch) -> int:
+def target_token_count(batch: Batch) -> int:
     """Target tokens: what token-mean objectives (NLL, GA, WGA, TNPO, forward KL) are a mean over."""
     return int(batch.target_BT[:, 1:].sum())
 
 
-def real_tokens(batch: Batch) -> int:
+def real_token_count(batch: Batch) -> int:
     """Tokens that are not padding: what RMU's terms are a mean over unless told otherwise."""
     return int(batch.attention_BT.sum())
 

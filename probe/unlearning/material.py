@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from probe.checkpoints import check_device, check_different, check_model, check_tokenizer, load_model, load_tokenizer
+from probe.checkpoints import check_device, check_different, check_tokenizer, check_usable, load_model, load_tokenizer
 from probe.commands.templates import Chosen, chosen
 from probe.context import check_rows
 from probe.data import Split, Template, make_split
@@ -118,7 +118,7 @@ def _other(name: str, job: Job, at: Material, files: Files) -> nn.Module:
 
 def _loaded(name: str, job: Job, tokenizer: Any) -> Any:
     model = load_model(name, dtype=getattr(torch, job.dtype), device=job.device)
-    check_model(model, tokenizer)
+    check_usable(model, tokenizer)
     return model
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from probe.checkpoints import check_model, save_model, weight_hashes, weights_hash
+from probe.checkpoints import check_usable, save_model, weight_hashes, weights_hash
 
 
 def saved(model: nn.Module, tokenizer: Any, folder: Path, before: dict[str, str], remedy: str) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def saved(model: nn.Module, tokenizer: Any, folder: Path, before: dict[str, str]
     changed = [name for name, digest in weight_hashes(model).items() if digest != before[name]]
     if not changed:
         raise ValueError(f"the method changed no weight; {remedy}")
-    check_model(model, tokenizer)
+    check_usable(model, tokenizer)
     save_model(model, folder, tokenizer=tokenizer)
     return {
         "changed": {"tensors": len(changed), "of": len(before), "names": changed},

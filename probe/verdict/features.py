@@ -203,7 +203,7 @@ FEATURES = (
 BY_NAME = {feature.name: feature for feature in FEATURES}
 
 
-def chosen(*, retain: bool, without: Sequence[str] = ()) -> tuple[Feature, ...]:
+def verdict_features(*, retain: bool, without: Sequence[str] = ()) -> tuple[Feature, ...]:
     """Features that can be had, less those of some groups."""
     return tuple(f for f in FEATURES if (retain or not f.retain) and f.group not in without)
 

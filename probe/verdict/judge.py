@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from probe.display import table
+from probe.display import html_table
 from probe.metrics.intervals import wilson
-from probe.verdict.features import BY_NAME, chosen, features
-from probe.verdict.logistic import Fit
+from probe.verdict.features import BY_NAME, features, verdict_features
+from probe.verdict.logistic import LogisticFit
 from probe.verdict.material import Protocol
-from probe.verdict.measure import Measured
+from probe.verdict.measure import Measurements
 
 FITTED = Path(__file__).with_name("fitted.json")
 # Which fit applies: (retain rows given, a retrained model given).
@@ -43,7 +43,7 @@ class Judge:
 
     protocol: Protocol
     zoo: Mapping[str, Any] = field(repr=False)
-    fits: Mapping[str, Fit] = field(repr=False)
+    fits: Mapping[str, LogisticFit] = field(repr=False)
     errors: Mapping[str, Mapping[str, Counts]]
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def load_judge(path: Path = FITTED) -> Judge:
         raise FileNotFoundError(f"no fitted verdict at {path}; make it with `python -m analyses.zoo build`")
     try:
         given = json.loads(path.read_text(encoding="utf-8"))
-        fits = {kind: Fit.from_json(one) for kind, one in given["fits"].items()}
+        fits = {kind: LogisticFit.from_json(one) for kind, one in given["fits"].items()}
         errors = {kind: {name: _counts(one) for name, one in of.items()} for kind, of in given["errors"].items()}
         return Judge(Protocol(**given["protocol"]), given["zoo"], fits, errors)
     except (KeyError, TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ def _counts(given: Any) -> Counts:
 
 
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class VerdictEvidence:
     """One diagnostic of the judged model.
 
     Args:
@@ -122,7 +122,7 @@ class Verdict:
     distance: float
     reach: float
     kind: str
-    evidence: tuple[Evidence, ...] = field(repr=False)
+    evidence: tuple[VerdictEvidence, ...] = field(repr=False)
     silent: tuple[str, ...]
     zoo: Mapping[str, Any] = field(repr=False)
 
@@ -161,7 +161,7 @@ class Verdict:
             "outside the zoo": ["yes" if one.outside else "" for one in self.evidence],
             "what it is": [one.says for one in self.evidence],
         }
-        return table(columns, note=note)
+        return html_table(columns, note=note)
 
     def text(self) -> str:
         """What the shell prints."""
@@ -192,7 +192,12 @@ class Verdict:
 
 
 def judged(
-    judge: Judge, model: Measured, original: Measured, retrained: Measured | None = None, *, retain: bool = True
+    judge: Judge,
+    model: Measurements,
+    original: Measurements,
+    retrained: Measurements | None = None,
+    *,
+    retain: bool = True,
 ) -> Verdict:
     """Apply the fit that suits what was given.
 
@@ -208,7 +213,7 @@ def judged(
     kind = KINDS[retain, retrained is not None]
     fit = judge.fits[kind]
     which = tuple(BY_NAME[name] for name in fit.features)
-    assert set(which) <= set(chosen(retain=retain))
+    assert set(which) <= set(verdict_features(retain=retain))
     row = features(which, model.numbers, original.numbers, None if retrained is None else retrained.numbers)
     # What says nothing pushes nowhere: the mean of the zoo adds 0 to every logit.
     silent = tuple(name for name, value in row.items() if math.isnan(value))
@@ -219,7 +224,7 @@ def judged(
     part, odd = fit.contributions(row)[likely], fit.outside(row)
     evidence = sorted(
         (
-            Evidence(
+            VerdictEvidence(
                 f.name,
                 f.says,
                 row[f.name],

@@ -15,7 +15,7 @@ ScoresNC = Float[np.ndarray, "N C"]
 
 
 @dataclass(frozen=True)
-class Fit:
+class LogisticFit:
     """softmax((w z + b) / T) of standardised features z = (x - mean) / scale.
 
     Args:
@@ -86,12 +86,12 @@ class Fit:
         return {name: _rounded(value) for name, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "Fit":
+    def from_json(cls, given: Mapping[str, Any]) -> "LogisticFit":
         """What ``to_json`` wrote."""
         return cls(**{name: _tuples(value) for name, value in given.items()})
 
 
-def fit(
+def fit_logistic(
     table_NF: TableNF,
     labels: Sequence[str],
     features: Sequence[str],
@@ -99,7 +99,7 @@ def fit(
     penalty: float,
     temperature: float = 1.0,
     groups: Sequence[str] | None = None,
-) -> Fit:
+) -> LogisticFit:
     """Minimise mean cross-entropy, classes weighted alike, + penalty / (2 N) |w|^2 over standardised features.
 
     scikit-learn's ``LogisticRegression`` with C = 1 / penalty. Classes without a row are left out. ``reach`` is what
@@ -126,7 +126,7 @@ def fit(
         # Two classes have one row; softmax over (-w, w) / 2 is the same sigmoid.
         weight_CF, bias_C = np.concatenate([-weight_CF, weight_CF]) / 2, np.concatenate([-bias_C, bias_C]) / 2
     z_NF = np.round((table_NF - mean_F) / scale_F, 3)
-    return Fit(
+    return LogisticFit(
         tuple(features),
         tuple(found),
         tuple(map(float, mean_F)),

@@ -49,8 +49,8 @@ class Protocol:
 
 
 @dataclass(frozen=True, eq=False)
-class Material:
-    """Rows, their division and the original; made by ``material``.
+class VerdictRows:
+    """Rows, their division and the original; made by ``verdict_rows``.
 
     Args:
         tokenizer: of all models.
@@ -79,7 +79,7 @@ class Material:
         return split_states(self.original, self.values)
 
 
-def material(
+def verdict_rows(
     tokenizer: Any,
     original: nn.Module,
     forget: Sequence[QA],
@@ -89,7 +89,7 @@ def material(
     swap: bool = False,
     max_length: int = 256,
     template: Template = Template(),
-) -> Material:
+) -> VerdictRows:
     """Choose rows and divide them.
 
     Args:
@@ -103,9 +103,9 @@ def material(
         template: how question and answer become one text.
 
     Raises:
-        ValueError: as ``check_rows``, or rows on both sides.
+        ValueError: as ``check_verdict_rows``, or rows on both sides.
     """
-    check_rows(forget, retain)
+    check_verdict_rows(forget, retain)
     rows, kept = _spread(forget, protocol.forget), _spread(retain, protocol.retain)
     made = make_split(tokenizer, rows, kept or rows, template=template, max_length=max_length, allow_overlap=not kept)
     facts = divided(
@@ -119,10 +119,10 @@ def material(
     )
     if swap:
         facts = replace(facts, shown=facts.held, held=facts.shown)
-    return Material(tokenizer, original, made, facts, protocol, bool(kept))
+    return VerdictRows(tokenizer, original, made, facts, protocol, bool(kept))
 
 
-def check_rows(forget: Sequence[QA], retain: Sequence[QA]) -> None:
+def check_verdict_rows(forget: Sequence[QA], retain: Sequence[QA]) -> None:
     """Refuse rows that no verdict can be made of, which needs no model.
 
     Raises:

@@ -22,11 +22,11 @@ from probe.diagnostics.split_states import split_states
 from probe.diagnostics.spurious_unlearning import spurious_unlearning
 from probe.diagnostics.weight_change import weight_change
 from probe.sites import Site, n_layers
-from probe.verdict.material import Material
+from probe.verdict.material import VerdictRows
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measurements:
     """What one model gave.
 
     Args:
@@ -42,7 +42,7 @@ class Measured:
 PARTS = ("answers", "texts", "weights", "attacks", "states")
 
 
-def measure(model: nn.Module, given: Material, keep: Keep = unkept) -> Measured:
+def measure(model: nn.Module, given: VerdictRows, keep: Keep = unkept) -> Measurements:
     """Outputs, states, attacks and weights of one model.
 
     Args:
@@ -58,10 +58,10 @@ def measure(model: nn.Module, given: Material, keep: Keep = unkept) -> Measured:
     for name, part in zip(PARTS, (_answers, _texts, _weights, _attacks), strict=False):
         found |= keep(name, partial(part, model, given))
     numbers, by_layer = keep(PARTS[-1], partial(_states, model, given))
-    return Measured(found | numbers, {name: tuple(value_L) for name, value_L in by_layer.items()})
+    return Measurements(found | numbers, {name: tuple(value_L) for name, value_L in by_layer.items()})
 
 
-def _answers(model: nn.Module, given: Material) -> dict[str, float]:
+def _answers(model: nn.Module, given: VerdictRows) -> dict[str, float]:
     facts, split, size = given.facts, given.split, 64
     forget = facts.score(model, (*facts.shown, *facts.held), facts.template)
     found = {
@@ -82,7 +82,7 @@ def _answers(model: nn.Module, given: Material) -> dict[str, float]:
     return found | {"retain_entropy": logit_collapse(model, batch, batch_size=size).entropy_share}
 
 
-def _texts(model: nn.Module, given: Material) -> dict[str, float]:
+def _texts(model: nn.Module, given: VerdictRows) -> dict[str, float]:
     most, split, found = given.protocol.generated, given.split, {}
     sides = {"forget": split.forget_rows, **({"retain": split.retain_rows} if given.has_retain else {})}
     for side, rows in sides.items():
@@ -100,7 +100,7 @@ def _texts(model: nn.Module, given: Material) -> dict[str, float]:
     return found
 
 
-def _weights(model: nn.Module, given: Material) -> dict[str, float]:
+def _weights(model: nn.Module, given: VerdictRows) -> dict[str, float]:
     p = given.protocol
     n = min(p.gradients, len(given.split.retain) // p.batch_size) or 1
     whole = weight_change(
@@ -113,7 +113,7 @@ def _weights(model: nn.Module, given: Material) -> dict[str, float]:
     return found
 
 
-def _attacks(model: nn.Module, given: Material) -> dict[str, float]:
+def _attacks(model: nn.Module, given: VerdictRows) -> dict[str, float]:
     p, facts = given.protocol, given.facts
     held = relearn(
         model, facts, steps=p.late, lr=p.lr, batch_size=p.batch_size, at=(p.early,), seeds=(p.seed,)
@@ -133,7 +133,7 @@ def _attacks(model: nn.Module, given: Material) -> dict[str, float]:
     return found
 
 
-def _states(model: nn.Module, given: Material) -> tuple[dict[str, float], dict[str, tuple[float, ...]]]:
+def _states(model: nn.Module, given: VerdictRows) -> tuple[dict[str, float], dict[str, tuple[float, ...]]]:
     """One pass over all rows; probes, similarity and separability read the same states."""
     states, before = split_states(model, given.values), given.original_states
     lens = logit_lens(model, given.values.forget)

@@ -17,7 +17,7 @@ from probe.datasets import read_rows
 from probe.ranges import check_ranges
 from probe.verdict.job import VerdictJob
 from probe.verdict.judge import FITTED, Judge, Verdict, judged, load_judge
-from probe.verdict.material import check_rows, material
+from probe.verdict.material import check_verdict_rows, verdict_rows
 from probe.verdict.measure import PARTS, measure
 from probe.weights import check_same_architecture
 
@@ -58,7 +58,7 @@ def _judged(model: str, job: VerdictJob, keep: Keep) -> tuple[str, Verdict]:
     # Rows are read first: a mistake in them should not cost the loading of models.
     forget = read_rows(job.forget)
     retain = [] if job.retain is None else read_rows(job.retain)
-    check_rows(forget, retain)
+    check_verdict_rows(forget, retain)
     tokenizer = load_tokenizer(job.tokenizer or job.original)
     names = {"original": job.original, "model": model} | ({"retrained": job.retrained} if job.retrained else {})
     if job.tokenizer is None:
@@ -132,9 +132,9 @@ def verdict_on(
         progress: whether to show a bar.
 
     Raises:
-        ValueError: as ``material``, ``measure`` and ``judged``.
+        ValueError: as ``verdict_rows``, ``measure`` and ``judged``.
     """
-    given = material(
+    given = verdict_rows(
         tokenizer,
         models["original"],
         forget,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from probe.verdict.logistic import CLASSES, Fit, ScoresNC, TableNF, fit, softmax
+from probe.verdict.logistic import CLASSES, LogisticFit, ScoresNC, TableNF, fit_logistic, softmax
 
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)
 _INNER = 5
@@ -99,7 +99,7 @@ def leave_groups_out(
         calibrate: whether to choose temperatures.
 
     Raises:
-        ValueError: fewer than two groups, or as ``fit``.
+        ValueError: fewer than two groups, or as ``fit_logistic``.
     """
     names = sorted(set(groups))
     if len(names) < 2:
@@ -115,7 +115,7 @@ def leave_groups_out(
         if calibrate or len(penalties) > 1:
             penalty, temperature = tuned(table_NF[in_N], mine, theirs, features, penalties)
         taken.append(penalty)
-        found = fit(table_NF[in_N], mine, features, penalty=penalty, groups=theirs)
+        found = fit_logistic(table_NF[in_N], mine, features, penalty=penalty, groups=theirs)
         logits = _placed(found, table_NF[out_N])
         logit_NC[out_N] = logits / temperature if calibrate else logits
         rows = [dict(zip(features, row_F, strict=True)) for row_F in table_NF[out_N].tolist()]
@@ -138,13 +138,15 @@ def tuned(
             in_N, out_N = np.flatnonzero(fold_N != fold).tolist(), np.flatnonzero(fold_N == fold).tolist()
             mine = [labels[i] for i in in_N]
             if len(set(mine)) > 1:
-                logit_NC[out_N] = _placed(fit(table_NF[in_N], mine, features, penalty=penalty), table_NF[out_N])
+                logit_NC[out_N] = _placed(
+                    fit_logistic(table_NF[in_N], mine, features, penalty=penalty), table_NF[out_N]
+                )
         by_penalty[penalty] = logit_NC
     best = min(sorted(by_penalty, reverse=True), key=lambda p: round(_log_loss(by_penalty[p], labels), 9))
     return best, best_temperature(by_penalty[best], labels)
 
 
-def _placed(found: Fit, table_NF: TableNF) -> ScoresNC:
+def _placed(found: LogisticFit, table_NF: TableNF) -> ScoresNC:
     """Logits in the order of ``CLASSES``; a class that the fit never saw gets none of the probability."""
     logit_NC = np.full((len(table_NF), len(CLASSES)), -1e3)
     logit_NC[:, [CLASSES.index(one) for one in found.classes]] = found.logits(table_NF)
@@ -168,10 +170,10 @@ def fit_all(
     features: Sequence[str],
     *,
     penalties: Sequence[float] = PENALTIES,
-) -> Fit:
+) -> LogisticFit:
     """The fit that is shipped: to every model, with penalty and temperature chosen by leaving groups out."""
     penalty, temperature = tuned(table_NF, labels, groups, features, penalties)
-    return fit(table_NF, labels, features, penalty=penalty, temperature=temperature, groups=groups)
+    return fit_logistic(table_NF, labels, features, penalty=penalty, temperature=temperature, groups=groups)
 
 
 @dataclass(frozen=True, eq=False)
