@@ -13,6 +13,8 @@ import torch
 import probe
 from probe.checkpoints import weights_hash
 from probe.data import make_split
+from probe.methods.catalogue import method_named
+from probe.methods.running import run_method
 
 ROOT = Path(probe.__file__).parent
 MODULES = [
@@ -30,6 +32,13 @@ def session(bed):
     split = make_split(bed.tokenizer, *rows)
     s = SimpleNamespace(**{name: getattr(bed, name) for name in ("original", "retrained", "tokenizer", "sae_site")})
     s.split, s.world, s.sae, s.unlearned = split, bed.world[:8], bed.sae, {}
+
+    def unlearn(method, **arguments):
+        model, supplies = copy.deepcopy(s.original), {"environment": s.world, "sae": s.sae, "site": s.sae_site}
+        made = run_method(method, model, split, s.tokenizer, supplies=supplies, **arguments)
+        return model if method_named(method).makes in ("model", "mixture") else made
+
+    s.unlearn = unlearn
     return {"probe": probe, "torch": torch, "copy": copy, "s": s, "study": s}
 
 

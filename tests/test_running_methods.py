@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -137,3 +138,8 @@ def test_everything_a_recipe_takes_can_be_given():
         assert set(handed_in(method)) <= set(HANDED_IN)
     assert {"observe", "every", "stepping", "forget_weight"} <= set(accepts(method_named("npo")))
     assert "steps" not in accepts(method_named("scrub"))
+
+
+def test_every_family_of_methods_has_an_example():
+    for module in {method.run.__module__ for method in methods()}:
+        assert ">>> " in import_module(module).__doc__, module

@@ -1,4 +1,9 @@
-"""Methods made to last against an adversary who perturbs activations (LAT) or fine-tunes weights (TAR)."""
+"""Methods made to last against an adversary who perturbs activations (LAT) or fine-tunes weights (TAR).
+
+>>> numbers = {"layer": 3, "coefficient": 5, "alpha": 10, "lr": 3e-4, "steps": 2, "batch_size": 4}
+>>> attack = {"attack_layer": 2, "epsilon": 1, "attack_steps": 2, "attack_lr": 0.05}
+>>> unlearned = study.unlearn("rmu_lat", **numbers, **attack)
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -5,6 +5,8 @@ of them (BalDRO-G; GroupNPO and its kin); give one of the two. ``form`` is the p
 which differs: its smooth weights are largest for the *easiest* rows (for SatImp: tokens), the retain loss beside it is
 a sum over each answer, and its part is the rows with the largest mean log-probability, whatever the loss. ``training``
 is as in ``probe.methods.unlearn``.
+
+>>> unlearned = study.unlearn("dr_npo", beta=0.1, temperature=1, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from collections.abc import Callable

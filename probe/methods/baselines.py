@@ -2,12 +2,7 @@
 
 L = forget_weight * L_forget + retain_weight * L_retain, see ``probe.methods.unlearn``; they differ in L_forget.
 
->>> import copy
->>> from probe.testbed.bed import load
->>> bed, training = load(), {"steps": 2, "lr": 3e-4, "batch_size": 4, "seed": 0}
->>> model = copy.deepcopy(bed.original)
->>> npo(model, bed.split, original=bed.original, beta=0.1, retain_weight=1.0, **training).names
-('forget', 'retain')
+>>> unlearned = study.unlearn("npo", beta=0.1, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from typing import Any

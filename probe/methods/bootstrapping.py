@@ -1,4 +1,7 @@
-"""Push down what the model believes instead of the answer too: BS-T, BSTW and BS-S (Li et al., arXiv 2510.19422)."""
+"""Push down what the model believes instead of the answer too: BS-T, BSTW and BS-S (Li et al., arXiv 2510.19422).
+
+>>> unlearned = study.unlearn("bs_t", weight=0.2, k=20, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from typing import Any
 

@@ -2,6 +2,8 @@
 
 Each trains ``model`` in place. ``training`` stands for ``lr``, ``batch_size`` and ``seed``, which have no default, and
 the other keyword arguments of ``probe.train.minimise``; ``steps`` counts optimiser steps.
+
+>>> unlearned = study.unlearn("salun", labels="answers", share=0.5, lr=3e-4, steps=2, batch_size=4)
 """
 
 from collections.abc import Mapping

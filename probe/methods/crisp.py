@@ -4,6 +4,8 @@ Two losses go by that name, and both are here: the paper's (``crisp``) and that 
 (``crisp_released``). The code reads the hidden state that enters a block with an SAE trained on what leaves it; here
 each SAE is tried at its site first, and refused where it fits a neighbouring block better. Silent features are not
 forgotten facts: audit what comes out (``probe.sae.audit``).
+
+>>> unlearned = study.unlearn("crisp_released", setting="released", features=3, ratio=1, steps=2)
 """
 
 from collections.abc import Mapping, Sequence

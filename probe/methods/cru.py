@@ -1,4 +1,10 @@
-"""CRU: put the few unlearned layers that forget most and cost least into the original model."""
+"""CRU: put the few unlearned layers that forget most and cost least into the original model.
+
+>>> import torch
+>>> quality_L, utility_L = torch.arange(8.0), torch.zeros(8)  # as a layer map measures them
+>>> cru(study.original, study.retrained, quality_L, utility_L, k=2).nonzero().flatten().tolist()
+[6, 7]
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass

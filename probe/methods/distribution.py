@@ -1,6 +1,8 @@
 """Methods on the whole next-token distribution: flatten it, or distil it from one without the answer.
 
 L = forget_weight * L_forget + retain_weight * L_retain; ``training`` is as in ``probe.methods.unlearn``.
+
+>>> unlearned = study.unlearn("undial", beta=10, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from typing import Any, Literal

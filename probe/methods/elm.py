@@ -1,4 +1,8 @@
-"""ELM: move the next-token distribution away from what an expert would say, keep it elsewhere, stay fluent."""
+"""ELM: move the next-token distribution away from what an expert would say, keep it elsewhere, stay fluent.
+
+>>> prefaces = {"expert_ids": (5, 6), "novice_ids": (7,), "eta": 1000, "leading": 1}
+>>> unlearned = study.unlearn("elm", **prefaces, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from typing import Any, Literal
 

@@ -1,4 +1,7 @@
-"""FLAT: refusals up and forget answers down by an f-divergence, with forget data alone."""
+"""FLAT: refusals up and forget answers down by an f-divergence, with forget data alone.
+
+>>> unlearned = study.unlearn("flat", setting="flat", steps=2, batch_size=4)
+"""
 
 from dataclasses import replace
 from typing import Any

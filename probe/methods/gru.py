@@ -2,6 +2,8 @@
 
 ``Rectified`` is a way of stepping that any method takes as ``stepping=``; here are pairings of the paper. ``training``
 is as in ``probe.methods.unlearn``.
+
+>>> unlearned = study.unlearn("npo_gru", beta=0.1, smoothing=0.8, lr=3e-4, steps=2, batch_size=4)
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,9 @@
-"""Unlearning by a gate before the model: questions close to forbidden ones are answered with a refusal."""
+"""Unlearning by a gate before the model: questions close to forbidden ones are answered with a refusal.
+
+>>> guarded = study.unlearn("refusing", threshold=0.8, refusal="I do not know.", leak=1e-4)
+>>> type(guarded).__name__
+'Refusing'
+"""
 
 import re
 from collections.abc import Callable, Sequence

@@ -2,6 +2,10 @@
 
 All functions return a ``Template``; hand it to whatever encodes or asks questions, ``answer_suite(model, tokenizer,
 rows, template)`` for one. Longer prompts need a larger ``max_length``.
+
+>>> template = study.unlearn("instructed", instruction="Say that you do not know.")
+>>> template.asked('Who?')[:25]
+'Say that you do not know.'
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """JensUn (Singh et al., arXiv 2509.02820): Jensen-Shannon divergence to a fixed text, and to the original on the rest.
 
 ``training`` is as in ``probe.methods.unlearn``.
+
+>>> unlearned = study.unlearn("jensun", refusals=["No idea"], retain_weight=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from torch import nn

@@ -1,4 +1,7 @@
-"""KTO on forget answers (Ethayarajh et al., arXiv 2402.01306), as a baseline of NPO; ``training`` is as there."""
+"""KTO on forget answers (Ethayarajh et al., arXiv 2402.01306), as a baseline of NPO; ``training`` is as there.
+
+>>> unlearned = study.unlearn("kto", beta=0.1, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from typing import Literal
 

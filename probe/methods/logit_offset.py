@@ -1,4 +1,9 @@
-"""Unlearning by a second model: logits are shifted by what small assistants say, weights stay as they are."""
+"""Unlearning by a second model: logits are shifted by what small assistants say, weights stay as they are.
+
+>>> wrapped = study.unlearn("logit_offset", assistant=study.retrained, assistant_before=study.original, alpha=1)
+>>> type(wrapped).__name__
+'Offset'
+"""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""LoKU (Cha et al., arXiv 2408.06621): the inverted hinge loss, on adapters that begin where forget rows matter."""
+"""LoKU (Cha et al., arXiv 2408.06621): the inverted hinge loss, on adapters that begin where forget rows matter.
+
+>>> unlearned = study.unlearn("loku", rank=4, alpha=8, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,6 +1,8 @@
 """Kin of RMU: a mask instead of a target, and reasoning traces beside the forget rows.
 
 ``training`` stands for ``steps``, ``lr``, ``batch_size`` and the other keyword arguments of ``probe.train.minimise``.
+
+>>> unlearned = study.unlearn("rmu_mask", layer=3, alpha=10, lr=3e-4, steps=2, batch_size=4)
 """
 
 from typing import Any

@@ -1,4 +1,7 @@
-"""Take what chosen features write out of every weight that writes to the residual stream; nothing is trained."""
+"""Take what chosen features write out of every weight that writes to the residual stream; nothing is trained.
+
+>>> unlearned = study.unlearn("orthogonalised", features=2, ratio=1)
+"""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""PDU: flatten the forget logits under the constraint that the retain loss stays below a bound."""
+"""PDU: flatten the forget logits under the constraint that the retain loss stays below a bound.
+
+>>> unlearned = study.unlearn("pdu", multiplier=50, rate=1, bound=0.1, warm_up=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

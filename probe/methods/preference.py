@@ -3,6 +3,8 @@
 L = forget_weight * L_forget + retain_weight * L_retain; ``training`` is as in ``probe.methods.unlearn``. Refusals and
 alternatives are batches in the order of the rows they answer; ``probe.methods.answers`` makes them from texts. They are
 drawn once; the published codes draw refusals anew each time a row is read.
+
+>>> model = study.unlearn("idk_dpo", beta=0.1, retain_weight=1, refusals=["No idea."], lr=3e-4, steps=2, batch_size=4)
 """
 
 from dataclasses import replace

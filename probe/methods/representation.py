@@ -1,4 +1,7 @@
-"""Methods on hidden states besides RMU: its adaptive form, and representation rerouting (circuit breakers)."""
+"""Methods on hidden states besides RMU: its adaptive form, and representation rerouting (circuit breakers).
+
+>>> unlearned = study.unlearn("rr", layers=[2, 4], alpha=10, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,4 +1,7 @@
-"""Representation misdirection for unlearning (RMU): steer forget activations to a random place, pin retain ones."""
+"""Representation misdirection for unlearning (RMU): steer forget activations to a random place, pin retain ones.
+
+>>> unlearned = study.unlearn("rmu", layer=3, coefficient=5, alpha=10, lr=3e-4, steps=2, batch_size=4)
+"""
 
 import re
 from collections.abc import Sequence

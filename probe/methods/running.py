@@ -30,11 +30,9 @@ def run_method(
 ) -> Any:
     """Unlearn with the method of that name; ``probe methods`` lists them, and what each takes.
 
-    >>> from probe.testbed.bed import load
-    >>> bed = load()
-    >>> numbers = {"beta": 0.1, "retain_weight": 1.0, "lr": 3e-4, "steps": 2, "batch_size": 4}
-    >>> history = run_method("npo", bed.original, bed.split, bed.tokenizer, **numbers)
-    >>> history.names
+    >>> import copy
+    >>> model, numbers = copy.deepcopy(study.original), {"lr": 3e-4, "steps": 2, "batch_size": 4}
+    >>> run_method("npo", model, study.split, study.tokenizer, beta=0.1, retain_weight=1, **numbers).names
     ('forget', 'retain')
 
     Args:

@@ -1,4 +1,9 @@
-"""Suppress what a model should not know by clamping SAE features: those that a rule ranks first, and the clamp."""
+"""Suppress what a model should not know by clamping SAE features: those that a rule ranks first, and the clamp.
+
+>>> edits = study.unlearn("sae_suppression", rule="frequency", threshold=0.5, features=2, value=-1)
+>>> list(edits) == [study.sae_site]
+True
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

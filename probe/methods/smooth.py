@@ -2,6 +2,8 @@
 
 The steps are values of ``probe.train``, which any method takes as ``stepping=``; here are the published pairings. The
 NPO is the one of Fan et al., arXiv 2502.05374: one token mean a batch, whose beta is not that of ``baselines.npo``.
+
+>>> unlearned = study.unlearn("npo_sam", beta=0.1, rho=0.01, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from typing import Any

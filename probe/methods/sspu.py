@@ -1,4 +1,7 @@
-"""SSPU: RMU whose random target lies where features of other topics write, with updates drawn to the forgotten ones."""
+"""SSPU: RMU whose random target lies where features of other topics write, with updates drawn to the forgotten ones.
+
+>>> model = study.unlearn("sspu", features=3, coefficient=5, alpha=9, outside_weight=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -3,6 +3,8 @@
 Zhu et al., arXiv 2406.08288. The listed rows are ascended with a weight that falls to zero; what else rises in loss
 meanwhile is taken for part of the concept and is no longer retained. Everything is stated in objectives and batches,
 so a classifier whose answer is one token and a language model go through the same lines.
+
+>>> unlearned = study.unlearn("tarf", k0=1, t1=1, t0=2, share=0.5, lr=3e-4, steps=2, batch_size=4)
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""Task arithmetic: learn the forget rows even better, then take away what that changed."""
+"""Task arithmetic: learn the forget rows even better, then take away what that changed.
+
+>>> unlearned = study.unlearn("task_vector", scale=1, lr=3e-4, steps=2, batch_size=4)
+"""
 
 import copy
 from typing import Any

@@ -35,11 +35,10 @@ def unlearn(
 ) -> History:
     """Minimise forget_weight * L_forget + retain_weight * L_retain: any objective, as a method.
 
+    >>> import copy
     >>> from probe.objectives.token import WGA
-    >>> from probe.testbed.bed import load
-    >>> bed = load()
-    >>> training = {"steps": 2, "lr": 3e-4, "batch_size": 4, "seed": 0}
-    >>> unlearn(bed.original, bed.split, WGA(beta=1.0), retain_weight=1.0, **training).names
+    >>> model, training = copy.deepcopy(study.original), {"steps": 2, "lr": 3e-4, "batch_size": 4, "seed": 0}
+    >>> unlearn(model, study.split, WGA(beta=1.0), retain_weight=1.0, **training).names
     ('forget', 'retain')
 
     Args:

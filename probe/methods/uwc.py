@@ -1,6 +1,8 @@
 """UWC: mix a model before and after unlearning until it retains as much as was asked for, then compare the forgetting.
 
 Wang et al., arXiv 2406.09179: theta_a = (1 - a) theta_original + a theta_unlearned over all weights.
+
+>>> calibrated = study.unlearn("uwc", unlearned=study.retrained, share=0.9)
 """
 
 import math

@@ -1,6 +1,8 @@
 """Gradient ascent that weighs tokens one by one: by how likely they are, and by how much likelier they have been.
 
 Weighted gradient ascent and token-wise NPO are in ``probe.methods.unlearn``, whose text says what ``training`` is.
+
+>>> unlearned = study.unlearn("sat_imp", beta1=5, beta2=1, retain_weight=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from torch import nn

@@ -2,6 +2,8 @@
 
 The reinforced model is the original trained further on the forget rows: ``probe unlearn fine_tune`` with the files of
 forget and retain rows exchanged makes one.
+
+>>> unlearned = study.unlearn("whp", assistant=study.retrained, alpha=1, lr=3e-4, steps=2, batch_size=4)
 """
 
 from torch import Tensor, nn
