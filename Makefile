@@ -35,7 +35,7 @@ lint: dev
 
 # A warning is an error: a page that could not be made as meant is not made at all.
 docs: dev
-	$(BIN)/python -W error::UserWarning -m pdoc --docformat google --no-show-source --output-directory docs/reference probe
+	$(BIN)/python -W error::UserWarning docs/build.py docs/reference probe
 	@echo "docs/reference/index.html; guides are in docs/README.md"
 
 clean:

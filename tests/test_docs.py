@@ -87,7 +87,8 @@ def built(modules: list[str], out: Path, **more) -> subprocess.CompletedProcess:
     """`make docs` for some modules."""
     recipe = re.search(r"^docs:.*\n\t\$\(BIN\)/python (.*) probe$", (ROOT / "Makefile").read_text(), re.M)
     assert recipe, "the recipe of `make docs` has another form"
-    options = shlex.split(recipe[1].replace("docs/reference", str(out)))
+    script = recipe[1].replace("docs/build.py", str(ROOT / "docs" / "build.py"))
+    options = shlex.split(script.replace("docs/reference", str(out)))
     return subprocess.run([sys.executable, *options, *modules], capture_output=True, text=True, **more)
 
 
