@@ -21,6 +21,8 @@ def list_names(package: ModuleType) -> None:
     lines = []
     for name in vars(package).pop("__all__"):  # pdoc would leave out the pages of all modules that are not in it
         module, original = package._exports[name]
+        while original in getattr(import_module(module), "_exports", ()):  # offered by a room, written in its module
+            module, original = import_module(module)._exports[original]
         found = getattr(package, name)
         about = inspect.getdoc(found) if inspect.isclass(found) or inspect.isroutine(found) else ""
         first = re.sub(r"([\\*_<`\[])", r"\\\1", (about or "").split("\n")[0].replace("``", ""))
