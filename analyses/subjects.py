@@ -16,9 +16,7 @@ from probe import testbed
 from probe.checkpoints import weights_hash
 from probe.data import Split, encode
 from probe.datasets import rows_hash
-from probe.methods.answers import needed_answers
-from probe.methods.catalogue import method_named
-from probe.methods.method import Method
+from probe.methods.running import run_method
 from probe.testbed.recipe import Recipe, corpus, fit_answers, make_model
 
 Name = Literal["testbed", "small testbed", "stories"]
@@ -57,16 +55,9 @@ class Subject:
 
     def unlearned(self, method: str, settings: Mapping[str, Any], *, seed: int) -> Any:
         """A copy of the original after a method of the catalogue."""
-        recipe, model = method_named(method), copy.deepcopy(self.original)
-        needs = needed(recipe, self.original, self.tokenizer, self.split, seed=seed)
-        recipe.run(model, self.split, **settings, **needs, seed=seed)
+        model, supplies = copy.deepcopy(self.original), {"original": self.original}
+        run_method(method, model, self.split, self.tokenizer, supplies=supplies, seed=seed, **settings)
         return model
-
-
-def needed(recipe: Method, original: Any, tokenizer: Any, split: Split, *, seed: int) -> dict[str, Any]:
-    """What a method of the catalogue takes besides model, split and settings."""
-    found = {"original": original} if "original" in recipe.needs else {}
-    return found | needed_answers(recipe.needs, tokenizer, split, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)

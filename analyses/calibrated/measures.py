@@ -14,11 +14,11 @@ from probe.attacks.prompts import JAILBREAKS
 from probe.attacks.quantisation import rounded_weights
 from probe.attacks.restoring import kept
 from probe.data import QA, Batch, Template, encode
+from probe.methods.supplies import retention
 from probe.metrics.choices import ChoiceResult, guessing, side_by_side
 from probe.metrics.generation import generate
 from probe.metrics.judges import rouge_entailer, tfidf_embedder
 from probe.metrics.meaning import cosine_similarity, entailed
-from probe.metrics.memorisation import answer_stats, extraction_strength
 from probe.metrics.reliability import noised
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.text import rouge_l_recall, token_entropy
@@ -132,8 +132,7 @@ class Measuring:
 
     def strength(self, model: nn.Module, batch: Batch) -> float:
         """Mean extraction strength, floor 0."""
-        matches = answer_stats(model, batch).matches()
-        return float(np.mean([extraction_strength(match_T, floor="0") for match_T in matches]))
+        return retention(batch)(model)
 
     @property
     def _length(self) -> int:

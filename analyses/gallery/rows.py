@@ -12,17 +12,16 @@ import torch
 from torch import nn
 
 from analyses.shared import seed_row
-from analyses.subjects import needed
 from probe.attacks.curves import Curves
 from probe.attacks.facts import divided
 from probe.attacks.finetuning import finetune
 from probe.attacks.quantisation import rounded_weights
 from probe.attacks.relearning import relearn
-from probe.data import QA, Batch
+from probe.data import QA, Batch, Split
 from probe.diagnostics.squeezing import sampled_bands, squeezing
 from probe.dictionaries.adapters import dictionary
 from probe.hooks import captured, edited
-from probe.methods.catalogue import method_named
+from probe.methods.running import run_method
 from probe.methods.sequential import requests, sequential
 from probe.metrics.aggregates import bs_aggregate, harmonic, memorisation_score
 from probe.metrics.memorisation import answer_stats
@@ -87,6 +86,10 @@ class Bench:
     def probabilities(self, model: nn.Module, batch: Batch) -> np.ndarray:
         """Answer probability of each row."""
         return answer_stats(model, batch, batch_size=self.measuring.batch_size).probability_N
+
+    def unlearn(self, method: str, model: nn.Module, split: Split, original: nn.Module, **settings: Any) -> Any:
+        """A method of the catalogue, on a model in place."""
+        return run_method(method, model, split, self.study.tokenizer, supplies={"original": original}, **settings)
 
     def suite(self, model: nn.Module, rows: tuple[QA, ...]) -> SuiteResult:
         """Every teacher-forced metric of rows."""
@@ -182,7 +185,6 @@ def curve_rows(curves: Curves, name: str, kind: str) -> Iterator[Row]:
 def squeezed(at: Bench, name: str) -> Iterator[Row]:
     """The target's and other responses' log-likelihood while a method unlearns; utility and forget quality too."""
     entry, settings = SQUEEZED[name]
-    method = method_named(entry)
     asked = at.sample.split.forget_rows[:20]
     bands = sampled_bands(
         at.study.original, at.study.tokenizer, asked, samples=8, temperatures=(1.0, 2.0), seed=0, max_new_tokens=16
@@ -200,9 +202,8 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
 
     model = copy.deepcopy(at.study.original)
     observe(0, model)
-    given = needed(method, at.study.original, at.study.tokenizer, at.study.split, seed=0)
     common = {"lr": SETTINGS.training.gradient_lr, "batch_size": 16, "seed": 0, "steps": SETTINGS.training.steps}
-    method.run(model, at.study.split, **settings, **given, **common, every=15, observe=observe)
+    at.unlearn(entry, model, at.study.split, at.study.original, **settings, **common, every=15, observe=observe)
     # The end of NPO's run is the model of the report; the others have no place there, so their end is a point too.
     if name != "NPO":
         last = [r for r in rows if r.diagnostic == "checkpoint"][-2:]
@@ -216,7 +217,7 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
 def continual(at: Bench, name: str) -> Iterator[Row]:
     """Five requests one after another."""
     entry, settings = IN_SEQUENCE[name]
-    method, split = method_named(entry), at.study.split
+    split = at.study.split
     size = len(split.forget_rows) // REQUESTS
     tasks = [split.forget_rows[i * size : (i + 1) * size] for i in range(REQUESTS)]
     splits = requests(at.study.tokenizer, tasks, split.retain_rows, max_length=split.max_length)
@@ -241,9 +242,8 @@ def continual(at: Bench, name: str) -> Iterator[Row]:
         return look(name, model, n) if n else float(at.probabilities(model, split.retain.select(range(100))).mean())
 
     def recipe(model: nn.Module, one: Any, original: nn.Module) -> Any:
-        given = needed(method, original, at.study.tokenizer, one, seed=0)
         common = {"lr": SETTINGS.training.gradient_lr, "batch_size": 16, "seed": 0, "steps": STEPS_A_REQUEST}
-        return method.run(model, one, **settings, **given, **common)
+        return at.unlearn(entry, model, one, original, **settings, **common)
 
     model = copy.deepcopy(at.study.original)
     sequential(model, splits, recipe, utility, reference="updated")

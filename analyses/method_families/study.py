@@ -11,13 +11,14 @@ import torch
 
 from analyses.method_families.claims import judged, of_methods
 from analyses.shared import Record, by_method, conclude, probability, seed_row
-from analyses.subjects import needed, subject
+from analyses.subjects import subject
 from probe.checkpoints import weights_hash
 from probe.data import Split
 from probe.datasets import rows_hash
 from probe.figures.families import family_figure
 from probe.figures.style import new_figure, paper_style, save_figure
 from probe.methods.catalogue import method_named
+from probe.methods.running import run_method
 from probe.methods.sequential import requests, sequential
 from probe.methods.unlearn import unlearn
 from probe.methods.uwc import mixed, uwc
@@ -100,15 +101,13 @@ def study(arguments: Arguments) -> Any:
         }
 
     def in_sequence(name: str, common: dict[str, Any]) -> dict[str, float]:
-        chosen = method_named(name)
         forget = bed.split.forget_rows
         size = len(forget) // REQUESTS
         tasks = [forget[i * size : (i + 1) * size] for i in range(REQUESTS)]
         splits = requests(bed.tokenizer, tasks, bed.split.retain_rows, max_length=bed.split.max_length)
 
         def recipe(model: Any, split: Split, original: Any) -> Any:
-            needs = needed(chosen, original, bed.tokenizer, split, seed=common["seed"])
-            return chosen.run(model, split, **common, **needs)
+            return run_method(name, model, split, bed.tokenizer, supplies={"original": original}, **common)
 
         model = copy.deepcopy(bed.original)
         stages = sequential(model, splits, recipe, lambda m: probability(m, reported), reference="updated")
@@ -126,8 +125,6 @@ def study(arguments: Arguments) -> Any:
             chosen_tokens = SelectedTokens(ga, keep=common.pop("keep"), share=common.pop("share"))
             unlearn(unlearned, bed.split, chosen_tokens, retain_weight=0.0, **common, seed=seed)
         else:
-            if "layers" in common:
-                common["layers"] = tuple(common["layers"])
             unlearned = bed.unlearned(method.split()[0], common, seed=seed)
         found = uwc(bed.original, unlearned, lambda m: probability(m, choosing), share=arguments.share, tolerance=0.02)
         raw = measured(unlearned, "raw")

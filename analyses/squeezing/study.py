@@ -10,12 +10,12 @@ from typing import Any
 from analyses.shared import choice_of, conclude, finished, probability
 from analyses.squeezing.claims import CONTROL, REWORDED, judged, rows_of, table
 from analyses.squeezing.measures import Material, answers, drawn, material, questions
-from analyses.subjects import needed, subject
+from analyses.subjects import subject
 from probe.diagnostics.dynamics import dynamics
 from probe.figures.answer_kinds import answer_kinds, gains_over_steps
 from probe.figures.squeezing import responses_over_steps
 from probe.figures.style import new_figure, paper_style, save_figure
-from probe.methods.catalogue import method_named
+from probe.methods.running import run_method
 from probe.methods.uwc import mixed, uwc
 from probe.modes import threads
 from probe.sweep import load, sweep
@@ -57,9 +57,9 @@ def cell(given: Material, share: float, method: str, seed: int) -> dict[str, Any
         found |= {f"drawn/{key}": value for key, value in drawn(model, given, seed).items()}
         return found | {"seconds": time.process_time() - began}
     name, settings = METHODS[method]
-    recipe, model = method_named(name), copy.deepcopy(study.original)
-    extra = needed(recipe, study.original, study.tokenizer, study.split, seed=seed)
-    run = partial(recipe.run, model, study.split, **COMMON, **settings, **extra, seed=seed)
+    model, supplies = copy.deepcopy(study.original), {"original": study.original}
+    common = {**COMMON, **settings, "supplies": supplies, "seed": seed}
+    run = partial(run_method, name, model, study.split, study.tokenizer, **common)
     at = [round(part * settings["steps"]) for part in AT]
     rows = dynamics(run, model, asked, at=at, name=method).rows
     values: dict[str, Any] = {f"{row.item}/{row.diagnostic}/{row.quantity}": row.value for row in rows}
