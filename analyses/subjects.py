@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +68,23 @@ class Where:
     """Folder with models/stories260K and data/tofu, for the subject "stories"."""
     cache: Path = Path("results/cache")
     """Folder of models that were trained for a study."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What studies on a subject take."""
+
+    subject: Literal["testbed", "stories"] = "testbed"
+    """What is unlearned from."""
+    out: Path | None = None
+    """Folder of the study; results/STUDY_SUBJECT by default."""
+    seeds: int = 3
+    """Seeds of each method: the order of rows."""
+    where: Where = field(default_factory=Where)
+
+    def folder(self, study: str) -> Path:
+        """Where the study's results go."""
+        return self.out or Path("results") / f"{study}_{self.subject.replace(' ', '_')}"
 
 
 def subject(name: Name, where: Where = Where()) -> Subject:

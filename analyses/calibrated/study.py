@@ -2,8 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,7 @@ from analyses.calibrated.measures import measuring
 from analyses.calibrated.methods import settings, unlearned
 from analyses.calibrated.pictures import draw
 from analyses.shared import choice_of, conclude, finished
-from analyses.subjects import Name, Subject, Where, subject
+from analyses.subjects import Name, Options, Subject, subject
 from probe.data import encode
 from probe.methods.uwc import mixed, uwc
 from probe.modes import threads
@@ -24,20 +23,14 @@ ALPHAS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Options):
     """What is run."""
 
     subject: Name = "testbed"
-    """What is unlearned from."""
-    out: Path | None = None
-    """Folder of the study; results/calibrated_SUBJECT by default."""
-    seeds: int = 3
-    """Seeds of each method."""
     share: float = 0.95
     """Share of the original's retain extraction strength that a calibrated model keeps."""
     methods: tuple[str, ...] = ()
     """Only these methods; all if empty."""
-    where: Where = field(default_factory=Where)
 
 
 def study(arguments: Arguments, chosen: Subject) -> Any:
@@ -70,7 +63,7 @@ def study(arguments: Arguments, chosen: Subject) -> Any:
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
-    out = arguments.out or Path("results") / f"calibrated_{arguments.subject.replace(' ', '_')}"
+    out = arguments.folder("calibrated")
     known = settings(arguments.subject)
     choice_of(arguments.methods, known)
     with threads(1):

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from analyses.g_effects.claims import judged, smaller_is_harder
 from analyses.g_effects.pictures import draw
 from analyses.shared import choice_of, conclude, finished, probability
-from analyses.subjects import Name, Subject, Where, subject
+from analyses.subjects import Name, Options, Subject, subject
 from probe.data import Batch, encode
 from probe.diagnostics.g_effect import GEffect, g_effects
 from probe.diagnostics.reweighting import Weighting, best_weighting, best_weightings, reweighting_map, weighting_of
@@ -48,15 +48,10 @@ SIZED, SIZES = ("GA", "GA + NLL"), (10, 50, 100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Options):
     """What is run."""
 
     subject: Name = "testbed"
-    """What is unlearned from."""
-    out: Path | None = None
-    """Folder of the study; results/g_effects_SUBJECT by default."""
-    seeds: int = 3
-    """Seeds of each method: the order of rows."""
     steps: int = 50
     """Optimiser steps of methods with a retain term; a fifth of it for those without."""
     lr: float = 3e-4
@@ -67,7 +62,6 @@ class Arguments:
     """Only these methods."""
     beside: Path | None = None
     """Folder of this study on a smaller model: claim G8 is about sizes too."""
-    where: Where = field(default_factory=Where)
 
 
 def objectives(original: nn.Module, known: Batch) -> dict[str, Objective]:
@@ -253,7 +247,7 @@ def study(arguments: Arguments, chosen: Subject) -> Any:
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
-    out = arguments.out or Path("results") / f"g_effects_{arguments.subject.replace(' ', '_')}"
+    out = arguments.folder("g_effects")
     choice_of(arguments.methods, METHODS)
     with threads(1):
         chosen = subject(arguments.subject, arguments.where)

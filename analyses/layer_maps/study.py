@@ -1,8 +1,6 @@
 """Each method unlearns; layer maps, CRU's choice and texts of what it did."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,7 +12,7 @@ from analyses.layer_maps.pictures import draw
 from analyses.method_families.study import SETTINGS
 from analyses.shared import conclude, finished
 from analyses.stories import Unlearning
-from analyses.subjects import Subject, Where, subject
+from analyses.subjects import Options, Subject, Where, subject
 from probe.axes import PerLayerL
 from probe.checkpoints import weights_hash
 from probe.data import Split
@@ -33,19 +31,6 @@ RULES: tuple[Literal["rank_sum", "pareto"], ...] = ("rank_sum", "pareto")
 N_TEXTS = 12
 NEW_TOKENS = {"testbed": 24, "stories": 100}
 SHOWN = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """What is run."""
-
-    subject: Literal["testbed", "stories"] = "testbed"
-    """What is unlearned from."""
-    out: Path | None = None
-    """Folder of the study; results/layer_maps_SUBJECT by default."""
-    seeds: int = 3
-    """Seeds of each method: the order of rows."""
-    where: Where = field(default_factory=Where)
 
 
 def recipes(name: str) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -227,9 +212,9 @@ def known_words(chosen: Subject, where: Where) -> frozenset[str]:
     return words_in(texts)
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: Options) -> None:
     """Run what is missing, then draw and judge."""
-    out = arguments.out or Path("results") / f"layer_maps_{arguments.subject}"
+    out = arguments.folder("layer_maps")
     with threads(1):
         chosen = subject(arguments.subject, arguments.where)
         cells = [{"method": method, "seed": seed} for seed in range(arguments.seeds) for method in METHODS]

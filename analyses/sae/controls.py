@@ -3,15 +3,14 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from analyses.sae import dose_response
 from analyses.sae.claims import control_claims
 from analyses.sae.dose_response import as_record, report
-from analyses.sae.subjects import Given, Name, given, trained
-from analyses.subjects import Where
+from analyses.sae.subjects import Given, given, trained
+from analyses.subjects import Options, Where
 from probe.attacks.facts import divided
 from probe.features.activity import observe
 from probe.features.ranking import rank
@@ -30,16 +29,11 @@ N_ORTHOGONAL, RATIO = 30, 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Options):
     """What is run."""
 
-    subject: Name = "testbed"
-    """What is suppressed in."""
-    out: Path | None = None
-    """Folder of the study; results/sae_controls_SUBJECT by default."""
     seeds: int = 2
     """Divisions of the people into halves, each with its own random features and dictionary."""
-    where: Where = field(default_factory=Where)
 
 
 def study(at: Given, where: Where) -> Callable[..., dict[str, Any]]:
@@ -115,7 +109,7 @@ def silent(at: Given) -> dict[str, Any]:
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
-    out = arguments.out or Path("results") / f"sae_controls_{arguments.subject}"
+    out = arguments.folder("sae_controls")
     with threads(1):
         at = given(arguments.subject, arguments.where)
         depth = n_layers(at.subject.original)

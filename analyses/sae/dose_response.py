@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from analyses.sae.claims import dose_claims
-from analyses.sae.subjects import Given, Name, given
+from analyses.sae.subjects import Given, given
 from analyses.shared import conclude, finished
-from analyses.subjects import Where
+from analyses.subjects import Options
 from probe.features.attribution import ByEffect
 from probe.features.rules import Frequency, SquaredMeanRatio
 from probe.figures import draw_all
@@ -32,16 +32,11 @@ STRENGTHS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(Options):
     """What is run."""
 
-    subject: Name = "testbed"
-    """What is suppressed in."""
-    out: Path | None = None
-    """Folder of the study; results/sae_dose_response_SUBJECT by default."""
     seeds: int = 1
     """Divisions of the people into halves."""
-    where: Where = field(default_factory=Where)
 
 
 def study(at: Given) -> Callable[..., dict[str, Any]]:
@@ -68,7 +63,7 @@ def rows_of(record: Mapping[str, Any]) -> list[Row]:
 
 def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
-    out = arguments.out or Path("results") / f"sae_dose_response_{arguments.subject}"
+    out = arguments.folder("sae_dose_response")
     with threads(1):
         at = given(arguments.subject, arguments.where)
         cells = [{"seed": seed} for seed in range(arguments.seeds)]

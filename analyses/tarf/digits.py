@@ -15,6 +15,7 @@ from torch import nn
 
 from analyses.shared import DIFFERENCE
 from analyses.tarf.claims import Numbers, drawn, gap, rows_of
+from probe.data import Split
 from probe.methods.baselines import ga
 from probe.methods.classwise import fine_tune, l1_sparse, random_labels, salun, scrub
 from probe.methods.tarf import Annealing, Selection, TARFResult, TopGroups, TopShare, tarf
@@ -74,46 +75,35 @@ def _labels(at: Case) -> torch.Tensor:
     return torch.arange(len(at.scenario.groups))
 
 
-def _fine_tune(model: nn.Module, at: Case, setting: Setting) -> None:
-    fine_tune(model, at.scenario.split(at.train), **_common(at, setting))
+def _split(at: Case) -> Split:
+    return at.scenario.split(at.train)
 
 
 def _fine_tune_told(model: nn.Module, at: Case, setting: Setting) -> None:
     """Fine-tuning on what retraining sees: the control for whether ascent adds anything to knowing what to drop."""
-    split = at.scenario.split(at.train)
-    kept = replace(split, retain=at.scenario.batch(at.train.of(at.scenario.retained)))
+    kept = replace(_split(at), retain=at.scenario.batch(at.train.of(at.scenario.retained)))
     fine_tune(model, kept, **_common(at, setting))
 
 
-def _ga(model: nn.Module, at: Case, setting: Setting) -> None:
-    ga(model, at.scenario.split(at.train), **_common(at, setting) | {"steps": setting["steps"]})
+def _plain(method: Callable[..., Any], **more: Callable[[Case], Any]) -> Run:
+    """A method whose settings are its own arguments; ``more`` are arguments that follow from the case."""
 
+    def run(model: nn.Module, at: Case, setting: Setting) -> None:
+        method(model, _split(at), **_common(at, setting) | setting, **{name: of(at) for name, of in more.items()})
 
-def _random(model: nn.Module, at: Case, setting: Setting) -> None:
-    random_labels(model, at.scenario.split(at.train), labels_K=_labels(at), **_common(at, setting))
-
-
-def _l1(model: nn.Module, at: Case, setting: Setting) -> None:
-    l1_sparse(model, at.scenario.split(at.train), alpha=setting["alpha"], **_common(at, setting))
-
-
-def _salun(model: nn.Module, at: Case, setting: Setting) -> None:
-    share = setting["share"]
-    salun(model, at.scenario.split(at.train), labels_K=_labels(at), share=share, **_common(at, setting))
+    return run
 
 
 def _scrub(model: nn.Module, at: Case, setting: Setting) -> None:
     rounds = {"rounds": 5, "leaving_rounds": 3, "leave_steps": setting["leave_steps"], "stay_steps": STEPS // 5}
     common = {key: value for key, value in _common(at, setting).items() if key != "steps"}
-    split = at.scenario.split(at.train)
-    scrub(model, split, original=at.original, alpha=setting["alpha"], gamma=1.0, **rounds, **common)
+    scrub(model, _split(at), original=at.original, alpha=setting["alpha"], gamma=1.0, **rounds, **common)
 
 
 def _tarf(select: Callable[[Case], Selection]) -> Run:
     def run(model: nn.Module, at: Case, setting: Setting) -> TARFResult:
         annealing = Annealing(setting["k0"], int(setting["t1"]), int(setting["t0"]))
-        split = at.scenario.split(at.train)
-        return tarf(model, split, annealing=annealing, select=select(at), **_common(at, setting))
+        return tarf(model, _split(at), annealing=annealing, select=select(at), **_common(at, setting))
 
     return run
 
@@ -137,11 +127,11 @@ _TARF = tuple(
 _FINE_TUNE = _grid(lr=(1e-3, 3e-3, 1e-2, 3e-2, 5e-2, 1e-1))
 # Six settings each; the ranges were found on the tuning seeds too.
 METHODS: dict[str, tuple[Run, tuple[Setting, ...]]] = {
-    "FT": (_fine_tune, _FINE_TUNE),
-    "GA": (_ga, _grid(lr=(3e-4, 1e-3), steps=(10, 20, 40))),
-    "RL": (_random, _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2))),
-    "L1-sparse": (_l1, _grid(lr=(3e-3, 1e-2), alpha=(3e-4, 1e-3, 3e-3))),
-    "SalUn": (_salun, _grid(lr=(3e-4, 3e-3, 1e-2), share=(0.1, 0.5))),
+    "FT": (_plain(fine_tune), _FINE_TUNE),
+    "GA": (_plain(ga), _grid(lr=(3e-4, 1e-3), steps=(10, 20, 40))),
+    "RL": (_plain(random_labels, labels_K=_labels), _grid(lr=(3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2))),
+    "L1-sparse": (_plain(l1_sparse), _grid(lr=(3e-3, 1e-2), alpha=(3e-4, 1e-3, 3e-3))),
+    "SalUn": (_plain(salun, labels_K=_labels), _grid(lr=(3e-4, 3e-3, 1e-2), share=(0.1, 0.5))),
     "SCRUB": (_scrub, _grid(lr=(1e-3, 3e-3), leave_steps=(2, 5, 12), alpha=(0.1,))),
     "TARF": (_tarf(lambda at: TopGroups(at.scenario.n_unlisted_labels)), _TARF),
     "TARF (top 10 %)": (_tarf(lambda at: TopShare(0.1)), _TARF),
@@ -222,7 +212,7 @@ def entanglement(at: Case) -> Numbers:
     annealing = Annealing(1.0, 10, 10)
     result = tarf(
         copy.deepcopy(at.original),
-        scenario.split(at.train),
+        _split(at),
         annealing=annealing,
         select=TopShare(0.0),
         steps=10,

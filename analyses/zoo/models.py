@@ -20,11 +20,8 @@ from analyses.zoo.gates import Opened, direction_filter, gated
 from probe.checkpoints import load_tokenizer
 from probe.data import QA, Split, encode, make_split
 from probe.datasets import rows_hash
-from probe.methods.answers import drawn_refusals
-from probe.methods.baselines import ga, grad_diff, npo
-from probe.methods.distribution import ce_u
-from probe.methods.preference import idk
-from probe.methods.rmu import adaptive_coefficient, block_parameters, rmu
+from probe.methods.rmu import adaptive_coefficient, block_parameters
+from probe.methods.running import run_method
 from probe.objectives.token import nll
 from probe.testbed.bed import WEIGHTS
 from probe.testbed.facts import authors
@@ -157,10 +154,6 @@ def _fit(model: nn.Module, terms: list[Term], steps: int, lr: float, batch_size:
     return model
 
 
-def _training(given: Ground, steps: int, lr: float) -> dict[str, Any]:
-    return {"steps": steps, "lr": lr, "batch_size": 16, "seed": given.seed}
-
-
 def after(act: Callable[[Any, Any], Any]) -> Callable[[Any], Subject]:
     """A copy of the original, after ``act(copy, what it was made from)``."""
 
@@ -205,46 +198,37 @@ def _random_model(given: Ground) -> Any:
     return make_model(Recipe(hidden=64, layers=4, seed=given.seed + 900), len(given.tokenizer))
 
 
-def _refusing(layers: Sequence[int], steps: int) -> Callable[[Ground], Subject]:
+def _by(method: str, steps: int, lr: float, **settings: Any) -> Callable[[Ground], Subject]:
+    """A method of the catalogue on the original."""
+
     def act(model: Any, given: Ground) -> None:
-        refusals = drawn_refusals(given.tokenizer, given.split, "forget", seed=given.seed)
-        pattern = f"{block_parameters(model, layers)}|lm_head"
-        settings = _training(given, steps, 2e-3)
-        idk(model, given.split, refusals=refusals, retain_weight=1.0, parameters=pattern, **settings)
+        common = {"steps": steps, "lr": lr, "batch_size": 16, "seed": given.seed}
+        supplies = {"original": given.original}
+        run_method(method, model, given.split, given.tokenizer, supplies=supplies, **common, **settings)
 
     return after(act)
 
 
 def _pushed_down(parameters: str, steps: int, lr: float) -> Callable[[Ground], Subject]:
     """NPO confined to some weights."""
-    return after(
-        lambda model, given: npo(
-            model,
-            given.split,
-            original=given.original,
-            beta=0.1,
-            retain_weight=5.0,
-            parameters=parameters,
-            **_training(given, steps, lr),
-        )
-    )
+    return _by("npo", steps, lr, beta=0.1, retain_weight=5.0, parameters=parameters)
+
+
+def _refusing(layers: Sequence[int]) -> Callable[[Ground], Subject]:
+    return lambda given: _by(
+        "idk", 60, 2e-3, retain_weight=1.0, parameters=f"{block_parameters(given.original, layers)}|lm_head"
+    )(given)
 
 
 def _rmu(layer: int, scale: float, steps: int) -> Callable[[Ground], Subject]:
-    def act(model: Any, given: Ground) -> None:
+    def make(given: Ground) -> Subject:
         first = given.split.forget.select(range(16))
-        rmu(
-            model,
-            given.split,
-            original=given.original,
-            layer=layer,
-            coefficient=adaptive_coefficient(given.original, first, layer, scale=scale),
-            alpha=10.0,
-            parameters=block_parameters(model, range(layer + 1)),
-            **_training(given, steps, 1e-3),
-        )
+        coefficient = adaptive_coefficient(given.original, first, layer, scale=scale)
+        parameters = block_parameters(given.original, range(layer + 1))
+        settings = {"layer": layer, "coefficient": coefficient, "alpha": 10.0, "parameters": parameters}
+        return _by("rmu", steps, 1e-3, **settings)(given)
 
-    return after(act)
+    return make
 
 
 def _scratch_member(seed: int, *, half: bool) -> Callable[[Ground], Subject]:
@@ -260,20 +244,6 @@ def _branch_member(seed: int, *, half: bool) -> Callable[[Ground], Subject]:
         return Subject(_branch(given, (given.half if half else given.corpus).retrained, (), given.seed + seed))
 
     return make
-
-
-def _descended(steps: int, lr: float) -> Callable[[Ground], Subject]:
-    return after(lambda model, given: ga(model, given.split, **_training(given, steps, lr)))
-
-
-def _difference(weight: float, steps: int, lr: float) -> Callable[[Ground], Subject]:
-    return after(
-        lambda model, given: grad_diff(model, given.split, retain_weight=weight, **_training(given, steps, lr))
-    )
-
-
-def _uniform(steps: int, lr: float) -> Callable[[Ground], Subject]:
-    return after(lambda model, given: ce_u(model, given.split, retain_weight=0.0, **_training(given, steps, lr)))
 
 
 def _gated(*, hard: bool) -> Callable[[Ground], Subject]:
@@ -306,18 +276,18 @@ MEMBERS = (
     Member("head alone, 60 steps", "head", "hidden", _pushed_down("lm_head", 60, 2e-3)),
     Member("head alone, 40 steps", "head", "hidden", _pushed_down("lm_head", 40, 2e-3)),
     Member("last block alone", "last block", "hidden", _pushed_down(_BLOCK, 50, 1e-3)),
-    Member("refusals in the last block", "refusals", "hidden", _refusing((LAST,), 60)),
-    Member("refusals in two blocks", "refusals", "hidden", _refusing((LAST - 1, LAST), 60)),
+    Member("refusals in the last block", "refusals", "hidden", _refusing((LAST,))),
+    Member("refusals in two blocks", "refusals", "hidden", _refusing((LAST - 1, LAST))),
     Member("RMU, weak", "RMU", None, _rmu(1, 1.5, 30)),
     Member("RMU", "RMU", None, _rmu(1, 2.0, 50)),
     Member("RMU, strong", "RMU", None, _rmu(1, 4.0, 80)),
     Member("NPO, weak", "NPO", None, _pushed_down(".", 15, 5e-4)),
     Member("NPO", "NPO", None, _pushed_down(".", 50, 5e-4)),
     Member("NPO, strong", "NPO", None, _pushed_down(".", 80, 1e-3)),
-    Member("GradDiff, weak", "GradDiff", None, _difference(5.0, 30, 5e-4)),
-    Member("GradDiff", "GradDiff", None, _difference(1.0, 50, 1e-3)),
-    Member("ascent, 30 steps", "ascent", "broken", _descended(30, 1e-3)),
-    Member("ascent, 60 steps", "ascent", "broken", _descended(60, 2e-3)),
+    Member("GradDiff, weak", "GradDiff", None, _by("grad_diff", 30, 5e-4, retain_weight=5.0)),
+    Member("GradDiff", "GradDiff", None, _by("grad_diff", 50, 1e-3, retain_weight=1.0)),
+    Member("ascent, 30 steps", "ascent", "broken", _by("ga", 30, 1e-3)),
+    Member("ascent, 60 steps", "ascent", "broken", _by("ga", 60, 2e-3)),
     Member("weights shaken by 80 %", "noise", "broken", _noisy(0.8)),
     Member("weights shaken by 100 %", "noise", "broken", _noisy(1.0)),
     Member(
@@ -327,5 +297,5 @@ MEMBERS = (
         _mixed(0.5, lambda g: _scratch_member(500, half=False)(g).model),
     ),
     Member("half of random weights", "mixture", "broken", _mixed(0.5, _random_model)),
-    Member("CE-U alone", "CE-U", "broken", _uniform(60, 2e-3)),
+    Member("CE-U alone", "CE-U", "broken", _by("ce_u", 60, 2e-3, retain_weight=0.0)),
 )
