@@ -11,7 +11,7 @@ from torch import nn
 
 from probe.data import Split
 from probe.methods.method import method
-from probe.methods.published import OPEN_UNLEARNING, Argument, Published
+from probe.methods.published import ONE_TO_ONE, OPEN_UNLEARNING, Argument, Published
 from probe.methods.unlearn import Loss, forget_loss, unlearn
 from probe.methods.words import READ, Read, meant
 from probe.objectives import token as objectives
@@ -24,15 +24,14 @@ from probe.train import History
 
 _TOFU = "OpenUnlearning, TOFU, Llama-3.2-1B"
 # Steps are left to the caller: the sources count epochs of their own data.
-_ALONE: dict[str, Argument] = {"lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING}
-_ONE_TO_ONE: dict[str, Argument] = {"forget_weight": 1.0, "retain_weight": 1.0, **_ALONE}
+_TOFU_RUN: dict[str, Argument] = {**ONE_TO_ONE, **OPEN_UNLEARNING}
 
 
 @method(
     "divergence",
     "log p of forget answers, token mean",
     "Jang et al., arXiv 2210.01504",
-    published={"open-unlearning": Published(_TOFU, _ALONE)},
+    published={"open-unlearning": Published(_TOFU, {"lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING})},
 )
 def ga(model: nn.Module, split: Split, **training: Any) -> History:
     """Gradient ascent on the forget NLL, nothing to hold the rest (Jang et al., arXiv 2210.01504)."""
@@ -43,7 +42,7 @@ def ga(model: nn.Module, split: Split, **training: Any) -> History:
     "divergence",
     "log p(forget) + w NLL(retain)",
     "Liu et al., arXiv 2203.12817",
-    published={"open-unlearning": Published(_TOFU, _ONE_TO_ONE)},
+    published={"open-unlearning": Published(_TOFU, _TOFU_RUN)},
 )
 def grad_diff() -> Objective:
     """Gradient ascent with the retain NLL (gradient difference; Liu et al., arXiv 2203.12817)."""
@@ -59,9 +58,7 @@ def grad_diff() -> Objective:
             "TOFU's code, arXiv 2401.06121, Llama-2-7B",
             {"positions": "all", "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32, "weight_decay": 0.01},
         ),
-        "open-unlearning": Published(
-            f"{_TOFU}: GradDiff with retain_loss_type=KL", {"positions": "all", **_ONE_TO_ONE}
-        ),
+        "open-unlearning": Published(f"{_TOFU}: GradDiff with retain_loss_type=KL", {"positions": "all", **_TOFU_RUN}),
     },
 )
 def ga_kl(original: nn.Module | OriginalAnswers, positions: Read = "answers") -> Loss:
@@ -78,7 +75,7 @@ def ga_kl(original: nn.Module | OriginalAnswers, positions: Read = "answers") ->
     "(2/beta) mean log(1 + (pi/pi0)^beta) + w NLL(retain)",
     "Zhang et al., arXiv 2404.05868",
     published={
-        "open-unlearning": Published(f"Zhang et al., arXiv 2404.05868 (beta); {_TOFU}", {"beta": 0.1, **_ONE_TO_ONE})
+        "open-unlearning": Published(f"Zhang et al., arXiv 2404.05868 (beta); {_TOFU}", {"beta": 0.1, **_TOFU_RUN})
     },
 )
 def npo(original: nn.Module | OriginalAnswers, beta: float) -> Objective:
@@ -91,9 +88,7 @@ def npo(original: nn.Module | OriginalAnswers, beta: float) -> Objective:
     "mean sg[p^beta] log p + w NLL(retain)",
     "Wang et al., arXiv 2502.19301",
     published={
-        "open-unlearning": Published(
-            f"{_TOFU} (the code of arXiv 2502.19301 takes beta 5)", {"beta": 1.0, **_ONE_TO_ONE}
-        )
+        "open-unlearning": Published(f"{_TOFU} (the code of arXiv 2502.19301 takes beta 5)", {"beta": 1.0, **_TOFU_RUN})
     },
 )
 def wga(beta: float) -> Objective:

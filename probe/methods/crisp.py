@@ -34,6 +34,10 @@ _SITE_ROWS = 32
 _PAPER = "Ashuach et al., arXiv 2508.13650, Gemma-2-2b, SAEs of blocks 4, 6, ..., 14, LoRA on blocks 3 to 9"
 
 
+_WEIGHTS = {"forget_weight": 0.01, "retain_weight": 0.99, "coherence_weight": 0.01}
+_RUN = {"ratio": 3.0, **_WEIGHTS, "lr": 4e-5, "steps": 200}
+
+
 @dataclass(frozen=True, eq=False)
 class CrispResult:
     """Losses, and the features that were silenced at each site."""
@@ -50,31 +54,11 @@ class CrispResult:
     published={
         "wmdp-bio": Published(
             f"{_PAPER}; coherence is held on 20 sentences there",
-            {
-                "features": 30,
-                "ratio": 3.0,
-                "spread": 30.0,
-                "forget_weight": 0.01,
-                "retain_weight": 0.99,
-                "coherence_weight": 0.01,
-                "rank": 8,
-                "lr": 4e-5,
-                "steps": 200,
-            },
+            {"features": 30, "spread": 30.0, "rank": 8, **_RUN},
         ),
         "wmdp-cyber": Published(
             f"{_PAPER}; coherence is held on 20 sentences there",
-            {
-                "features": 50,
-                "ratio": 3.0,
-                "spread": 20.0,
-                "forget_weight": 0.01,
-                "retain_weight": 0.99,
-                "coherence_weight": 0.01,
-                "rank": 4,
-                "lr": 4e-5,
-                "steps": 200,
-            },
+            {"features": 50, "spread": 20.0, "rank": 4, **_RUN},
         ),
     },
 )

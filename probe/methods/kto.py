@@ -9,7 +9,7 @@ from torch import nn
 
 from probe.data import Batch
 from probe.methods.answers import preferred
-from probe.methods.published import Published
+from probe.methods.published import ONE_TO_ONE, Published
 from probe.methods.unlearn import Loss, forget_loss
 from probe.objectives.kto import KTO
 from probe.objectives.original import OriginalAnswers
@@ -22,14 +22,7 @@ from probe.objectives.original import OriginalAnswers
     published={
         "npo-repo": Published(
             "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
-            {
-                "form": "npo-repo-log",
-                "beta": 0.1,
-                "forget_weight": 1.0,
-                "retain_weight": 1.0,
-                "lr": 1e-5,
-                "batch_size": 32,
-            },
+            {"form": "npo-repo-log", "beta": 0.1, **ONE_TO_ONE},
         )
     },
 )

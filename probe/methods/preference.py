@@ -15,7 +15,7 @@ from torch import nn
 from probe.data import Batch, Split, paired
 from probe.methods.answers import beside, instead, preferred
 from probe.methods.method import method
-from probe.methods.published import OPEN_UNLEARNING, Published
+from probe.methods.published import ONE_TO_ONE, OPEN_UNLEARNING, Published
 from probe.methods.unlearn import Loss, check_original, forget_loss
 from probe.methods.words import READ, Read, meant
 from probe.objectives.objective import Objective
@@ -44,15 +44,7 @@ _IDK = "arXiv 2410.08109 (code), TOFU, Llama-2-7B"
         ),
         "open-unlearning": Published(
             "OpenUnlearning, TOFU, Llama-3.2-1B",
-            {
-                "beta": 4.5,
-                "delta": 0.0,
-                "forget_weight": 0.125,
-                "retain_weight": 1.0,
-                "lr": 1e-5,
-                "batch_size": 32,
-                **OPEN_UNLEARNING,
-            },
+            {**ONE_TO_ONE, "beta": 4.5, "delta": 0.0, "forget_weight": 0.125, **OPEN_UNLEARNING},
         ),
     },
 )
@@ -79,11 +71,7 @@ def idk(refusals: Batch) -> Loss:
     "rejection",
     "NLL(refusals) - (w/beta) mean log sigmoid(beta log pi(y)/pi(refusal)) on retain questions",
     "Yuan et al., arXiv 2410.08109",
-    published={
-        "closer-look": Published(
-            _IDK, {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
-        )
-    },
+    published={"closer-look": Published(_IDK, {"beta": 0.1, **ONE_TO_ONE})},
 )
 def idk_ap(refusals: Batch, retain_refusals: Batch, beta: float) -> Loss:
     """NLL of refusals to forget questions, and retain answers kept ahead of refusals (Yuan et al., arXiv 2410.08109).
@@ -108,11 +96,11 @@ def idk_ap(refusals: Batch, retain_refusals: Batch, beta: float) -> Loss:
     published={
         "npo-repo": Published(
             "code of Zhang et al., arXiv 2404.05868, TOFU, Llama-2-7B",
-            {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32},
+            {"beta": 0.1, **ONE_TO_ONE},
         ),
         "open-unlearning": Published(
             "OpenUnlearning, TOFU: DPO, experiment idk",
-            {"beta": 0.1, "forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32, **OPEN_UNLEARNING},
+            {"beta": 0.1, **ONE_TO_ONE, **OPEN_UNLEARNING},
         ),
         "altpo-repo": Published(
             "tuned as a baseline by Mekala et al., arXiv 2409.13474, TOFU, Llama-2-7B",
@@ -155,14 +143,7 @@ def alt_po(original: nn.Module | OriginalAnswers, alternatives: Batch, beta: flo
     published={
         "closer-look": Published(
             _IDK,
-            {
-                "forget_weight": 1.0,
-                "mismatch_weight": 1.0,
-                "retain_weight": 1.0,
-                "positions": "all",
-                "lr": 1e-5,
-                "batch_size": 32,
-            },
+            {"mismatch_weight": 1.0, "positions": "all", **ONE_TO_ONE},
         )
     },
 )

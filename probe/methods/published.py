@@ -26,6 +26,10 @@ class Published:
         object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
 
 
+# What many TOFU runs have in common: both terms weigh the same.
+ONE_TO_ONE: Mapping[str, Argument] = MappingProxyType(
+    {"forget_weight": 1.0, "retain_weight": 1.0, "lr": 1e-5, "batch_size": 32}
+)
 # What OpenUnlearning's TOFU experiments train with besides a method's own numbers: one of ten epochs is warm-up.
 OPEN_UNLEARNING: Mapping[str, Argument] = MappingProxyType(
     {"weight_decay": 0.01, "schedule": "linear", "warmup": 0.1, "replacement": True}
