@@ -119,7 +119,7 @@ def test_published_settings_name_what_the_recipe_takes(method):
 
 def test_the_overview_is_a_line_a_method_within_the_terminal():
     for width in (60, 100):
-        lines = overview(width).splitlines()[:-1]
+        lines = overview(width).splitlines()
         assert max(map(len, lines)) <= width
         assert [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in NAMES] == list(NAMES)
         assert [line for line in lines if line in FAMILIES] == list(FAMILIES)
@@ -137,6 +137,7 @@ def test_details_are_the_whole_entry():
             assert f"({setting.source})" in text
     assert max(map(len, details(NAMES, width=72).splitlines())) <= 72
     assert "2403.03218" not in details(["npo"])
+    assert "tokens=real_tokens (real or answers or all)" in details(["rmu"], width=500)
 
 
 def test_a_new_method_is_one_file(tmp_path, monkeypatch):

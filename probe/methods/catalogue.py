@@ -11,7 +11,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 import probe.methods
-from probe.methods.method import FAMILIES, Method, entry, readable, written
+from probe.methods.method import FAMILIES, Method, entry, readable, words_of, written
 
 
 def methods() -> tuple[Method, ...]:
@@ -67,7 +67,7 @@ def overview(width: int | None = None) -> str:
             if method.family == family:
                 line = f"{method.name:<{room}}{method.formula}"
                 lines.append(line if len(line) <= wide else f"{line[: max(room, wide - 1)]}\N{HORIZONTAL ELLIPSIS}")
-    lines += ["", "`probe methods NAME` says more of one: source, what it trains, sets and needs, published settings"]
+    lines += ["", "`probe methods NAME` shows the whole entry of one"]
     return "\n".join(lines[1:])
 
 
@@ -122,5 +122,8 @@ def _detailed(method: Method, more: Mapping[str, str], width: int) -> str:
 
 
 def _shown(name: str, parameter: Any) -> str:
-    """An argument with its default."""
-    return name if parameter.default is parameter.empty else f"{name}={parameter.default}"
+    """An argument with its default, and the words it may be."""
+    default = parameter.default
+    value = "" if default is parameter.empty else f"={getattr(default, '__name__', default)}"
+    choices = " or ".join(map(str, words_of(parameter.annotation)))
+    return f"{name}{value} ({choices})" if choices else f"{name}{value}"
