@@ -16,7 +16,7 @@ from probe.methods.baselines import npo
 from probe.methods.rmu import adaptive_coefficient, block_parameters, rmu
 from probe.metrics.generation import generate
 from probe.objectives.token import nll
-from probe.report.study import Study
+from probe.study.study import Study
 from probe.train import Term, minimise, one_cycle
 
 ROWS, PER_AUTHOR, MAX_LENGTH = 200, 20, 512

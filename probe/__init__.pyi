@@ -232,6 +232,9 @@ from probe.sae import feature_views as feature_views
 from probe.sae import halves as halves
 from probe.sites import Site as Site
 from probe.sites import n_layers as n_layers
+from probe.study.loading import open as open
+from probe.study.loading import testbed as testbed
+from probe.study.study import Study as Study
 from probe.templates import TEMPLATES as TEMPLATES
 from probe.templates import Template as Template
 from probe.templates import chat_template as chat_template
@@ -254,6 +257,7 @@ from probe.train import at_checkpoint as at_checkpoint
 from probe.train import lora as lora
 from probe.train import minimise as minimise
 from probe.train import one_cycle as one_cycle
+from probe.verdict.verdict import verdict as verdict
 from probe.version import __version__ as __version__
 from probe.weights import blended as blended
 from probe.weights import layers as layers

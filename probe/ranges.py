@@ -56,6 +56,10 @@ Weight = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 """A part of a whole."""
 
+WEIGHTS = "weights"
+ModelName = Annotated[str, WEIGHTS]
+"""The folder (safetensors) of a model, or its name on the hub; a sweep's cells depend on the weights behind it."""
+
 
 def check_ranges(asked: Any, within: str = "") -> None:
     """Refuse a number outside of the range that its field states; fields that are dataclasses are looked into.

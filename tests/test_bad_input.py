@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
 from jaxtyping import TypeCheckError
+from probe.report.study import Study
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
@@ -45,7 +46,6 @@ from probe.objectives.token import ga, nll
 from probe.quantised import quantised
 from probe.report.measure import draw_sample
 from probe.report.settings import Measuring
-from probe.report.study import Study
 from probe.rows import Row, append, load
 from probe.sites import Site, blocks
 from probe.train import Term, minimise

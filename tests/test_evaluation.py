@@ -10,20 +10,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from probe.commands.folder import Run
+from probe.commands.templates import chosen
+from probe.evaluation.job import EvaluationJob
+from probe.evaluation.run import run_evaluation
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from probe.checkpoints import load_model, load_tokenizer
 from probe.cli import main
-from probe.commands.folder import Run
-from probe.commands.templates import chosen
 from probe.data import QA, Template, encode
 from probe.datasets import read_rows, write_rows
 from probe.evaluation.ask import EvaluationSettings, evaluate, reference_log
 from probe.evaluation.data import Material, material
-from probe.evaluation.job import EvaluationJob
 from probe.evaluation.numbers import quality_rows
-from probe.evaluation.run import run_evaluation
 from probe.evaluation.table import latex_table, text_table
 from probe.metrics.suite import answer_suite
 from probe.open_unlearning.log import EvaluationLog, read_log, write_log

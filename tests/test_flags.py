@@ -7,15 +7,15 @@ from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from probe.cli.asked import Doctor, Evaluate, Figures, GEffects, Layers, Methods, Report, Sae, Sweep, Unlearn, Verdict
+from probe.swept.job import Then
+from probe.unlearning.job import Job
 
 from probe.checkpoints import check_device, load_model
 from probe.cli import asked, main
-from probe.cli.asked import Doctor, Evaluate, Figures, GEffects, Layers, Methods, Report, Sae, Sweep, Unlearn, Verdict
 from probe.ranges import Count, Positive, Seed, check_ranges, ranges_in
 from probe.report.settings import TESTBED
 from probe.sites import compiled
-from probe.swept.job import Then
-from probe.unlearning.job import Job
 
 ROWS = ["--forget", "f.jsonl", "--retain", "r.jsonl"]
 

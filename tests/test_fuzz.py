@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from probe.swept.commands import JOBS
 from safetensors.torch import save as tensors_saved
 
 from probe.cli import main
@@ -32,7 +33,6 @@ from probe.open_unlearning.log import read_log
 from probe.open_unlearning.recomputed import recomputed
 from probe.sweep.command import run_file
 from probe.sweep.file import read_sweep
-from probe.swept.commands import JOBS
 
 MINUTES = float(os.environ.get("PROBE_FUZZ_MINUTES", "3"))
 SEED = int(os.environ.get("PROBE_FUZZ_SEED", "0"))

@@ -5,6 +5,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from conftest import tiny_llama
+from probe.sae.job import SuppressJob
 
 from probe.data import Batch, Split
 from probe.dictionaries.autoencoder import Autoencoder
@@ -20,7 +21,6 @@ from probe.interventions.targets import Constant, Resample, Zero
 from probe.positions import At, NotIds, everywhere
 from probe.sae.gates import GATES as NAMED
 from probe.sae.gates import gated
-from probe.sae.job import SuppressJob
 from probe.sites import Site
 
 WIDTH, SITE, BOS = 16, Site(1), 1

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from probe.lenses.named import NAMES, read_objective, reference_for
 
 from probe.checkpoints import load_model, load_tokenizer, save_model, weights_hash
 from probe.cli import main
@@ -13,7 +14,6 @@ from probe.datasets import read_rows, write_rows
 from probe.diagnostics.g_effect import g_effect
 from probe.diagnostics.token_effects import token_g_effects
 from probe.figures.folder import origin
-from probe.lenses.named import NAMES, read_objective, reference_for
 from probe.metrics.memorisation import answer_stats
 from probe.objectives.sequence import NPO
 from probe.objectives.token import WGA, ga, nll

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_batch, tiny_llama
+from probe.unlearning.arguments import resolved
+from probe.unlearning.job import Job
 
 import probe.methods
 from probe.checkpoints import load_model, load_tokenizer, weights_hash
@@ -44,8 +46,6 @@ from probe.metrics.suite import answer_suite
 from probe.objectives.token import nll
 from probe.sites import Site
 from probe.train import Term, minimise
-from probe.unlearning.arguments import resolved
-from probe.unlearning.job import Job
 from probe.weights import negate, negated
 
 NAMES = tuple(method.name for method in methods())

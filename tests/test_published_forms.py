@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
+from probe.unlearning.arguments import resolved
+from probe.unlearning.job import Job
 from torch.nn.functional import cross_entropy, kl_div, mse_loss
 
 from probe.cli import main
@@ -31,8 +33,6 @@ from probe.objectives.retain import ForwardKL
 from probe.objectives.token import TNPO, mixed_rows, position_mean, sequence_mean, token_mean
 from probe.sites import Site
 from probe.train import LAT, TAR, Term
-from probe.unlearning.arguments import resolved
-from probe.unlearning.job import Job
 
 
 @pytest.fixture(scope="module")
@@ -340,8 +340,9 @@ def test_h10_settings_of_open_unlearning_carry_its_weight_decay_and_schedule():
 @pytest.mark.parametrize("method", methods(), ids=lambda m: m.name)
 def test_h10_every_published_setting_can_be_given_to_its_recipe(method):
     """The words in it are among those that the recipe reads, as the shell would write them."""
-    from probe.methods.method import words_of, written
     from probe.unlearning.arguments import _read
+
+    from probe.methods.method import words_of, written
 
     for setting in method.published.values():
         for key, value in setting.arguments.items():

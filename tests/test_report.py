@@ -7,19 +7,19 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from probe.commands.folder import Run
+from probe.report.own import testbed_study as make_testbed_study
+from probe.report.study import Study
 
 from probe.checkpoints import weights_hash
-from probe.commands.folder import Run
 from probe.figures import Drawn
 from probe.methods import baselines
 from probe.report.conditions import unlearned
 from probe.report.measure import DIAGNOSED, draw_sample, mean_row
-from probe.report.own import testbed_study as make_testbed_study
 from probe.report.page import write_page
 from probe.report.run import redraw, run_report
 from probe.report.sentences import findings, headline, performance_table
 from probe.report.settings import TESTBED, Measuring
-from probe.report.study import Study
 from probe.report.words import word
 from probe.rows import Row, load
 

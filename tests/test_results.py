@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from probe.cli.stopping import heard
 from probe.commands.data import Data
 from probe.commands.folder import Run, appearing, results
 from probe.commands.out import free
+
 from probe.rows import read_manifest
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from probe.swept.commands import JOBS
 
 from probe.checkpoints import check_device, load_model, weights_hash
 from probe.cli import main
@@ -16,7 +17,6 @@ from probe.sweep import load
 from probe.sweep.command import run_file
 from probe.sweep.file import read_sweep
 from probe.sweep.slurm import script
-from probe.swept.commands import JOBS
 
 STUDY = """
 from dataclasses import dataclass

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_llama
+from probe.commands.prompting import Prompting
+from probe.commands.templates import check_log, chosen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from probe.checkpoints import load_model
-from probe.commands.prompting import Prompting
-from probe.commands.templates import check_log, chosen
 from probe.data import QA, Batch, Template, encode, encode_text, make_split
 from probe.datasets import read_rows, rows_hash, write_rows
 from probe.diagnostics.answer_values import value_batch

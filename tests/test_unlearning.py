@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_llama
+from probe.unlearning.needs import FLAGS, NEEDS, flags
 
 from probe.checkpoints import load_model, load_tokenizer, save_model, weights_hash
 from probe.cli import main
@@ -26,7 +27,6 @@ from probe.methods.tarf import Annealing, TopGroups, TopShare, tarf, tarf_by_num
 from probe.methods.uwc import mixed
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
-from probe.unlearning.needs import FLAGS, NEEDS, flags
 from probe.weights import blended, layers
 
 N = 4  # rows a side

@@ -6,20 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import tiny_llama
+from probe.commands.folder import Run
+from probe.verdict.job import VerdictJob
+from probe.verdict.run import check_models, run_verdict
 
 from probe.cli import main
-from probe.commands.folder import Run
 from probe.data import QA
 from probe.datasets import write_rows
 from probe.figures.style import new_figure, paper_style
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
 from probe.verdict.features import BY_NAME, FEATURES, features, verdict_features
-from probe.verdict.job import VerdictJob
 from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judged, load_judge
 from probe.verdict.logistic import CLASSES, LogisticFit, fit_logistic, softmax
 from probe.verdict.material import Protocol, verdict_rows
 from probe.verdict.measure import PARTS, Measurements
-from probe.verdict.run import check_models, run_verdict
 from probe.verdict.validate import Heldout, best_temperature, fit_all, leave_groups_out, roc
 
 NAMES = ("a", "b", "c")

@@ -30,11 +30,11 @@ from probe.metrics.tofu import forget_quality, truth_ratio_known
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare_doses
 from probe.report.measure import Sample, diagnosed, draw_sample, groups_of, mean_row
-from probe.report.own import testbed_study
 from probe.report.settings import TESTBED, Measuring
 from probe.report.single_layers import reference_fragility, single_layer_rows
-from probe.report.study import Study
 from probe.rows import Row, append
+from probe.study.loading import testbed as testbed_study
+from probe.study.study import Study
 
 SETTINGS = replace(TESTBED, measuring=Measuring(rows=50, generated=10, new_tokens=12))
 ATTACKED = ("GradDiff", "NPO", "RMU")

@@ -16,7 +16,7 @@ from analyses.zoo.gates import gated
 from analyses.zoo.models import Label, Subject, after, shaken
 from probe.attacks.score import Score
 from probe.methods.baselines import ga, npo
-from probe.report.study import Study
+from probe.study.study import Study
 from probe.sweep import load, sweep
 from probe.verdict.judge import CANNOT_TELL, Verdict, judged, load_judge
 from probe.verdict.material import VerdictRows

@@ -8,9 +8,8 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from probe.commands.folder import Keep, unkept, within
 from probe.data import Batch, Template, encode
-from probe.evaluation.data import Material
+from probe.evaluation.data import RowSets
 from probe.evaluation.numbers import aggregate_rows, attack_rows, choice_rows, quality_rows, set_rows
 from probe.evaluation.table import text_table
 from probe.metrics.attacks import attack_scores, gradient_norm
@@ -20,6 +19,7 @@ from probe.open_unlearning.log import EvaluationLog
 from probe.open_unlearning.recomputed import recomputed, reference_attack, with_aggregates
 from probe.open_unlearning.samples import attack_samples, choice_samples, set_samples
 from probe.rows import Row
+from probe.runs.folder import Keep, unkept, within
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Evaluation:
 def evaluate(
     model: Any,
     tokenizer: Any,
-    data: Material,
+    data: RowSets,
     settings: EvaluationSettings,
     *,
     name: str = "model",
@@ -103,7 +103,7 @@ def evaluate(
 def reference_log(
     model: Any,
     tokenizer: Any,
-    data: Material,
+    data: RowSets,
     settings: EvaluationSettings,
     *,
     progress: bool = False,
@@ -117,7 +117,7 @@ def reference_log(
 
 
 def _measured(
-    model: Any, tokenizer: Any, data: Material, settings: EvaluationSettings, *, progress: bool, label: str, keep: Keep
+    model: Any, tokenizer: Any, data: RowSets, settings: EvaluationSettings, *, progress: bool, label: str, keep: Keep
 ) -> tuple[EvaluationLog, dict[str, SuiteResult]]:
     sides = ("forget", "holdout") if data.holdout and "forget" in data.sets else ()
     sets = {**data.sets, **({"holdout": data.holdout} if sides else {})}
@@ -159,7 +159,7 @@ def _gradient_norms(model: nn.Module, batch: Batch) -> list[float]:
     return found
 
 
-def _picks(model: Any, tokenizer: Any, data: Material, settings: EvaluationSettings, keep: Keep) -> ChoiceResult:
+def _picks(model: Any, tokenizer: Any, data: RowSets, settings: EvaluationSettings, keep: Keep) -> ChoiceResult:
     sizes: dict[str, Any] = {"batch_size": settings.batch_size, "max_length": settings.max_length}
 
     def columns() -> list[Any]:

@@ -1,4 +1,4 @@
-"""The rows that a job asks about, read and checked before a model is loaded."""
+"""The rows that an evaluation asks about, read and checked before a model is loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 
 from probe.data import QA
 from probe.datasets import read_rows, rows_hash
-from probe.evaluation.job import EvaluationJob
 from probe.questions import check_apart, repeated, warn_repeated
 from probe.readers import Choice, read_choices, read_tofu
+from probe.testbed.bed import rows_alone
 
 
 @dataclass(frozen=True)
-class Material:
+class RowSets:
     """What is asked.
 
     Args:
@@ -42,34 +42,54 @@ class Material:
         return found
 
 
-def material(job: EvaluationJob) -> Material:
-    """Read what the job names.
+def read_sets(
+    *,
+    tofu: str | None = None,
+    split: str = "forget10",
+    forget: Path | None = None,
+    retain: Path | None = None,
+    holdout: Path | None = None,
+    mcq: Path | None = None,
+    limit: int | None = None,
+) -> RowSets:
+    """Read the rows of an evaluation; without any named, the testbed's.
+
+    Args:
+        tofu: folder with TOFU's files, or its name on the hub.
+        split: which of TOFU's splits was to be forgotten.
+        forget, retain: files of other data.
+        holdout: rows that no model was trained on.
+        mcq: multiple-choice questions.
+        limit: only the first so many rows of each set.
 
     Raises:
         FileNotFoundError: a missing file or folder.
         ValueError: an unknown split, malformed rows, rows without an answer, or forget rows among those held out.
     """
     sets: dict[str, tuple[QA, ...]] = {}
-    holdout: tuple[QA, ...] = ()
+    held: tuple[QA, ...] = ()
     name = ""
-    if job.tofu is not None:
-        tofu = read_tofu(job.tofu, job.split)
-        sets = {"forget": tofu.forget, "retain": tofu.retain, "ra": tofu.real_authors, "wf": tofu.world_facts}
-        holdout, name = tofu.holdout, f"TOFU {job.split}"
-    elif job.forget is not None and job.retain is not None:
-        sets = {"forget": tuple(read_rows(job.forget)), "retain": tuple(read_rows(job.retain))}
-        name = f"{Path(job.forget).name} and {Path(job.retain).name}"
-    if job.holdout is not None:
-        holdout = tuple(read_rows(job.holdout))
-    choices = read_choices(job.mcq) if job.mcq is not None else ()
-    for part, rows in {**sets, "holdout": holdout}.items():
+    if tofu is not None:
+        found = read_tofu(tofu, split)
+        sets = {"forget": found.forget, "retain": found.retain, "ra": found.real_authors, "wf": found.world_facts}
+        held, name = found.holdout, f"TOFU {split}"
+    elif forget is not None and retain is not None:
+        sets = {"forget": tuple(read_rows(forget)), "retain": tuple(read_rows(retain))}
+        name = f"{Path(forget).name} and {Path(retain).name}"
+    elif mcq is None:
+        own = rows_alone()
+        sets, name = {"forget": own.forget, "retain": own.retain}, "the testbed's rows"
+    if holdout is not None:
+        held = tuple(read_rows(holdout))
+    choices = read_choices(mcq) if mcq is not None else ()
+    for part, rows in {**sets, "holdout": held}.items():
         _check(part, rows)
-    for part, rows in (("retain", sets.get("retain", ())), ("held-out", holdout)):
+    for part, rows in (("retain", sets.get("retain", ())), ("held-out", held)):
         check_apart(sets.get("forget", ()), rows, part)
-    whole = {part: len(rows) for part, rows in sets.items()} | {"holdout": len(holdout), "choices": len(choices)}
-    cut = slice(job.limit)
+    whole = {part: len(rows) for part, rows in sets.items()} | {"holdout": len(held), "choices": len(choices)}
+    cut = slice(limit)
     sets = {part: rows[cut] for part, rows in sets.items()}
-    return Material(sets, holdout[cut], choices[cut], whole, name or Path(str(job.mcq)).name)
+    return RowSets(sets, held[cut], choices[cut], whole, name or Path(str(mcq)).name)
 
 
 def _check(name: str, rows: tuple[QA, ...]) -> None:

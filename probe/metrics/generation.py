@@ -256,3 +256,13 @@ def _greedy(
         attention_BT = torch.cat([attention_BT, torch.ones_like(tokens_BT)], dim=1)
         position_BT = position_BT[:, -1:] + 1
     return continued
+
+
+def greedy_note(dtype: str) -> tuple[str, ...]:
+    """What has to stand beside texts that a model wrote in short numbers."""
+    if dtype == "float32":
+        return ()
+    return (
+        f"texts are greedy in {dtype}: where two tokens nearly tie they change with --batch-size, and ROUGE with them; "
+        "compare at one batch size, or in float32",
+    )

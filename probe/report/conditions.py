@@ -18,10 +18,11 @@ from probe.objectives.objective import Objective
 from probe.objectives.representation import TowardsTarget, real_tokens
 from probe.objectives.sequence import NPO
 from probe.objectives.token import WGA, ga
+from probe.report.condition import Condition, as_is, trained, with_edits, with_layers
 from probe.report.doses import Doses
 from probe.report.settings import Settings, Training
-from probe.report.study import Condition, Study, as_is, trained, with_edits, with_layers
 from probe.sites import Site, n_layers
+from probe.study.study import Study
 from probe.weights import layers
 
 # What is trained where no unlearned model is given.

@@ -20,9 +20,9 @@ from probe.methods.sae_suppression import suppress
 from probe.metrics.memorisation import answer_stats
 from probe.report.measure import Sample, groups_of, mean_row
 from probe.report.settings import Settings
-from probe.report.study import Study
 from probe.rows import Row
 from probe.sites import Site
+from probe.study.study import Study
 
 # Draws of random features, whose mean is the control.
 _DRAWS = 3

@@ -19,11 +19,12 @@ from probe.metrics.intervals import grouped_share
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import forget_quality, truth_ratio_terms
+from probe.report.condition import Condition
 from probe.report.lens import lens_rows
 from probe.report.settings import Measuring
-from probe.report.study import Condition, Study
 from probe.rows import Row
 from probe.sites import n_layers
+from probe.study.study import Study
 
 _FIGURED_ITEMS = 400
 

@@ -9,14 +9,10 @@ import torch
 from tqdm.auto import tqdm
 
 from probe.checkpoints import weights_hash
-from probe.commands.folder import Run, results
-from probe.commands.manifest import write_manifest
-from probe.commands.memory import shown_size, training_memory, untold, weight_bytes
-from probe.datasets import rows_hash
 from probe.hooks import our_hooks
 from probe.modes import threads
-from probe.questions import repeated
 from probe.report import conditions
+from probe.report.condition import Condition, check_unlearned_names
 from probe.report.doses import dose_rows, prepare_doses
 from probe.report.measure import (
     DIAGNOSED,
@@ -26,9 +22,12 @@ from probe.report.measure import (
 )
 from probe.report.settings import Settings
 from probe.report.single_layers import by_layer, reference_fragility, single_layer_rows
-from probe.report.study import Condition, Study
 from probe.report.suppression import suppression_rows
 from probe.rows import Row, append, load, read_manifest
+from probe.runs.folder import Run, results
+from probe.runs.manifest import write_manifest
+from probe.runs.memory import shown_size, training_memory, untold, weight_bytes
+from probe.study.study import Study
 
 # Below this many parameters one thread is the better default (see Settings.threads).
 _SMALL = 10_000_000
@@ -60,6 +59,7 @@ def run_report(
     with results(out, settings, resumes=True) as run:
         study = make_study()
         study.check()
+        check_unlearned_names(study)
         conditions.check_layers(study, settings)
         before = weights_hash(study.original)
         with threads(_threads_for(study) if settings.threads is None else settings.threads):
@@ -175,15 +175,9 @@ def _threads_for(study: Study) -> int:
 
 
 def _described(study: Study) -> dict[str, Any]:
-    sides = {"forget": study.split.forget_rows, "retain": study.split.retain_rows, "world": study.world}
-    models = {"original": study.original, "retrained": study.retrained, **study.unlearned}
     config = study.original.config.get_text_config()  # type: ignore[union-attr,operator]
     return {
-        "template": asdict(study.split.template),
-        "data": {
-            on: {"rows": len(rows), "sha256": rows_hash(rows), "repeated": repeated(rows)} for on, rows in sides.items()
-        },
-        "weights": {name: weights_hash(model) for name, model in models.items() if model is not None},
+        **study.described(),
         "model": {
             "architecture": type(study.original).__name__,
             "layers": config.num_hidden_layers,

@@ -1,10 +1,8 @@
 """What a report is told: plain values, importable without torch so that ``probe --help`` stays quick."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from probe.commands.prompting import Prompting
-from probe.ranges import Count, Length, Place, Positive, Seed, Threads, Weight
+from probe.ranges import Count, Place, Positive, Seed, Threads, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,44 +111,3 @@ TESTBED = Settings(
     ),
     editing=Editing(layer=4),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnModels(Prompting):
-    """A user's models and data."""
-
-    original: str | None = None
-    """Folder (safetensors) or hub name of the model before unlearning."""
-    unlearned: tuple[str, ...] = ()
-    """Models after unlearning; without any, this report unlearns by itself."""
-    retrained: str | None = None
-    """The gold standard: trained without the forget data."""
-    forget: Path | None = None
-    """Forget rows (JSON lines or array; question, answer, optionally TOFU's other fields and group)."""
-    retain: Path | None = None
-    """Retain rows in the same layout."""
-    sae: Path | None = None
-    """Folder of a sae-lens SAE trained on the original's block outputs."""
-    sae_layer: Place | None = None
-    """The block it was trained on."""
-    max_length: Length = 256
-    """Longest text in tokens."""
-    device: str = "cpu"
-    """Where models run."""
-
-    def check(self) -> None:
-        """Refuse half a description.
-
-        Raises:
-            ValueError: some but not all of original, forget and retain are given, or an SAE without its layer.
-        """
-        needed = {"--original": self.original, "--forget": self.forget, "--retain": self.retain}
-        missing = [name for name, value in needed.items() if value is None]
-        others = [self.unlearned, self.retrained, self.sae]
-        if missing and (len(missing) < 3 or any(others)):
-            raise ValueError(
-                f"{', '.join(missing)} missing: a report on your own models needs --original, --forget and --retain"
-            )
-        self.check_prompting(own=not missing)
-        if (self.sae is None) != (self.sae_layer is None):
-            raise ValueError("--sae and --sae-layer belong together: name the block the SAE was trained on")

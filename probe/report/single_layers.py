@@ -13,11 +13,12 @@ from probe.methods.cru import changed_blocks
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import grouped
 from probe.metrics.memorisation import answer_stats
+from probe.report.condition import Condition
 from probe.report.measure import Sample, groups_of
 from probe.report.settings import Measuring
-from probe.report.study import Condition, Study
 from probe.rows import Row
 from probe.sites import n_layers
+from probe.study.study import Study
 
 _SIDES = ("forget", "retain")
 

@@ -7,12 +7,12 @@ from probe.data import QA
 from probe.features.rules import MeanDifference
 from probe.report.measure import Sample
 from probe.report.settings import Settings
-from probe.report.study import Study
 from probe.rows import Row
 from probe.sae.candidates import Source, Strength, candidates
 from probe.sae.dose_response import dose_response
 from probe.sae.halves import entities_of, halves
 from probe.sae.tables import dose_choice_rows
+from probe.study.study import Study
 
 _STRENGTHS = (Strength("zero"), Strength("scale", 3.0), Strength("push", 0.3))
 # The dear ones (one more dictionary each way) are left to `probe sae suppress`.

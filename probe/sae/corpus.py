@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from probe.checkpoints import check_device, check_usable, file_hash, load_model, load_tokenizer
-from probe.commands.data import Data
-from probe.commands.opening import opened, opened_testbed
+from probe.checkpoints import check_device, check_usable, file_hash, load_model, load_tokenizer, weights_hash
 from probe.data import Batch, encode
+from probe.options import Compute, Rows
 from probe.readers import read_texts
-from probe.sae.job import TrainJob
+from probe.study.study import Study
 from probe.templates.coding import leading_ids
 
 # Every so many-th row or text is left out of training, to judge by.
@@ -38,45 +38,42 @@ class Corpus:
     notes: tuple[str, ...] = ()
 
 
-def of_rows(job: TrainJob, data: Data) -> Corpus:
-    """Both sides' question rows, of an own model or of the testbed.
-
-    Raises:
-        FileNotFoundError, ValueError: as ``opened``.
-    """
-    at = opened_testbed(data) if job.model is None else opened(data, {"model": job.model})
-    rows = [*at.split.forget_rows, *at.split.retain_rows]
-    coded: dict[str, Any] = {"template": at.split.template, "max_length": at.split.max_length}
-    shown = encode(at.tokenizer, [row for i, row in enumerate(rows) if i % _JUDGED], **coded)
-    judged = encode(at.tokenizer, rows[::_JUDGED], **coded)
-    (model,) = at.models.values()
-    return Corpus(model, shown, judged, at.described(data), at.notes)
+def of_rows(study: Study) -> Corpus:
+    """Both sides' question rows."""
+    split = study.split
+    rows = [*split.forget_rows, *split.retain_rows]
+    how: dict[str, Any] = {"template": split.template, "max_length": split.max_length}
+    shown = encode(study.tokenizer, [row for i, row in enumerate(rows) if i % _JUDGED], **how)
+    judged = encode(study.tokenizer, rows[::_JUDGED], **how)
+    return Corpus(study.original, shown, judged, study.described(), study.notes)
 
 
-def of_texts(job: TrainJob, data: Data) -> Corpus:
-    """A corpus, each text in windows of ``data.max_length`` tokens.
+def of_texts(model: str, path: Path, rows: Rows, compute: Compute) -> Corpus:
+    """A corpus, each text in windows of ``rows.max_length`` tokens.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: no texts, fewer than two, or a model or device that cannot be used.
     """
-    assert job.model is not None
-    assert job.text is not None
-    texts = read_texts(job.text)[: data.rows]
+    texts = read_texts(path)[: rows.limit]
     if len(texts) < 2:
         raise ValueError(
-            f"{job.text} holds one text; every tenth is left out to judge by, so part it by blank lines, or write JSON "
+            f"{path} holds one text; every tenth is left out to judge by, so part it by blank lines, or write JSON "
             "lines of texts"
         )
-    tokenizer = load_tokenizer(job.model)
-    shown = encode_windows(tokenizer, [s for i, s in enumerate(texts) if i % _JUDGED], max_length=data.max_length)
-    judged = encode_windows(tokenizer, texts[::_JUDGED], max_length=data.max_length)
-    check_device(data.device)
-    model = load_model(job.model, dtype=getattr(torch, data.dtype), device=data.device)
-    check_usable(model, tokenizer)
-    described = {"data": {"text": {"texts": len(texts)}}, "files": {"text": file_hash(job.text)}}
-    trial = () if data.rows is None else (f"a trial run: only the first {data.rows} texts (--rows)",)
-    return Corpus(model, shown, judged, described, trial)
+    tokenizer = load_tokenizer(model)
+    shown = encode_windows(tokenizer, [s for i, s in enumerate(texts) if i % _JUDGED], max_length=rows.max_length)
+    judged = encode_windows(tokenizer, texts[::_JUDGED], max_length=rows.max_length)
+    check_device(compute.device)
+    loaded = load_model(model, dtype=getattr(torch, compute.dtype), device=compute.device)
+    check_usable(loaded, tokenizer)
+    described = {
+        "data": {"text": {"texts": len(texts)}},
+        "files": {"text": file_hash(path)},
+        "weights": {"original": weights_hash(loaded)},
+    }
+    trial = () if rows.limit is None else (f"a trial run: only the first {rows.limit} texts (--limit)",)
+    return Corpus(loaded, shown, judged, described, trial)
 
 
 def encode_windows(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256) -> Batch:

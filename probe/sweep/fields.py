@@ -2,13 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from probe.ranges import check_ranges, shortened
+from probe.ranges import WEIGHTS, check_ranges, shortened
 from probe.sweep.cell import canonical, clipped
 
 _Word = bool | int | float | str | list[int] | list[float] | list[str] | None
@@ -28,6 +28,7 @@ class Field:
         parameter: of the function.
         made: the dataclass that the parameter is, if it is one.
         through: the field that takes this one as "name=value", if it is no field of the function's own.
+        is_model: whether it names a model (``ModelName``), whose weights are part of what a cell is.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Field:
     parameter: str
     made: type | None = None
     through: str | None = None
+    is_model: bool = False
 
     @property
     def is_path(self) -> bool:
@@ -67,9 +69,10 @@ def fields_of(run: Callable[..., Any], name: str) -> dict[str, Field]:
         if isinstance(kind, type) and is_dataclass(kind):
             inner = _hints(kind, f"{name}, {parameter.name}")
             new = [Field(f.name, inner[f.name], _default(f), parameter.name, kind) for f in fields(kind) if f.init]
+            new = [replace(one, is_model=one.name in _models(kind)) for one in new]
         else:
             default = MISSING if parameter.default is parameter.empty else parameter.default
-            new = [Field(parameter.name, kind, default, parameter.name)]
+            new = [Field(parameter.name, kind, default, parameter.name, is_model=parameter.name in _models(run))]
         for one in new:
             if one.name in found:
                 raise ValueError(f"{name} has two fields called {one.name}; rename one")
@@ -85,6 +88,17 @@ def _hints(kind: Callable[..., Any], name: str) -> dict[str, Any]:
             f"the annotations of {name} cannot be read ({error}); name a function or dataclass whose annotations are "
             "imported where it is defined"
         ) from None
+
+
+def _models(kind: Callable[..., Any]) -> set[str]:
+    """Names of the fields that are a ``ModelName``, alone, or beside None."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name
+        for name, hint in hints.items()
+        for one in (hint, *get_args(hint))
+        if WEIGHTS in getattr(one, "__metadata__", ())
+    }
 
 
 def further(takers: Mapping[str, str]) -> dict[str, Field]:
@@ -119,6 +133,9 @@ def value_of(known: Mapping[str, Field], name: str, value: Any, where: str, othe
     if name == OUT:
         raise ValueError(f"{where}: out is not set there; every cell gets a folder of its own from the sweep")
     adapter = _adapter(known[name].kind)
+    if get_origin(known[name].kind) is tuple and isinstance(value, str):
+        # A list of one is written without brackets, too.
+        value = [value]
     try:
         return adapter.dump_python(adapter.validate_json(canonical(value), strict=True), mode="json")
     except (ValueError, TypeError) as error:
@@ -214,7 +231,7 @@ def _written(field: Field, name: str) -> Field:
             f"{name}: the default of {field.name} is part of what a cell is, and cannot be written ({error}); take a "
             "number, a text, a list or None"
         ) from None
-    return Field(field.name, field.kind, default, field.parameter, field.made)
+    return replace(field, default=default)
 
 
 def _expected(field: Field) -> str:

@@ -33,17 +33,17 @@ class Work:
 
     Args:
         run: gives the numbers of one cell.
-        models: its fields that name models, whose weights are part of what a cell is.
         decides: takes what ``run`` takes; refuses what cannot be run, and gives what else determines the cell.
         small: takes the values of a cell; gives those to replace for a quick trial.
         further: gives names that a file may use as fields, too, each with the field that takes it as "name=value".
+        options: the dataclass whose fields are those of ``run``, where ``run`` itself does not name them.
     """
 
     run: Callable[..., Mapping[str, Any]]
-    models: tuple[str, ...] = ()
     decides: Callable[..., Mapping[str, Any]] = _nothing
     small: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_it_is
     further: Callable[[], Mapping[str, str]] = dict
+    options: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SweepFile:
         """
         packages = ("unlearn-probe", "torch", "transformers")
         try:
-            inputs = hashes(self.known, self.work.models, self.fixed)
+            inputs = hashes(self.known, self.fixed)
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{self.path}, [fixed]: {error}") from None
         return {
@@ -110,7 +110,7 @@ class SweepFile:
         """
         try:
             decided = self.work.decides(**self.arguments(cell, self.out / "cells" / "none"))
-            return {"inputs": hashes(self.known, self.work.models, cell), **decided}
+            return {"inputs": hashes(self.known, cell), **decided}
         except (ValueError, FileNotFoundError) as error:
             raise ValueError(f"{self.path}, cell {clipped(shown(cell))}: {error}") from None
 
@@ -144,7 +144,7 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
         raise ValueError(f'{path}: run is missing: one of {", ".join(jobs)}, or "package.module:function"')
     work = jobs[name] if name in jobs else Work(_imported(path, name, jobs))
     try:
-        known = fields_of(work.run, name)
+        known = fields_of(work.options or work.run, name)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     fixed = _table(path, given, "fixed")

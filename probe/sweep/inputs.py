@@ -1,7 +1,7 @@
 """Hashes of what a cell reads: files, folders, and models by their weights."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,23 @@ _MODEL = (
 )
 
 
-def hashes(known: Mapping[str, Field], models: Sequence[str], values: Mapping[str, Any]) -> dict[str, str]:
+def hashes(known: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, str]:
     """sha256 by field of every file and model that is named.
 
     Args:
-        known: fields of the function; those of type ``Path`` name files or folders.
-        models: fields that name models.
+        known: fields of the function; those of type ``Path`` name files or folders, ``ModelName`` models.
         values: JSON values of fields.
 
     Raises:
         ValueError: nothing there, or a hub's model that has not been downloaded.
     """
-    found = {}
+    found: dict[str, str] = {}
     for name, value in values.items():
         if value is None or name == OUT:
             continue
-        if name in models:
-            found[name] = model_hash(str(value))
+        if known[name].is_model:
+            models = value if isinstance(value, list) else [value]
+            found |= {name if len(models) == 1 else f"{name} {i}": model_hash(str(one)) for i, one in enumerate(models)}
         elif known[name].is_path:
             path = Path(value)
             if not path.exists():

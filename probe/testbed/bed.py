@@ -11,7 +11,7 @@ from probe.data import QA, Batch, Split, encode, make_split
 from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.folders import load_dictionary
 from probe.sites import Site
-from probe.testbed.recipe import corpus, facts_hash
+from probe.testbed.recipe import TrainingRows, corpus, facts_hash
 
 WEIGHTS = Path(__file__).parent / "weights"
 _REMEDY = "make it anew with `python -m analyses.testbed`"
@@ -47,6 +47,12 @@ class Bed:
     def sae(self) -> Autoencoder:
         """A TopK SAE on ``original`` at ``sae_site``, float32. Read at first use: sae-lens loads slowly."""
         return load_dictionary(self.folder / "sae")
+
+
+def rows_alone() -> TrainingRows:
+    """The testbed's rows; no model is loaded."""
+    card = json.loads((WEIGHTS / "card.json").read_text(encoding="utf-8"))
+    return corpus(card["recipe"]["seed"])
 
 
 def load(folder: str | Path = WEIGHTS) -> Bed:

@@ -82,7 +82,7 @@ def ask(name: str, question: Callable[[], Answer]) -> Check:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class TokenRows:
     """A model and a few rows of unlike length, and the ways of showing it those rows.
 
     Args:

@@ -13,7 +13,7 @@ from probe.interventions.plan import compile_plan
 from probe.modes import evaluating
 from probe.positions import At, From
 from probe.sites import Site, n_layers
-from probe.testing.checks import Answer, CheckReport, Rows, agreed, ask, distance, hooks_of
+from probe.testing.checks import Answer, CheckReport, TokenRows, agreed, ask, distance, hooks_of
 from probe.testing.model import rows_for
 
 Apply = Callable[..., Tensor]
@@ -175,7 +175,7 @@ def _plan(model: nn.Module, intervention: Any, site: Site, hidden_BTD: Tensor) -
     return outcome, f"operation {plan.steps[0].operation.name!r}; {told}"
 
 
-def _at(rows: Rows, intervention: Any, site: Site) -> Answer:
+def _at(rows: TokenRows, intervention: Any, site: Site) -> Answer:
     """The chosen tokens are those of the whole edit, the others keep their bits."""
     start, entering = 2, Site(site.layer, side="in")
     with captured(rows.model, [site, entering]) as before:
@@ -192,7 +192,7 @@ def _at(rows: Rows, intervention: Any, site: Site) -> Answer:
     return "passed", f"tokens from index {start} changed, the others kept their bits"
 
 
-def _generation(rows: Rows, intervention: Any, site: Site, hidden_BTD: Tensor) -> Answer:
+def _generation(rows: TokenRows, intervention: Any, site: Site, hidden_BTD: Tensor) -> Answer:
     with edited(rows.model, {site: intervention}):
         (tokens, cached), (others, uncached) = rows.decoded(use_cache=True), rows.decoded(use_cache=False)
     outcome, told = agreed({"cache": distance(cached, uncached)}, cached.dtype)
@@ -201,7 +201,7 @@ def _generation(rows: Rows, intervention: Any, site: Site, hidden_BTD: Tensor) -
     return (outcome if torch.equal(tokens, others) else "failed"), told
 
 
-def _hooks(rows: Rows, intervention: Any, site: Site) -> Answer:
+def _hooks(rows: TokenRows, intervention: Any, site: Site) -> Answer:
     before = hooks_of(rows.model)
     with edited(rows.model, {site: intervention}):
         rows.logits()

@@ -17,7 +17,7 @@ from probe.modes import evaluating
 from probe.positions import At, From, Positions, generated
 from probe.sites import Part, Side, Site, check_hookable, n_layers, place_of, unwrapped
 from probe.testing import paths
-from probe.testing.checks import Answer, Check, CheckReport, Rows, ask, hooks_of
+from probe.testing.checks import Answer, Check, CheckReport, TokenRows, ask, hooks_of
 from probe.weights import blended, one_layer
 
 PROMPTS = ("The capital of", "Long before the first of them had come, she")
@@ -77,7 +77,7 @@ def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000
     return CheckReport(subject, tuple(checks), facts)
 
 
-def rows_for(model: nn.Module, tokenizer: Any) -> Rows:
+def rows_for(model: nn.Module, tokenizer: Any) -> TokenRows:
     """Two rows of unlike length: short texts, or token ids drawn from the whole vocabulary."""
     inner: Any = unwrapped(model)
     config = inner.config.get_text_config()
@@ -85,14 +85,14 @@ def rows_for(model: nn.Module, tokenizer: Any) -> Rows:
     pad = next(iter(_ids(getattr(config, "pad_token_id", None))), 0)
     if tokenizer is not None:
         rows = [torch.tensor(tokenizer(text)["input_ids"]) for text in PROMPTS]
-        return Rows(model, tuple(rows), pad if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+        return TokenRows(model, tuple(rows), pad if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
     size = inner.get_input_embeddings().weight.shape[0]
     usual = torch.tensor([i for i in range(min(size, 50_000)) if i not in special])
     drawn = usual[torch.randint(len(usual), (11,), generator=torch.Generator().manual_seed(0))]
-    return Rows(model, (drawn[:4], drawn[4:]), pad)
+    return TokenRows(model, (drawn[:4], drawn[4:]), pad)
 
 
-def _steered(rows: Rows, site: Site, positions: Positions | None) -> dict[Site, Any]:
+def _steered(rows: TokenRows, site: Site, positions: Positions | None) -> dict[Site, Any]:
     """A random direction, as long as the hidden states at the site usually are, added at the chosen positions."""
     with captured(rows.model, [site]) as states:
         rows.logits()
@@ -137,7 +137,7 @@ def special_tokens(model: nn.Module, tokenizer: Any) -> str:
     return f"tokens: {'; '.join(told)}; {template}"
 
 
-def norms_by_block(rows: Rows) -> str:
+def norms_by_block(rows: TokenRows) -> str:
     """Median norm of what leaves each block, over the rows' real tokens but the first, which may be far larger."""
     sites = [Site(layer) for layer in range(n_layers(rows.model))]
     try:
@@ -151,12 +151,12 @@ def norms_by_block(rows: Rows) -> str:
     return f"hidden-state norms after blocks 0 to {len(norms) - 1}: {' '.join(norms)}"
 
 
-def _readable(rows: Rows, sites: Sequence[Site]) -> list[Site]:
+def _readable(rows: TokenRows, sites: Sequence[Site]) -> list[Site]:
     """Those whose hidden states have three axes: the others are refused, which ``_site`` says."""
     return [site for site in sites if _site(rows, [site])[0] != "refused"]
 
 
-def _site(rows: Rows, found: list[Site] | str) -> Answer:
+def _site(rows: TokenRows, found: list[Site] | str) -> Answer:
     if isinstance(found, str):
         return "absent", found
     try:
@@ -175,7 +175,7 @@ def _site(rows: Rows, found: list[Site] | str) -> Answer:
     return "passed", f"{depth}{place_of(rows.model, found[0]).name}, width {states[found[0]].shape[-1]}"
 
 
-def _zero(rows: Rows, sites: Sequence[Site]) -> Answer:
+def _zero(rows: TokenRows, sites: Sequence[Site]) -> Answer:
     bare_BTV, widths = rows.logits(), _widths(rows, sites)
     for site in sites:
         ones = torch.ones(widths[site])
@@ -186,7 +186,7 @@ def _zero(rows: Rows, sites: Sequence[Site]) -> Answer:
     return "passed", f"change no bit of the logits at {len(sites)} sites"
 
 
-def _reach(rows: Rows, sites: Sequence[Site]) -> Answer:
+def _reach(rows: TokenRows, sites: Sequence[Site]) -> Answer:
     bare = rows.real(rows.logits(), "right", rows.rows)
     for site in sites:
         # Another direction, not another length: a norm that follows would scale that back.
@@ -198,13 +198,13 @@ def _reach(rows: Rows, sites: Sequence[Site]) -> Answer:
     return "passed", f"at {len(sites)} sites"
 
 
-def _widths(rows: Rows, sites: Sequence[Site]) -> dict[Site, int]:
+def _widths(rows: TokenRows, sites: Sequence[Site]) -> dict[Site, int]:
     with captured(rows.model, sites) as states:
         rows.logits()
     return {site: states[site].shape[-1] for site in sites}
 
 
-def _exception(rows: Rows, sites: Sequence[Site], before: tuple[str, list[int]]) -> Answer:
+def _exception(rows: TokenRows, sites: Sequence[Site], before: tuple[str, list[int]]) -> Answer:
     def fail(hidden_BTD: Tensor) -> Tensor:
         raise RuntimeError("raised on purpose")
 

@@ -11,13 +11,13 @@ from probe.hooks import captured, edited
 from probe.interventions.plan import compile_plan
 from probe.interventions.replacement import Scale
 from probe.sites import Site, n_layers, place_of, unwrapped
-from probe.testing.checks import Answer, Rows, agreed, distance
+from probe.testing.checks import Answer, TokenRows, agreed, distance
 
 Edits = Callable[[], Mapping[Site, Any]]
 """Made inside the check, so that a model that cannot even run makes it fail."""
 
 
-def check_hidden_states(rows: Rows) -> Answer:
+def check_hidden_states(rows: TokenRows) -> Answer:
     """Block outputs against what transformers itself returns."""
     sites = [Site(layer) for layer in range(n_layers(rows.model))]
     with captured(rows.model, sites) as states:
@@ -35,7 +35,7 @@ def check_hidden_states(rows: Rows) -> Answer:
     return "failed", f"differs by {distance(states[worst], theirs[worst.layer + 1]):.1e} of the largest at {worst}"
 
 
-def check_parts(rows: Rows, site: Site) -> Answer:
+def check_parts(rows: TokenRows, site: Site) -> Answer:
     """Whether a block whose attention and mlp are silenced hands on what it was given."""
     inner: list[Site] = [Site(site.layer, "attention"), Site(site.layer, "mlp")]
     lacking = [one.part for one in inner if not _has(rows.model, one)]
@@ -51,13 +51,13 @@ def check_parts(rows: Rows, site: Site) -> Answer:
     return "absent", f"with both silenced the block still changes its input by {off:.1e} of the largest: it adds more"
 
 
-def check_gradients(rows: Rows, site: Site, largest: int) -> Answer:
+def check_gradients(rows: TokenRows, site: Site, largest: int) -> Answer:
     """Backward through an edit against central differences, in float64."""
     n = sum(p.numel() for p in rows.model.parameters())
     if n > largest:
         return "absent", f"{n} parameters, more than largest ({largest}): not copied to float64"
     model = copy.deepcopy(unwrapped(rows.model)).double().requires_grad_(False)
-    wide = Rows(model, rows.rows, rows.pad)
+    wide = TokenRows(model, rows.rows, rows.pad)
     try:
         with captured(model, [site]) as states:
             wide.logits()
@@ -87,7 +87,7 @@ def check_gradients(rows: Rows, site: Site, largest: int) -> Answer:
     return ("passed", found) if off <= 1e-2 else ("failed", found.replace("within", "off by"))
 
 
-def check_generation(rows: Rows, edits: Edits, plain: Edits) -> Answer:
+def check_generation(rows: TokenRows, edits: Edits, plain: Edits) -> Answer:
     """Cached generation, generation without a cache, and one forward over the whole text, which ``plain`` edits."""
     if not hasattr(unwrapped(rows.model), "generate"):
         return "absent", f"{type(unwrapped(rows.model)).__name__} cannot generate"
@@ -112,8 +112,8 @@ def check_generation(rows: Rows, edits: Edits, plain: Edits) -> Answer:
     return outcome, told + same
 
 
-def check_padding(rows: Rows, edits: Edits) -> Answer:
-    """Rows padded on either side against each row alone."""
+def check_padding(rows: TokenRows, edits: Edits) -> Answer:
+    """TokenRows padded on either side against each row alone."""
     with edited(rows.model, edits()):
         alone = torch.cat([rows.logits(rows=(row,))[0] for row in rows.rows])
         sides: dict[str, Tensor] = {}
@@ -122,7 +122,7 @@ def check_padding(rows: Rows, edits: Edits) -> Answer:
     return agreed({side: distance(found, alone) for side, found in sides.items()}, alone.dtype)
 
 
-def check_nnsight(rows: Rows, edits: Edits) -> Answer:
+def check_nnsight(rows: TokenRows, edits: Edits) -> Answer:
     """The same edits through hooks and through nnsight."""
     try:
         from probe.remote import traced
@@ -153,7 +153,7 @@ def check_meta(model: nn.Module, site: Site) -> Answer:
     return _refused(empty, {site: Scale(0.5)})
 
 
-def check_checkpointing(rows: Rows, site: Site) -> Answer:
+def check_checkpointing(rows: TokenRows, site: Site) -> Answer:
     """Gradient checkpointing runs the inside of a block again during backward, where the edit may be gone."""
     inner: Any = unwrapped(rows.model)
     if not getattr(inner, "supports_gradient_checkpointing", False):

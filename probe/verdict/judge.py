@@ -11,6 +11,7 @@ import numpy as np
 
 from probe.display import html_table
 from probe.metrics.intervals import wilson
+from probe.rows import Row
 from probe.verdict.features import BY_NAME, features, verdict_features
 from probe.verdict.logistic import LogisticFit
 from probe.verdict.material import Protocol
@@ -162,6 +163,18 @@ class Verdict:
             "what it is": [one.says for one in self.evidence],
         }
         return html_table(columns, note=note)
+
+    def rows(self, name: str) -> list[Row]:
+        """Probabilities and evidence as rows.
+
+        Args:
+            name: what the model is called.
+        """
+        found = [Row(name, "verdict", f"probability of {one}", p) for one, p in self.probabilities.items()]
+        return found + [Row(name, "verdict", one.name, one.value) for one in self.evidence]
+
+    def __str__(self) -> str:
+        return self.text()
 
     def text(self) -> str:
         """What the shell prints."""

@@ -12,7 +12,6 @@ from probe.attacks.latent import latent
 from probe.attacks.mixing import mix_back
 from probe.attacks.relearning import relearn
 from probe.attacks.score import Score
-from probe.commands.folder import Keep, unkept
 from probe.diagnostics.content_probes import content_probe
 from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.logit_lens import logit_lens
@@ -21,6 +20,7 @@ from probe.diagnostics.similarity import similarity
 from probe.diagnostics.split_states import split_states
 from probe.diagnostics.spurious_unlearning import spurious_unlearning
 from probe.diagnostics.weight_change import weight_change
+from probe.runs.folder import Keep, unkept
 from probe.sites import Site, n_layers
 from probe.verdict.material import VerdictRows
 
