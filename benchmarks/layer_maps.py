@@ -17,7 +17,7 @@ from benchmarks.timing import Timing, alternating, peak_mib, show
 from probe.data import Batch
 from probe.diagnostics.layer_maps import every_span, replacement_map, single_layers
 from probe.metrics.attacks import min_k, min_k_plus_plus, zlib_score
-from probe.metrics.memorisation import AnswerStats, exact_memorisation, extraction_strength
+from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.teacher_forced import TeacherForced, loss_and_probability
 from probe.metrics.tokens import TokenStats, token_numbers
 from probe.objectives.logprobs import before_targets, logits_at, next_tokens
@@ -85,13 +85,11 @@ def a_copy_each(original: nn.Module, unlearned: nn.Module, batch: Batch, layers:
 
     metrics: dict[str, Callable[[nn.Module], float]] = {
         "loss": lambda m: float(tokens(m).loss_N.mean()),
-        "probability": lambda m: float(AnswerStats.of(tokens(m)).probability_N.mean()),
+        "probability": lambda m: float(tokens(m).probability_N.mean()),
         "extraction_strength": lambda m: float(
-            np.mean([extraction_strength(x, floor="0") for x in AnswerStats.of(tokens(m)).matches()])
+            np.mean([extraction_strength(x, floor="0") for x in tokens(m).matches()])
         ),
-        "exact_memorisation": lambda m: float(
-            np.mean([exact_memorisation(x) for x in AnswerStats.of(tokens(m)).matches()])
-        ),
+        "exact_memorisation": lambda m: float(np.mean([exact_memorisation(x) for x in tokens(m).matches()])),
         "zlib": lambda m: float(zlib_score(tokens(m).loss_N, TEXTS).mean()),
         "min_k": lambda m: float(min_k(tokens(m), 0.2).mean()),
         "min_k_plus_plus": lambda m: float(min_k_plus_plus(tokens(m, True), 0.2).mean()),

@@ -23,7 +23,8 @@ from probe.dictionaries.adapters import dictionary
 from probe.hooks import captured, edited
 from probe.methods.running import run_method
 from probe.methods.sequential import requests, sequential
-from probe.metrics.aggregates import bs_aggregate, harmonic, memorisation_score
+from probe.metrics.aggregates import bs_aggregate, memorisation_score
+from probe.metrics.means import harmonic
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_known

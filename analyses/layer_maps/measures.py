@@ -10,7 +10,7 @@ from torch import nn
 from analyses.subjects import Subject
 from probe.data import QA, Batch, Split, encode, make_split
 from probe.metrics.arrays import ArrayN
-from probe.metrics.memorisation import AnswerStats, exact_memorisation, extraction_strength
+from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.tofu import forget_quality, truth_ratio
 from probe.metrics.tokens import TokenStats, token_stats
 
@@ -46,11 +46,10 @@ class Half:
 
 def memorised(tokens: TokenStats) -> dict[str, float]:
     """Probability (per token), loss, extraction strength and exact memorisation, means over rows."""
-    stats = AnswerStats.of(tokens)
-    matches = stats.matches()
+    matches = tokens.matches()
     return {
-        "probability": float(stats.probability_N.mean()),
-        "loss": float(stats.loss_N.mean()),
+        "probability": float(tokens.probability_N.mean()),
+        "loss": float(tokens.loss_N.mean()),
         "extraction_strength": float(np.mean([extraction_strength(m_T, floor="0") for m_T in matches])),
         "exact_memorisation": float(np.mean([exact_memorisation(m_T) for m_T in matches])),
     }

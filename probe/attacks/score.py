@@ -95,7 +95,7 @@ class AnswerScorer:
             with_paraphrases=False,
         )
         rank_N = suite.rank_N
-        match_N, empty_N = np.array([float(match_T.all()) for match_T in suite.matches]), None
+        match_N, empty_N = np.array([float(match_T.all()) for match_T in suite.tokens.matches()]), None
         if suite.generations is not None:
             said = [text.strip() for text in suite.generations]
             match_N = np.array([float(text == row.answer.strip()) for text, row in zip(said, rows, strict=True)])

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from probe.metrics.aggregates import PRIVACY_ATTACKS, harmonic, memorisation_score, privacy_score
+from probe.metrics.aggregates import PRIVACY_ATTACKS, memorisation_score, privacy_score
 from probe.metrics.choices import ChoiceResult
+from probe.metrics.means import harmonic
 from probe.metrics.privacy import privleak
 from probe.metrics.suite import SuiteResult
 from probe.metrics.tofu import (

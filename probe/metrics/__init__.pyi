@@ -1,9 +1,7 @@
-from probe.metrics.aggregates import Aggregate as Aggregate
 from probe.metrics.aggregates import Muse as Muse
 from probe.metrics.aggregates import bs_aggregate as bs_aggregate
 from probe.metrics.aggregates import closer_look_utility as closer_look_utility
 from probe.metrics.aggregates import forget_efficacy as forget_efficacy
-from probe.metrics.aggregates import harmonic as harmonic
 from probe.metrics.aggregates import memorisation_score as memorisation_score
 from probe.metrics.aggregates import openunlearning_aggregate as openunlearning_aggregate
 from probe.metrics.aggregates import privacy_score as privacy_score
@@ -51,8 +49,9 @@ from probe.metrics.meaning import NaturalAndSimilar as NaturalAndSimilar
 from probe.metrics.meaning import cosine_similarity as cosine_similarity
 from probe.metrics.meaning import entailed as entailed
 from probe.metrics.meaning import natural_and_similar as natural_and_similar
+from probe.metrics.means import Aggregate as Aggregate
+from probe.metrics.means import harmonic as harmonic
 from probe.metrics.membership import called_unseen as called_unseen
-from probe.metrics.memorisation import AnswerStats as AnswerStats
 from probe.metrics.memorisation import answer_stats as answer_stats
 from probe.metrics.memorisation import exact_memorisation as exact_memorisation
 from probe.metrics.memorisation import extraction_strength as extraction_strength
@@ -81,7 +80,6 @@ from probe.metrics.text import rouge as rouge
 from probe.metrics.text import rouge_l_recall as rouge_l_recall
 from probe.metrics.text import token_entropy as token_entropy
 from probe.metrics.tofu import ForgetQuality as ForgetQuality
-from probe.metrics.tofu import ModelUtility as ModelUtility
 from probe.metrics.tofu import forget_quality as forget_quality
 from probe.metrics.tofu import model_utility as model_utility
 from probe.metrics.tofu import normalised_probability as normalised_probability
@@ -91,5 +89,6 @@ from probe.metrics.tofu import truth_ratio_arithmetic as truth_ratio_arithmetic
 from probe.metrics.tofu import truth_ratio_forget as truth_ratio_forget
 from probe.metrics.tofu import truth_ratio_known as truth_ratio_known
 from probe.metrics.tofu import truth_ratio_retain as truth_ratio_retain
+from probe.metrics.tofu import truth_ratio_terms as truth_ratio_terms
 from probe.metrics.tokens import TokenStats as TokenStats
 from probe.metrics.tokens import token_stats as token_stats

@@ -6,50 +6,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from probe.metrics.means import Aggregate, checked_parts, harmonic
 from probe.metrics.tofu import truth_ratio_forget
 
 CLOSER_LOOK_METRICS = ("rouge", "probability", "truth_ratio", "token_entropy", "cosine_similarity", "entailment")
 CLOSER_LOOK_SETS = ("retain", "ra", "wf")
 FORGET_METRICS = ("rouge", "probability", "truth_ratio", "cosine_similarity", "entailment")
 PRIVACY_ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A value with the parts it was made from."""
-
-    value: float
-    parts: dict[str, float]
-
-    @property
-    def zero_parts(self) -> tuple[str, ...]:
-        """The parts that pull a harmonic mean to 0."""
-        return tuple(name for name, part in self.parts.items() if part == 0)
-
-
-def harmonic(parts: Mapping[str, float], *, most: float | None = 1.0) -> Aggregate:
-    """n / sum_i (1 / part_i); 0 if a part is 0.
-
-    Args:
-        parts: numbers by name.
-        most: largest number accepted; None for no bound.
-
-    Raises:
-        ValueError: no parts, or one that is NaN, infinite, negative or above ``most``; the message names it.
-    """
-    given = _checked(parts, most)
-    value = 0.0 if 0 in given.values() else len(given) / sum(1 / part for part in given.values())
-    return Aggregate(value, given)
-
-
-def _checked(parts: Mapping[str, float], most: float | None) -> dict[str, float]:
-    given = {name: float(part) for name, part in parts.items()}
-    top = np.inf if most is None else most
-    bad = [f"{name} = {part}" for name, part in given.items() if not (0 <= part <= top and np.isfinite(part))]
-    if bad or not given:
-        limits = "at least 0" if most is None else f"in [0, {most:g}]"
-        raise ValueError(f"parts of a mean must be numbers {limits}; got {', '.join(bad) or 'none at all'}")
-    return given
 
 
 def _named(parts: Mapping[str, float], names: tuple[str, ...], what: str) -> dict[str, float]:
@@ -82,7 +45,7 @@ def memorisation_score(
         "paraphrased_probability": paraphrased_probability,
         "truth_ratio_known": truth_ratio_known,
     }
-    return harmonic({f"1 - {name}": 1 - part for name, part in _checked(given, 1.0).items()})
+    return harmonic({f"1 - {name}": 1 - part for name, part in checked_parts(given, 1.0).items()})
 
 
 def utility_score(*, model_utility: float, fluency: float, finetuned: float | None = None) -> Aggregate:
@@ -157,7 +120,7 @@ def privacy_score(
         lacking = [attack for attack in PRIVACY_ATTACKS if given is not None and attack not in given]
         if lacking:
             raise ValueError(f"{name} lacks {', '.join(lacking)}; Priv is a mean over {', '.join(PRIVACY_ATTACKS)}")
-        _checked({attack: given[attack] for attack in PRIVACY_ATTACKS} if given is not None else {"": 0.0}, 1.0)
+        checked_parts({attack: given[attack] for attack in PRIVACY_ATTACKS} if given is not None else {"": 0.0}, 1.0)
     return harmonic(
         {
             attack: closeness(
@@ -207,7 +170,7 @@ def forget_efficacy(
         ValueError: a part outside [0, 1], or bad ratios.
     """
     given = (rouge, probability, 1 - truth_ratio_forget(ratio_N), cosine_similarity, entailment)
-    parts = _checked(dict(zip(FORGET_METRICS, given, strict=True)), 1.0)
+    parts = checked_parts(dict(zip(FORGET_METRICS, given, strict=True)), 1.0)
     return Aggregate(1 - sum(parts.values()) / len(parts), parts)
 
 

@@ -1,52 +1,16 @@
 """What one teacher-forced pass tells: loss and probability of answers, and how much of them the model reproduces."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Int
 from torch import nn
 
 from probe.data import Batch
-from probe.metrics.arrays import ArrayN
 from probe.metrics.tokens import MatchT, TokenStats, token_stats
 
 
-@dataclass(frozen=True)
-class AnswerStats:
-    """One row per example, in the order of the batch.
-
-    Args:
-        loss_N: mean cross-entropy per target token, eos included (nats).
-        probability_N: exp(-loss_N), the length-normalised probability of the answer.
-        n_tokens_N: number of target tokens, eos included.
-        correct: per row, whether each target token is the argmax given the true tokens before it; eos is last.
-        ends: how many of each row's last tokens end the answer; None: one each.
-    """
-
-    loss_N: ArrayN
-    probability_N: ArrayN
-    n_tokens_N: Int[np.ndarray, " N"]
-    correct: tuple[MatchT, ...]
-    ends: tuple[int, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.loss_N)
-
-    def matches(self) -> list[MatchT]:
-        """``correct`` without what ends each row's answer, its eos: what memorisation is measured on."""
-        ends = self.ends or (1,) * len(self)
-        return [match_T[: len(match_T) - n] for match_T, n in zip(self.correct, ends, strict=True)]
-
-    @staticmethod
-    def of(tokens: TokenStats) -> "AnswerStats":
-        """What the numbers of single tokens add up to."""
-        loss_N = tokens.loss_N
-        return AnswerStats(loss_N, np.exp(-loss_N), tokens.n_tokens_N, tokens.correct, tokens.ends)
-
-
-def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> AnswerStats:
-    """Loss and argmax matches of each row's target tokens, from one forward pass (``token_stats`` keeps every token).
+def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> TokenStats:
+    """Loss and argmax matches of each row's target tokens, from one forward pass: ``token_stats`` as it mostly is used.
 
     Args:
         model: any Hugging Face decoder; edits and blends that are in force act here too.
@@ -59,7 +23,7 @@ def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> Answer
     Raises:
         ValueError: rows without a target token, rows longer than the model's context, or a model that gives NaN.
     """
-    return AnswerStats.of(token_stats(model, batch, batch_size=batch_size))
+    return token_stats(model, batch, batch_size=batch_size)
 
 
 def extraction_strength(match_T: MatchT, *, floor: Literal["1/L", "0"]) -> float:
@@ -69,7 +33,7 @@ def extraction_strength(match_T: MatchT, *, floor: Literal["1/L", "0"]) -> float
     Teacher forcing and greedy generation agree here: after k* every token generated is the true one.
 
     Args:
-        match_T: argmax matches of the L answer tokens, eos left out (``AnswerStats.matches``).
+        match_T: argmax matches of the L answer tokens, eos left out (``TokenStats.matches``).
         floor: what ES is when even the last token is wrong: ``"1/L"`` as in OpenUnlearning (arXiv 2506.12618), whose
             search stops at k = L - 1; ``"0"`` as in SatImp (arXiv 2505.11953).
 
@@ -95,7 +59,7 @@ def exact_memorisation(match_T: MatchT) -> float:
     Tirumala et al., arXiv 2205.10770.
 
     Args:
-        match_T: argmax matches of the answer tokens, eos left out (``AnswerStats.matches``).
+        match_T: argmax matches of the answer tokens, eos left out (``TokenStats.matches``).
 
     Returns:
         EM in [0, 1].

@@ -15,7 +15,7 @@ from probe.metrics.generation import generate
 from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import normalised_probability, truth_ratio, truth_ratio_forget, truth_ratio_retain
-from probe.metrics.tokens import MatchT, TokenStats, token_stats
+from probe.metrics.tokens import TokenStats, token_stats
 from probe.templates.coding import prompt_ids
 
 # Batches of texts that are kept, and counted, together.
@@ -48,7 +48,7 @@ class SuiteResult:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @cached_property
+    @property
     def loss_N(self) -> ArrayN:
         """Mean cross-entropy of the answer (nats per token, eos included)."""
         return self.tokens.loss_N
@@ -56,7 +56,7 @@ class SuiteResult:
     @property
     def probability_N(self) -> ArrayN:
         """exp(-loss_N), the probability of the answer normalised for its length."""
-        return np.exp(-self.loss_N)
+        return self.tokens.probability_N
 
     @property
     def paraphrased_N(self) -> Bool[np.ndarray, " N"]:
@@ -68,12 +68,7 @@ class SuiteResult:
         """Probability of the answer given the paraphrased question; NaN where a row has none."""
         if self.paraphrased_tokens is None:
             return np.full(len(self), np.nan)
-        return np.where(self.paraphrased_N, np.exp(-self.paraphrased_tokens.loss_N), np.nan)
-
-    @cached_property
-    def matches(self) -> tuple[MatchT, ...]:
-        """Whether each token of the answers, what ends them left out, is the argmax."""
-        return self.tokens.without_eos().correct
+        return np.where(self.paraphrased_N, self.paraphrased_tokens.probability_N, np.nan)
 
     @property
     def extraction_strength_N(self) -> ArrayN:
@@ -83,7 +78,7 @@ class SuiteResult:
     @property
     def exact_memorisation_N(self) -> ArrayN:
         """Share of answer tokens that are the argmax; NaN for an answer of no token besides its end."""
-        return np.array([exact_memorisation(match_T) if len(match_T) else np.nan for match_T in self.matches])
+        return np.array([exact_memorisation(match_T) if len(match_T) else np.nan for match_T in self.tokens.matches()])
 
     @property
     def truth_ratio_N(self) -> ArrayN | None:
@@ -118,10 +113,10 @@ class SuiteResult:
             ValueError: an unknown floor, or a result made without paraphrases.
         """
         if not perturbed:
-            return np.array([extraction_strength(match_T, floor=floor) for match_T in self.matches])
+            return np.array([extraction_strength(match_T, floor=floor) for match_T in self.tokens.matches()])
         if self.paraphrased_tokens is None:
             raise ValueError("paraphrased questions were not measured; leave with_paraphrases at True")
-        matches = self.paraphrased_tokens.without_eos().correct
+        matches = self.paraphrased_tokens.matches()
         found_N = np.array([extraction_strength(match_T, floor=floor) for match_T in matches])
         return np.where(self.paraphrased_N, found_N, np.nan)
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from probe.metrics.attacks import min_k, min_k_plus_plus, zlib_score
-from probe.metrics.memorisation import AnswerStats, exact_memorisation, extraction_strength
+from probe.metrics.memorisation import exact_memorisation, extraction_strength
 from probe.metrics.tokens import TokenStats
 
 Metric = Callable[[TokenStats], Mapping[str, float]]
@@ -32,12 +32,11 @@ class TeacherForced:
     texts: tuple[str, ...] | None = None
 
     def __call__(self, tokens: TokenStats) -> dict[str, float]:
-        stats = AnswerStats.of(tokens)
-        matches = stats.matches()
-        zlib = {} if self.texts is None else {"zlib": float(zlib_score(stats.loss_N, self.texts).mean())}
+        matches = tokens.matches()
+        zlib = {} if self.texts is None else {"zlib": float(zlib_score(tokens.loss_N, self.texts).mean())}
         return zlib | {
-            "loss": float(stats.loss_N.mean()),
-            "probability": float(stats.probability_N.mean()),
+            "loss": float(tokens.loss_N.mean()),
+            "probability": float(tokens.probability_N.mean()),
             "extraction_strength": float(np.mean([extraction_strength(m_T, floor=self.floor) for m_T in matches])),
             "exact_memorisation": float(np.mean([exact_memorisation(m_T) for m_T in matches])),
             "min_k": float(min_k(tokens, self.k).mean()),
@@ -47,5 +46,4 @@ class TeacherForced:
 
 def loss_and_probability(tokens: TokenStats) -> dict[str, float]:
     """Mean over rows of the loss (nats a token) and of its exponential, the length-normalised probability."""
-    loss_N = tokens.loss_N
-    return {"loss": float(loss_N.mean()), "probability": float(np.exp(-loss_N).mean())}
+    return {"loss": float(tokens.loss_N.mean()), "probability": float(tokens.probability_N.mean())}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from probe.metrics.arrays import ArrayN, losses, numbers, same_rows
+from probe.metrics.means import Aggregate, harmonic
 
 # The sets and metrics whose nine means make up model utility: real authors are ra, world facts wf.
 UTILITY_PARTS = tuple(
@@ -41,19 +42,6 @@ class ForgetQuality:
     def at_floor(self) -> bool:
         """Whether the two sets do not overlap: p says no more than that, and cannot get smaller."""
         return self.statistic == 1
-
-
-@dataclass(frozen=True)
-class ModelUtility:
-    """Harmonic mean of nine parts, with the parts."""
-
-    value: float
-    parts: dict[str, float]
-
-    @property
-    def zero_parts(self) -> tuple[str, ...]:
-        """The parts that pull the value to 0."""
-        return tuple(name for name, part in self.parts.items() if part == 0)
 
 
 def probability(loss_N: Any) -> ArrayN:
@@ -194,7 +182,7 @@ def forget_quality(ratio_unlearned: Any, ratio_retrained: Any) -> ForgetQuality:
     return ForgetQuality(math.exp(ln_p), ln_p, distance / (n * m), n, m, math.exp(ln_floor), identical)
 
 
-def model_utility(parts: Mapping[str, float]) -> ModelUtility:
+def model_utility(parts: Mapping[str, float]) -> Aggregate:
     """Harmonic mean of the nine numbers named in ``UTILITY_PARTS``: 9 / sum_i (1 / part_i); 0 if a part is 0.
 
     Args:
@@ -211,12 +199,7 @@ def model_utility(parts: Mapping[str, float]) -> ModelUtility:
         raise ValueError(
             f"model utility has the parts {', '.join(UTILITY_PARTS)}; missing or unknown: {', '.join(odd)}"
         )
-    given = {name: float(parts[name]) for name in UTILITY_PARTS}
-    bad = [f"{name} = {part}" for name, part in given.items() if not 0 <= part <= 1]
-    if bad:
-        raise ValueError(f"parts of model utility must lie in [0, 1]; got {', '.join(bad)}")
-    value = 0.0 if 0 in given.values() else len(given) / sum(1 / part for part in given.values())
-    return ModelUtility(value, given)
+    return harmonic({name: parts[name] for name in UTILITY_PARTS})
 
 
 def _pair(right: Any, wrong: Any, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,15 @@ class TokenStats:
     def __len__(self) -> int:
         return len(self.logp)
 
-    @property
+    @cached_property
     def loss_N(self) -> ArrayN:
         """Mean cross-entropy of each row's target tokens, eos included (nats)."""
         return np.array([-logp_T.mean() for logp_T in self.logp])
+
+    @property
+    def probability_N(self) -> ArrayN:
+        """exp(-loss_N), the probability of each row's answer normalised for its length."""
+        return np.exp(-self.loss_N)
 
     @property
     def n_tokens_N(self) -> Int[np.ndarray, " N"]:
@@ -68,6 +74,10 @@ class TokenStats:
 
         columns = (self.logp, self.correct, self.mean, self.variance, self.ends)
         return TokenStats(*(chosen(column) for column in columns))
+
+    def matches(self) -> tuple[MatchT, ...]:
+        """``correct`` without what ends each row's answer, its eos: what memorisation is measured on."""
+        return self.without_eos().correct
 
     def without_eos(self) -> "TokenStats":
         """Each row without what ends its answer, one eos as a rule; a row may be empty then."""

@@ -12,6 +12,7 @@ from probe.dictionaries.fit import fvu
 from probe.interventions.activations import activations, content
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import answer_suite
+from probe.metrics.tokens import TokenStats
 from probe.sites import Site, n_layers
 from probe.testbed.bed import Bed
 
@@ -38,8 +39,8 @@ def knowledge(model: nn.Module, tokenizer: Any, rows: Sequence[QA]) -> dict[str,
     return {
         **suite.means(),
         "loss": float(suite.loss_N.mean()),
-        "exact_recall": exact_recall(model, tokenizer, rows),
-        "exact_recall_paraphrased": exact_recall(model, tokenizer, [row.paraphrased() for row in rows]),
+        "exact_recall": _exact(suite.tokens),
+        "exact_recall_paraphrased": _exact(suite.paraphrased_tokens or suite.tokens),
     }
 
 
@@ -49,8 +50,11 @@ def exact_recall(model: nn.Module, tokenizer: Any, rows: Sequence[QA]) -> float:
     Greedy decoding gives exactly the answer if and only if each of its tokens is the argmax after the tokens before
     it, so one teacher-forced pass tells as much as generating.
     """
-    stats = answer_stats(model, encode(tokenizer, rows))
-    return sum(bool(match_T.all()) for match_T in stats.correct) / len(stats)
+    return _exact(answer_stats(model, encode(tokenizer, rows)))
+
+
+def _exact(tokens: TokenStats) -> float:
+    return sum(bool(match_T.all()) for match_T in tokens.correct) / len(tokens)
 
 
 def residual_norms(bed: Bed, model: nn.Module) -> list[float]:
