@@ -33,6 +33,7 @@ from probe.metrics.harness import harness as harness
 from probe.metrics.intervals import Correlation as Correlation
 from probe.metrics.intervals import Interval as Interval
 from probe.metrics.intervals import correlation as correlation
+from probe.metrics.intervals import fisher_z as fisher_z
 from probe.metrics.intervals import grouped as grouped
 from probe.metrics.intervals import grouped_share as grouped_share
 from probe.metrics.intervals import interval as interval

@@ -15,7 +15,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over units with its interval; of one unit the interval is everything it could be."""
+    """A mean over units with its interval; of one unit the interval is everything it could be.
+
+    >>> found = Interval(0.5, 0.25, 0.75, 3)
+    >>> f"{found:.1f}", found.above_zero, found.side(0.8)
+    ('0.5 [0.2, 0.8]', True, -1)
+    """
 
     mean: float
     low: float
@@ -47,7 +52,10 @@ class Interval:
 def interval(
     values: Sequence[float] | ArrayN, *, within: tuple[float, float] = (-math.inf, math.inf), level: float = LEVEL
 ) -> Interval:
-    """Mean and t-interval of independent units.
+    """Mean and t-interval of independent units: mean ± t sd / sqrt(n), t Student's quantile at n - 1.
+
+    >>> print(interval([0.8, 0.9, 1.0], within=(0.0, 1.0)))
+    0.90 [0.65, 1.00]
 
     Args:
         values: one a unit.
@@ -75,6 +83,9 @@ def grouped(
 ) -> Interval:
     """The mean over rows; its t-interval counts groups, for rows of one group are not independent.
 
+    >>> print(grouped(np.array([0.1, 0.3, 0.2, 0.4]), ["Ann", "Ann", "Tim", "Tim"]))
+    0.25 [-0.39, 0.89]
+
     Args:
         values_N: one a row.
         groups: of each row.
@@ -96,6 +107,9 @@ def grouped_share(values_N: ArrayN, groups: Sequence[str], *, level: float = LEV
     Wilson's interval at the effective number of rows, m (1 - m) / SE^2, where SE is the standard error over groups and
     the quantile is Student's for that many groups (the idea of Korn and Graubard 1998). Where no group differs from
     another at 0 or 1, groups are the number of trials: none of 5 is not nothing.
+
+    >>> print(grouped_share(np.array([1.0, 1.0, 0.0, 1.0]), ["Ann", "Ann", "Tim", "Tim"]))
+    0.75 [0.01, 1.00]
 
     Raises:
         ValueError: values outside [0, 1], or as ``grouped``.
@@ -123,6 +137,9 @@ def over_folds(
     .85. Nadeau and Bengio (2003) take the variance of one number (1 / RK + test share / training share) times;
     repeats bring no independent rows, so the quantile is that of K folds. Covers .89 to .98 at chance with 2 to 20
     groups a class, five repeats; .90 to .94 with one.
+
+    >>> print(over_folds(np.array([[0.6, 0.7, 0.8]])))
+    0.70 [0.31, 1.00]
 
     Args:
         values_RK: one number a fold, (-1, 1) for differences of paired folds.
@@ -159,6 +176,9 @@ def _t(n: int, level: float) -> float:
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share (Wilson 1927), which stays within [0, 1].
 
+    >>> [round(end, 2) for end in wilson(0, 10)]
+    [0.0, 0.28]
+
     Raises:
         ValueError: no trials, more successes than trials, or a level outside (0, 1).
     """
@@ -176,7 +196,7 @@ def fisher_z(r: float, n: int, *, ranks: bool = False, level: float = LEVEL) -> 
 
     SE is 1 / sqrt(n - 3); of rank correlations sqrt((1 + r^2 / 2) / (n - 3)) (Bonett and Wright 2000).
 
-    >>> [round(end, 3) for end in fisher(0.5, 28)]
+    >>> [round(end, 3) for end in fisher_z(0.5, 28)]
     [0.156, 0.736]
 
     Args:
@@ -224,6 +244,10 @@ class Correlation:
 
 def correlation(first: Any, second: Any, *, seed: int, level: float = 0.95, resamples: int = 2000) -> Correlation:
     """Pearson's correlation with Fisher's interval and a percentile bootstrap.
+
+    >>> found = correlation([1, 2, 3, 4], [1, 2, 4, 3], seed=0)
+    >>> round(found.r, 2), [round(end, 2) for end in found.fisher]
+    (0.8, [-0.7, 1.0])
 
     Args:
         first, second: values of the same models, one each.
