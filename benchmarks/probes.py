@@ -86,13 +86,12 @@ def testbed_difference() -> None:
     from probe import testbed
     from probe.diagnostics.answer_values import value_split
     from probe.diagnostics.ridge_probes import ridge_minus_logistic
-    from probe.diagnostics.split_states import split_states
 
     bed = testbed.load()
     splits = {"end of prompt": bed.split, "before the value": value_split(bed.tokenizer, bed.split)}
     for name, model in (("original", bed.original), ("retrained", bed.retrained)):
         for place, split in splits.items():
-            apart_L = ridge_minus_logistic(split_states(model, split))
+            apart_L = ridge_minus_logistic(model, split)
             shown = " ".join(f"{apart:+.3f}" for apart in apart_L.tolist())
             print(f"  testbed, {name}, {place}: ridge - logistic AUROC by layer {shown}; mean {apart_L.mean():+.3f}")
 

@@ -52,6 +52,48 @@ class Row:
                 object.__setattr__(self, "status", "nonfinite")
 
 
+def over_layers(
+    name: str,
+    diagnostic: str,
+    quantity: str,
+    layers: Iterable[int],
+    values: Iterable[Any],
+    on: str = "",
+    *,
+    low: Any = None,
+    high: Any = None,
+    n: int | None = None,
+) -> list[Row]:
+    """One row a layer; ``values`` and the ends of their intervals may be of any type that ``float`` takes."""
+    rows = []
+    for k, (layer, value) in enumerate(zip(layers, values, strict=True)):
+        ends = [None if end is None else float(end[k]) for end in (low, high)]
+        rows.append(Row(name, diagnostic, quantity, float(value), on, layer=layer, low=ends[0], high=ends[1], n=n))
+    return rows
+
+
+def quantity_of(metric: str, part: str = "block", into: str = "original") -> str:
+    """How a row of a layer map calls its number: the metric, what was lent, and to which model."""
+    return f"{metric}, {part} into {into}"
+
+
+def span_row(
+    name: str,
+    metric: str,
+    value: float | None,
+    on: str,
+    *,
+    first: int | None = None,
+    last: int | None = None,
+    part: str = "block",
+    into: str = "original",
+    **interval: Any,
+) -> Row:
+    """A number of a layer map: ``layer`` is the first block of the span, ``item`` the last; None for a whole model."""
+    quantity = quantity_of(metric, "none" if first is None else part, into)
+    return Row(name, "layer_map", quantity, value, on, layer=first, item=last, **interval)
+
+
 def append(path: str | Path, rows: Iterable[Row]) -> None:
     """Append rows with one write and an fsync, so that a kill leaves whole lines or one torn tail.
 

@@ -47,7 +47,9 @@ def test_original_holds_what_retrained_does_not(bed, small):
     found = {}
     for name, model in (("original", bed.original), ("retrained", bed.retrained)):
         states = split_states(model, small, layers=[3, 7])
-        found[name] = content_probe(states, bed.tokenizer, small, codes_from=bed.original, shuffles=5)
+        found[name] = content_probe(
+            model, small, tokenizer=bed.tokenizer, states=states, codes_from=bed.original, shuffles=5
+        )
         assert our_hooks(model) == []
     known, never = found["original"], found["retrained"]
     assert known.accuracy_L[1] > 0.5
@@ -64,9 +66,8 @@ def test_original_holds_what_retrained_does_not(bed, small):
 def test_shuffled_states_hold_nothing(bed, small):
     states = split_states(bed.original, small, layers=[7])
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    found = content_probe(
-        replace(states, forget_LND=states.forget_LND[:, order]), bed.tokenizer, small, codes_from=bed.original
-    )
+    mixed = replace(states, forget_LND=states.forget_LND[:, order])
+    found = content_probe(bed.original, small, tokenizer=bed.tokenizer, states=mixed)
     assert abs(float(found.above_L[0]) - 0.5) < 0.12
 
 
@@ -80,7 +81,7 @@ def test_codes_as_states_are_read_without_fault(bed, small):
         side: _candidates(bed.tokenizer, rows, head_VE).code_NCE[None, :, 0]
         for side, rows in (("forget_LND", small.forget_rows), ("retain_LND", small.retain_rows))
     }
-    found = content_probe(replace(states, **codes), bed.tokenizer, small, codes_from=bed.original, shuffles=0)
+    found = content_probe(bed.original, small, tokenizer=bed.tokenizer, states=replace(states, **codes), shuffles=0)
     assert found.accuracy_L[0] > 0.97
 
 
@@ -88,17 +89,13 @@ def test_bad_input(bed, small):
     states = split_states(bed.original, small, layers=[0])
     bare = replace(small, forget_rows=tuple(replace(row, perturbed_answer=()) for row in small.forget_rows))
     with pytest.raises(ValueError, match="100 forget rows have no wrong answers"):
-        content_probe(states, bed.tokenizer, bare, codes_from=bed.original)
+        content_probe(bed.original, bare, tokenizer=bed.tokenizer, states=states)
+    alike = replace(states, forget_group_N=torch.full((100,), int(states.retain_group_N[0])))
     with pytest.raises(ValueError, match="1 groups are among the retain and the forget rows"):
-        content_probe(
-            replace(states, forget_group_N=torch.full((100,), int(states.retain_group_N[0]))),
-            bed.tokenizer,
-            small,
-            codes_from=bed.original,
-        )
+        content_probe(bed.original, small, tokenizer=bed.tokenizer, states=alike)
     with pytest.raises(ValueError, match="give 2 to 30 folds"):
-        content_probe(states, bed.tokenizer, small, codes_from=bed.original, folds=31)
+        content_probe(bed.original, small, tokenizer=bed.tokenizer, states=states, folds=31)
     with pytest.raises(ValueError, match="texts of 900 and 100"):
-        content_probe(states, bed.tokenizer, bed.split, codes_from=bed.original)
+        content_probe(bed.original, bed.split, tokenizer=bed.tokenizer, states=states)
     with pytest.raises(ValueError, match="make it with make_split"):
         value_split(bed.tokenizer, Split(small.forget, small.retain))

@@ -19,8 +19,7 @@ from probe.figures.paper_tables import Block, Column, blocked, paper_table, size
 from probe.figures.quality import LOG10_P, with_log10
 from probe.figures.replaced import text_rows
 from probe.figures.robustness import pearson
-from probe.figures.spans import span_row
-from probe.rows import Row, append
+from probe.rows import Row, append, span_row
 
 SIDES = ("forget", "retain")
 METHODS = ("GA", "NPO", "RMU")

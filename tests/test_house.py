@@ -16,7 +16,7 @@ LEVEL = {
     "exports": -1,
     "version": 0,
     "axes": 0,
-    "display": 0,
+    "display": 1,
     "ranges": 0,
     "rows": 0,
     "records": 0,

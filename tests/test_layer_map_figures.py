@@ -10,10 +10,11 @@ import torch
 from analyses.layer_maps.claims import in_thirds, judged, less_others, thirds
 from analyses.layer_maps.pictures import draw
 from probe.diagnostics.layer_maps import every_span
-from probe.figures.spans import growing_spans, part_lines, span_map, span_row
+from probe.figures.spans import growing_spans, part_lines, span_map
 from probe.figures.style import FORGET, new_figure, paper_style
 from probe.figures.texts import changed_texts, changed_words
 from probe.figures.tokens import token_heat_map, token_texts
+from probe.rows import span_row
 
 DEPTH = 6
 

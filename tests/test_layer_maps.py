@@ -207,11 +207,12 @@ def test_rows_and_arrays_say_the_same():
     listed = found.rows()
     assert len(listed) == 2 * 2 * 2 * 2 * 2 + 2 * 2 * 2
     for row in listed:
-        if row["first"] is None:
-            assert row["value"] == getattr(found, row["into"])[row["on"]][row["metric"]]
+        metric, where = row.quantity.split(", ")
+        part, into = where.split(" into ")
+        if row.layer is None:
+            assert row.value == getattr(found, into)[row.on][metric]
         else:
-            value_LL = found.score_LL(row["on"], row["metric"], part=row["part"], into=row["into"])
-            assert value_LL[row["first"], row["last"]].item() == row["value"]
+            assert found.score_LL(row.on, metric, part=part, into=into)[row.layer, row.item].item() == row.value
     single_L = found.score_L("forget", "loss", part="mlp")
     assert [math.isnan(v) for v in single_L.tolist()] == [False, True, True]
     with pytest.raises(ValueError, match="no metric 'losses' on 'forget'"):

@@ -193,7 +193,9 @@ def test_texts_of_replaced_layers_are_those_of_blended_models(bed):
     assert found.means("original")["misspelt"] == 0.0
     assert set(found.by_depth()) == {"shallow", "middle", "deep"}
     assert found.by_depth()["shallow"] == pytest.approx(found.means((0, 0)), nan_ok=True)
-    assert {row["model"] for row in found.rows()} == {"original", "unlearned", "into original"}
+    listed = found.rows("NPO")
+    assert {row.intervention for row in listed} == {"question", "original", "NPO"}
+    assert [row.on for row in listed if row.layer == 0] == [text.text for text in found.of((0, 0))]
     assert (weights_hash(original), weights_hash(unlearned)) == hashes
     assert our_hooks(original) == []
 

@@ -11,8 +11,7 @@ from probe.checkpoints import load_model, load_tokenizer, save_model, weights_ha
 from probe.cli import main
 from probe.data import encode, make_split
 from probe.datasets import read_rows, write_rows
-from probe.diagnostics.g_effect import g_effect
-from probe.diagnostics.token_effects import token_g_effects
+from probe.diagnostics.g_effect import g_effect, token_g_effects
 from probe.figures.folder import origin
 from probe.metrics.memorisation import answer_stats
 from probe.objectives.sequence import NPO

@@ -9,7 +9,7 @@ import torch
 
 from probe.diagnostics.g_effect import g_effect
 from probe.diagnostics.logit_collapse import logit_collapse
-from probe.display import html_table
+from probe.display import ResultTable
 from probe.objectives.token import ga
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -34,14 +34,14 @@ def test_notebooks_are_stored_without_outputs(path):
 
 
 def test_a_table_shows_numbers_and_escapes_texts():
-    shown = html_table(
+    shown = ResultTable(
         {"layer": range(2), "<b>": [torch.tensor(0.123456), np.float64("nan")], "x": ["a & b", None]}, note="1 < 2"
-    )
+    ).html()
     for piece in ("&lt;b&gt;", "0.1235", "–", "a &amp; b", "<p>1 &lt; 2</p>"):
         assert piece in shown
     assert "script" not in shown
     with pytest.raises(ValueError, match="equally long"):
-        html_table({"layer": range(2), "value": [1.0]})
+        ResultTable({"layer": range(2), "value": [1.0]})
 
 
 def test_results_show_themselves(bed):

@@ -88,7 +88,7 @@ def longer(batch: Batch, by: int = 5) -> Batch:
     )
 
 
-class Table(nn.Module):
+class ResultTable(nn.Module):
     """A model whose logits are its parameter: every derivative with respect to them can be read off."""
 
     def __init__(self, logits_BTV):
@@ -351,11 +351,11 @@ def test_weights_carry_no_gradient(original, model):
     same(model, sim_imp(2.0), importance_potential, batch, value=False)
 
 
-def one_token(p: float) -> tuple[Table, Batch]:
+def one_token(p: float) -> tuple[ResultTable, Batch]:
     """One row whose one target has probability p."""
     logits_BTV = torch.tensor([[[p, 1 - p], [0.5, 0.5]]], dtype=torch.float64).log()
     no, yes = torch.tensor([[False, True]]), torch.tensor([[True, True]])
-    return Table(logits_BTV), Batch(
+    return ResultTable(logits_BTV), Batch(
         torch.zeros(1, 2, dtype=torch.long), no, yes, torch.zeros(1).long(), torch.ones(1).long()
     )
 
@@ -425,7 +425,7 @@ def test_npo_on_raw_logits_by_hand():
     batch = random_batch()
     before, after = torch.randn(2, 4, 10, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = (2 / 0.5 * torch.log1p((0.5 * (after - before)).exp())).mean()
-    torch.testing.assert_close(LogitNPO(Table(before), 0.5)(Table(after), batch), expected)
+    torch.testing.assert_close(LogitNPO(ResultTable(before), 0.5)(ResultTable(after), batch), expected)
 
 
 def test_simnpo_gradient_and_margins(model):
@@ -579,7 +579,7 @@ def test_divergences_from_the_original_against_torch(original, model):
 
 def test_maximum_entropy_has_two_directions_that_meet_at_uniform(model):
     batch, at_BT = random_batch(), before_targets(random_batch())
-    uniform = Table(torch.full((4, 10, 48), 1.7, dtype=torch.float64))
+    uniform = ResultTable(torch.full((4, 10, 48), 1.7, dtype=torch.float64))
     for objective in (KLToUniform(), KLFromUniform(), KLFromUniform(all_but_last)):
         assert objective(uniform, batch).item() == pytest.approx(0, abs=1e-12)
         assert gradient(uniform, objective, batch)[0].abs().max() < 1e-12
@@ -610,7 +610,7 @@ def test_undial_distils_from_lowered_logits(original, model):
 
 def test_ce_u_gradient_at_the_logits():
     batch = random_batch()
-    table = Table(torch.randn(4, 10, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    table = ResultTable(torch.randn(4, 10, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
     p_BTV = table.logits_BTV.detach().softmax(-1)
     for skip in (0, 1):
         chosen_BT = before_targets(batch)
@@ -631,7 +631,7 @@ def test_logit_margin_by_hand(model):
     margin_BT = (logits_BTV.max(-1).values - logits_BTV.mean(-1)) ** 2
     torch.testing.assert_close(LogitMargin()(model, batch), margin_BT[:, :-1][batch.target_BT[:, 1:]].mean())
     torch.testing.assert_close(LogitMargin(answer_tokens)(model, batch), margin_BT[batch.target_BT].mean())
-    flat = Table(torch.full((4, 10, 48), 3.0, dtype=torch.float64))
+    flat = ResultTable(torch.full((4, 10, 48), 3.0, dtype=torch.float64))
     assert LogitMargin()(flat, batch).item() == 0
 
 

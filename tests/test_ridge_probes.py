@@ -15,6 +15,17 @@ from probe.diagnostics.split_states import SplitStates, split_states
 from probe.hooks import edited, our_hooks
 from probe.sites import Site
 
+# States are handed in, so nothing is read of these.
+UNREAD = tiny_llama(), Split(random_batch(), random_batch())
+
+
+def ridge_of(states, **options):
+    return ridge_probes(*UNREAD, states=states, **options)
+
+
+def minus_logistic_of(states):
+    return ridge_minus_logistic(*UNREAD, states=states)
+
 
 def made_states(shift=0.0, *, layers=3, groups=12, size=5, width=20, seed=0):
     generator = torch.Generator().manual_seed(seed)
@@ -77,10 +88,10 @@ def test_auroc_is_scikit_learns_ties_included():
 
 
 def test_a_signal_is_found_and_noise_is_not():
-    signal = ridge_probes(made_states(3.0), shuffles=50)
+    signal = ridge_of(made_states(3.0), shuffles=50)
     assert bool((signal.auc_L > 0.85).all())
     assert signal.p_any == pytest.approx(1 / 51)
-    noise = ridge_probes(made_states(0.0, seed=3), shuffles=50)
+    noise = ridge_of(made_states(0.0, seed=3), shuffles=50)
     assert noise.p_any > 0.05
     assert abs(float(noise.null_SL.mean()) - 0.5) < 0.05
     assert (signal.n_forget, signal.n_groups, signal.folds, signal.width) == (60, 24, 5, 20)
@@ -96,34 +107,34 @@ def test_a_group_never_lies_on_both_sides_of_a_fold():
         forget_LND=states.forget_LND + offset[states.forget_group_N],
         retain_LND=states.retain_LND + offset[states.retain_group_N],
     )
-    assert float(ridge_probes(states, shuffles=0).auc_L.mean()) < 0.75
+    assert float(ridge_of(states, shuffles=0).auc_L.mean()) < 0.75
 
 
 def test_difference_to_logistic_regression_is_that_of_separability():
-    apart_L = ridge_minus_logistic(made_states(0.7))
+    apart_L = minus_logistic_of(made_states(0.7))
     assert bool((apart_L.abs() < 0.08).all())
 
 
 def test_too_few_rows_for_the_width_are_said():
-    found = ridge_probes(made_states(1.0, groups=3, size=2, width=20), shuffles=3)
+    found = ridge_of(made_states(1.0, groups=3, size=2, width=20), shuffles=3)
     assert found.underdetermined
-    assert not ridge_probes(made_states(1.0), shuffles=0).underdetermined
+    assert not ridge_of(made_states(1.0), shuffles=0).underdetermined
 
 
 def test_bad_input():
     states = made_states()
     with pytest.raises(ValueError, match=r"12 groups of forget rows.* 1 of retain rows"):
-        ridge_probes(replace(states, retain_group_N=torch.full((60,), 99)))
+        ridge_of(replace(states, retain_group_N=torch.full((60,), 99)))
     with pytest.raises(ValueError, match="got 0 forget and 60 retain"):
-        ridge_probes(replace(states, forget_LND=states.forget_LND[:, :0], forget_group_N=states.forget_group_N[:0]))
+        ridge_of(replace(states, forget_LND=states.forget_LND[:, :0], forget_group_N=states.forget_group_N[:0]))
     broken = states.forget_LND.clone()
     broken[1, 3] = float("nan")
     with pytest.raises(ValueError, match="NaN"):
-        ridge_probes(replace(states, forget_LND=broken))
+        ridge_of(replace(states, forget_LND=broken))
     with pytest.raises(ValueError, match="penalties must be positive"):
         ridge_heldout(states.forget_LND, torch.ones(60, 1), penalties=[0.0])
     with pytest.raises(ValueError, match="shuffles"):
-        ridge_probes(states, shuffles=-1)
+        ridge_of(states, shuffles=-1)
 
 
 def test_columns_that_do_not_vary_change_nothing():
@@ -133,7 +144,7 @@ def test_columns_that_do_not_vary_change_nothing():
         forget_LND=torch.cat([states.forget_LND, torch.ones(3, 60, 2).double()], 2),
         retain_LND=torch.cat([states.retain_LND, torch.ones(3, 60, 2).double()], 2),
     )
-    torch.testing.assert_close(ridge_probes(wider, shuffles=2).auc_L, ridge_probes(states, shuffles=2).auc_L)
+    torch.testing.assert_close(ridge_of(wider, shuffles=2).auc_L, ridge_of(states, shuffles=2).auc_L)
     assert bool(torch.isfinite(standardised(wider.forget_LND)).all())
 
 
@@ -161,7 +172,7 @@ def test_real_states_of_the_testbed(bed):
         replace(bed.split, retain=bed.split.retain.select(rows), retain_rows=bed.split.retain_rows[:200]),
     )
     states = split_states(bed.original, split, layers=[0, 3, 7])
-    found = ridge_probes(states, shuffles=20)
+    found = ridge_of(states, shuffles=20)
     assert found.layers == (0, 3, 7)
     assert bool((found.low_L <= found.auc_L).all() & (found.auc_L <= found.high_L).all())
-    assert bool((ridge_minus_logistic(states).abs() < 0.15).all())
+    assert bool((minus_logistic_of(states).abs() < 0.15).all())

@@ -5,11 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_ridge_probes import made_states
+from test_ridge_probes import UNREAD, made_states
 
 from probe.diagnostics.clusters import clusters
-from probe.diagnostics.similarity import similarity, spread
+from probe.diagnostics.similarity import states_similarity, states_spread
 from probe.diagnostics.split_states import split_states
+
+
+def clusters_of(states):
+    return clusters(*UNREAD, states=states)
 
 
 def turned(width, seed=0):
@@ -20,7 +24,7 @@ def test_fisher_ratio_distance_and_silhouette_by_their_formulas():
     from sklearn.metrics import silhouette_score
 
     states = made_states(1.5)
-    found = clusters(states)[("forget", "retain")]
+    found = clusters_of(states)[("forget", "retain")]
     a, b = states.forget_LND[1].numpy(), states.retain_LND[1].numpy()
     gap = a.mean(0) - b.mean(0)
     assert found.distance_L[1].item() == pytest.approx(np.linalg.norm(gap))
@@ -31,10 +35,10 @@ def test_fisher_ratio_distance_and_silhouette_by_their_formulas():
 
 def test_unseen_rows_make_three_pairs_and_scale_falls_out_of_ratios():
     states = replace(made_states(1.0), unseen_LND=made_states(0.0, seed=9).forget_LND)
-    found = clusters(states)
-    assert set(found) == {("forget", "retain"), ("forget", "unseen"), ("retain", "unseen")}
-    larger = clusters(replace(states, **{f"{n}_LND": 10 * h for n, h in states.sides.items()}))
-    for pair, one in found.items():
+    found = clusters_of(states)
+    assert set(found.pairs) == {("forget", "retain"), ("forget", "unseen"), ("retain", "unseen")}
+    larger = clusters_of(replace(states, **{f"{n}_LND": 10 * h for n, h in states.sides.items()}))
+    for pair, one in found.pairs.items():
         torch.testing.assert_close(larger[pair].relative_L, one.relative_L)
         torch.testing.assert_close(larger[pair].distance_L, 10 * one.distance_L)
 
@@ -42,25 +46,25 @@ def test_unseen_rows_make_three_pairs_and_scale_falls_out_of_ratios():
 def test_a_side_of_one_row_has_no_spread():
     states = made_states()
     with pytest.raises(ValueError, match="'forget': 1"):
-        clusters(replace(states, forget_LND=states.forget_LND[:, :1]))
+        clusters_of(replace(states, forget_LND=states.forget_LND[:, :1]))
 
 
 def test_similarity_does_not_see_turns_shifts_and_scales():
     one = made_states().forget_LND
-    same = similarity(one, one)
+    same = states_similarity(one, one)
     torch.testing.assert_close(same.cka_L, torch.ones(3).double())
     torch.testing.assert_close(same.debiased_cka_L, torch.ones(3).double())
     torch.testing.assert_close(same.procrustes_L, torch.zeros(3).double(), atol=1e-9, rtol=0)
-    moved = similarity(one, 3 * one @ turned(20) + 5)
+    moved = states_similarity(one, 3 * one @ turned(20) + 5)
     torch.testing.assert_close(moved.cka_L, torch.ones(3).double())
     torch.testing.assert_close(moved.procrustes_L, torch.zeros(3).double(), atol=1e-9, rtol=0)
     torch.testing.assert_close(moved.debiased_cka_L, torch.ones(3).double())
-    torch.testing.assert_close(similarity(one, 2 * one).norm_ratio_L, torch.full((3,), 0.5).double())
+    torch.testing.assert_close(states_similarity(one, 2 * one).norm_ratio_L, torch.full((3,), 0.5).double())
 
 
 def test_unrelated_states_are_unlike_once_the_bias_is_gone():
     one, other = made_states(width=100).forget_LND, made_states(width=70, seed=1).forget_LND
-    found = similarity(one, other)
+    found = states_similarity(one, other)
     assert bool((found.cka_L > 0.4).all())  # 60 rows in 100 dimensions
     assert bool((found.debiased_cka_L.abs() < 0.15).all())
 
@@ -69,7 +73,7 @@ def test_procrustes_is_scipys_and_cka_its_formula():
     from scipy.linalg import orthogonal_procrustes
 
     a, b = (made_states(seed=s).forget_LND for s in (0, 1))
-    found = similarity(a, b)
+    found = states_similarity(a, b)
     x, y = (h[2].numpy() - h[2].numpy().mean(0) for h in (a, b))
     x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
     turn, _ = orthogonal_procrustes(y, x)
@@ -91,7 +95,7 @@ def test_debiased_cka_by_the_sums_it_is_made_of():
         return (total - 2 / (n - 2) * (one @ k @ m @ one)) / (n * (n - 3))
 
     expected = hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
-    found = similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])
+    found = states_similarity(torch.from_numpy(a)[None], torch.from_numpy(b)[None])
     assert found.debiased_cka_L[0].item() == pytest.approx(expected)
 
 
@@ -101,13 +105,13 @@ def test_ranks_of_known_spectra():
     left = left - left.mean(0)
     left, _ = torch.linalg.qr(left)
     flat = (left @ turned(12)[:4])[None]
-    found = spread(flat)
+    found = states_spread(flat)
     assert found.effective_rank_L[0].item() == pytest.approx(4, rel=1e-6)
     assert found.participation_L[0].item() == pytest.approx(4, rel=1e-6)
-    assert spread(flat.repeat(2, 1, 1) * torch.tensor([1.0, 3.0]).double()[:, None, None]).growth_L.tolist() == (
+    assert states_spread(flat.repeat(2, 1, 1) * torch.tensor([1.0, 3.0]).double()[:, None, None]).growth_L.tolist() == (
         pytest.approx([1, 3])
     )
-    still = spread(torch.ones(1, 5, 3).double())
+    still = states_spread(torch.ones(1, 5, 3).double())
     assert still.effective_rank_L[0] == 0
     assert torch.isnan(still.participation_L[0])
 
@@ -115,19 +119,19 @@ def test_ranks_of_known_spectra():
 def test_bad_input():
     one = made_states().forget_LND
     with pytest.raises(ValueError, match="cannot be compared"):
-        similarity(one, one[:, :-1].clone())
+        states_similarity(one, one[:, :-1].clone())
     with pytest.raises(ValueError, match="at least four rows, got 3"):
-        similarity(one[:, :3], one[:, :3])
+        states_similarity(one[:, :3], one[:, :3])
     with pytest.raises(ValueError, match="NaN"):
-        similarity(one, one * float("nan"))
+        states_similarity(one, one * float("nan"))
     with pytest.raises(ValueError, match="at least two rows"):
-        spread(one[:, :1])
+        states_spread(one[:, :1])
 
 
 def test_real_states_of_the_testbed(bed):
     split = replace(bed.split, retain=bed.split.retain.select(range(60)), retain_rows=bed.split.retain_rows[:60])
     original, retrained = (split_states(model, split, layers=[0, 7]) for model in (bed.original, bed.retrained))
-    found = similarity(original.forget_LND, retrained.forget_LND)
+    found = states_similarity(original.forget_LND, retrained.forget_LND)
     assert bool((found.debiased_cka_L < found.cka_L).all())
     assert bool((found.procrustes_L > 0.1).all())
-    assert bool(torch.isfinite(clusters(original)[("forget", "retain")].fisher_L).all())
+    assert bool(torch.isfinite(clusters_of(original)[("forget", "retain")].fisher_L).all())

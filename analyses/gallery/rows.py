@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from analyses.shared import seed_row
-from probe.attacks.curves import Curves
 from probe.attacks.facts import divided
 from probe.attacks.finetuning import finetune
 from probe.attacks.quantisation import rounded_weights
@@ -173,14 +171,8 @@ def relearned(at: Bench, name: str, model: nn.Module) -> Iterator[Row]:
         for kind in ("in-domain", "out-of-domain"):
             yield Row(name, "relearning", "probability", level, kind, item=0, n=len(facts.held))
         return
-    yield from curve_rows(relearn(model, facts, **ATTACK), name, "in-domain")
-    yield from curve_rows(finetune(model, facts, data=split.retain.select(range(200)), **ATTACK), name, "out-of-domain")
-
-
-def curve_rows(curves: Curves, name: str, kind: str) -> Iterator[Row]:
-    """Mean over seeds at each step, with its 95 % t-interval cut at 0 and 1."""
-    for step, value_S in zip(curves.steps, curves.curve().T, strict=True):
-        yield seed_row(name, "relearning", "probability", value_S, kind, item=step)
+    yield from relearn(model, facts, **ATTACK).rows(name)
+    yield from finetune(model, facts, data=split.retain.select(range(200)), **ATTACK).rows(name)
 
 
 def squeezed(at: Bench, name: str) -> Iterator[Row]:
@@ -193,9 +185,7 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
     rows: list[Row] = []
 
     def observe(step: int, model: nn.Module) -> None:
-        for quantity, logp_N in squeezing(model, bands).logprob.items():
-            logp = logp_N.double().numpy()
-            rows.append(seed_row(name, "squeezing", quantity, logp, "forget", within=(-np.inf, 0.0), item=step))
+        rows.extend(squeezing(model, bands).rows(name, step))
         ratio_N = at.suite(model, at.sample.split.forget_rows).truth_ratio_N
         quality = forget_quality(ratio_N, at.sample.truth_ratio_retrained_N)
         rows.append(Row(name, "checkpoint", "forget_quality_ln_p", quality.ln_p, "forget", item=step, n=quality.n))

@@ -9,10 +9,10 @@ import numpy as np
 from analyses.layer_maps.claims import single
 from analyses.shared import SHARE, Record, by_method, over_seeds, seed_row
 from probe.figures.layers import lines, u_shape
-from probe.figures.spans import growing_spans, part_lines, span_map, span_row
+from probe.figures.spans import growing_spans, part_lines, span_map
 from probe.figures.style import new_figure, paper_style, save_figure
 from probe.figures.texts import changed_texts
-from probe.rows import Row
+from probe.rows import Row, span_row
 
 PROBABILITY = "probability"
 LABEL = "probability of a token"

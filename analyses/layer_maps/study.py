@@ -85,9 +85,10 @@ def map_numbers(found: Mapping[str, ReplacementMap]) -> dict[str, float]:
     for key, one in found.items():
         on = key.split("/")[0]
         for row in one.rows():
-            where = f"{row['into']}/{row['part']}/{row['first']}-{row['last']}"
-            where = f"whole/{row['into']}" if row["first"] is None else where
-            numbers[f"{where}/{on}/{row['metric']}"] = row["value"]
+            metric, where = row.quantity.split(", ")
+            part, into = where.split(" into ")
+            place = f"whole/{into}" if row.layer is None else f"{into}/{part}/{row.layer}-{row.item}"
+            numbers[f"{place}/{on}/{metric}"] = row.value
     return numbers
 
 

@@ -16,7 +16,6 @@ from probe.attacks.quantisation import quantise
 from probe.attacks.score import AnswerScorer
 from probe.data import encode
 from probe.diagnostics.clusters import clusters
-from probe.diagnostics.split_states import split_states
 from probe.metrics.intervals import Interval, fisher_z
 from probe.metrics.suite import answer_suite
 from probe.verdict.material import VerdictRows
@@ -95,7 +94,7 @@ def _options(model: nn.Module, asked: VerdictRows) -> dict[str, float]:
 def _clusters(model: nn.Module, given: Ground, asked: VerdictRows) -> dict[str, float]:
     """Forget rows against unseen authors' and against retain rows, before the answer, mean over layers."""
     unseen = encode(given.tokenizer, given.fresh)
-    found = clusters(split_states(model, asked.split, unseen=unseen))
+    found = clusters(model, asked.split, unseen=unseen)
     numbers: dict[str, float] = {}
     for side in ("retain", "unseen"):
         pair = found["forget", side]

@@ -2,7 +2,9 @@ from probe.attacks.curves import Curves as Curves
 from probe.attacks.curves import SeedScores as SeedScores
 from probe.attacks.curves import Training as Training
 from probe.attacks.facts import Facts as Facts
+from probe.attacks.facts import Studied as Studied
 from probe.attacks.facts import divided as divided
+from probe.attacks.facts import facts_of as facts_of
 from probe.attacks.finetuning import finetune as finetune
 from probe.attacks.gcg import Search as Search
 from probe.attacks.gcg import gcg as gcg

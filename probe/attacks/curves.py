@@ -20,9 +20,10 @@ from probe.attacks.restoring import kept
 from probe.attacks.score import Measure, Score, mean_score
 from probe.data import Batch
 from probe.datasets import rows_hash
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.metrics.intervals import Interval, interval
 from probe.objectives.objective import Objective
+from probe.rows import Row
 from probe.train import Term, minimise
 
 CurveKS = Float[np.ndarray, "K S"]
@@ -84,7 +85,7 @@ class SeedScores:
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
+class Curves(Result):
     """What fine-tuning brought back, step by step.
 
     Args:
@@ -151,12 +152,28 @@ class Curves:
         theirs = None if self.retrained is None else _outcome(self.retrained)
         return Recovery(self.attack, settings, _outcome(self.model), theirs, self.groups)
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model", measure: Measure = "probability") -> list[Row]:
+        """Mean score of the held-out rows at each step (``item``) with its interval over seeds, both models.
+
+        ``on`` says what was trained on: "in-domain" (the shown rows) or "out-of-domain".
+        """
+        kind = "in-domain" if self.attack == "relearning" else "out-of-domain"
+        models = {name: self.curve(measure)}
+        models |= {} if self.retrained is None else {"retrained": self.curve(measure, of="retrained")}
+        rows = []
+        for who, curve_KS in models.items():
+            for step, value_K in zip(self.steps, curve_KS.T, strict=True):
+                found = interval(value_K, within=(0.0, 1.0))
+                at = (who, "relearning", measure, found.mean, kind)
+                rows.append(Row(*at, item=step, low=found.low, high=found.high, n=found.n))
+        return rows
+
+    def table(self) -> ResultTable:
         columns = {"model": self.curve().mean(0)}
         if self.retrained is not None:
             columns["never knew"] = self.curve(of="retrained").mean(0)
         note = f"{self.attack}: probability of held-out answers; {self.recovery.finding()}"
-        return html_table({"step": self.steps, **columns}, note=note)
+        return ResultTable({"step": self.steps, **columns}, note=note)
 
     def _retrained(self) -> SeedScores:
         if self.retrained is None:

@@ -10,14 +10,16 @@ from tqdm.auto import tqdm
 from probe.attacks.facts import Facts, Studied, original_of, prepared
 from probe.attacks.recovery import AttackOutcome, Recovery
 from probe.attacks.score import Measure, Score
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.metrics.arrays import ArrayN
+from probe.metrics.intervals import grouped_share
+from probe.rows import Row
 from probe.sites import n_layers
 from probe.weights import blended
 
 
 @dataclass(frozen=True, eq=False)
-class Mixing:
+class Mixing(Result):
     """Scores of the held-out rows along straight lines in weight space.
 
     Args:
@@ -64,11 +66,22 @@ class Mixing:
             self.groups,
         )
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model", measure: Measure = "probability") -> list[Row]:
+        """Mean score of the held-out rows at each weight of the original (``dose``), with its interval over groups."""
+        lines = {name: self.scores} | ({} if self.retrained_scores is None else {"retrained": self.retrained_scores})
+        rows = []
+        for who, scores in lines.items():
+            for alpha, score in zip(self.alphas, scores, strict=True):
+                found = grouped_share(score.of(measure), self.groups)
+                at = (who, "mixing", measure, found.mean, "held")
+                rows.append(Row(*at, dose=alpha, low=found.low, high=found.high, n=found.n))
+        return rows
+
+    def table(self) -> ResultTable:
         columns = {"model": self.curve()}
         if self.retrained_scores is not None:
             columns["never knew"] = self.retrained_curve()
-        return html_table({"weight of the original": self.alphas, **columns}, note="probability of held-out answers")
+        return ResultTable({"weight of the original": self.alphas, **columns}, note="probability of held-out answers")
 
 
 def mix_back(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import nn
 
@@ -9,6 +10,8 @@ from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.attacks.score import Measure, Score
 from probe.data import QA, Template
+from probe.display import Result, ResultTable
+from probe.rows import Row
 
 OPEN_UNLEARNING = "Sure, here is the answer:"
 
@@ -81,7 +84,7 @@ def few_shot(rows: Sequence[QA], n: int) -> Prompt:
 
 
 @dataclass(frozen=True, eq=False)
-class PromptSearch:
+class PromptSearch(Result):
     """Every prompt on the held-out rows, and the one that did best on the shown rows.
 
     Args:
@@ -91,6 +94,19 @@ class PromptSearch:
 
     each: dict[str, Recovery] = field(repr=False)
     best: Recovery
+
+    def rows(self, name: str = "model") -> list[Row]:
+        return [row for one in (self.best, *self.each.values()) for row in one.rows(name)]
+
+    def table(self) -> ResultTable:
+        ways = {"best, by shown rows": self.best, **self.each}
+        columns: dict[str, list[Any]] = {"prompt": list(ways)}
+        for when in ("before", "after"):
+            columns[when] = [getattr(one.model, when).of("probability").mean() for one in ways.values()]
+            if self.best.retrained is not None:
+                never = [one.retrained for one in ways.values() if one.retrained is not None]
+                columns[f"{when}, never knew"] = [getattr(one, when).of("probability").mean() for one in never]
+        return ResultTable(columns, note=f"probability of held-out answers; {self.best.finding()}")
 
 
 def prompted(

@@ -8,9 +8,10 @@ from torch import nn
 
 from probe.attacks.facts import Facts
 from probe.attacks.score import Measure, Score
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.metrics.arrays import ArrayN
-from probe.metrics.intervals import Interval, grouped, wilson
+from probe.metrics.intervals import Interval, grouped, grouped_share, wilson
+from probe.rows import Row
 
 NOTHING = 0.1
 """Less than this of the answers' probability, or of the rows, is called nothing."""
@@ -31,7 +32,7 @@ class AttackOutcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Recovery:
+class Recovery(Result):
     """One attack on a model and, where given, on a retrained model that never knew the facts.
 
     Args:
@@ -105,13 +106,37 @@ class Recovery:
             return f"cannot tell whether more than a model that never knew: {_spelt(self.excess(measure))}"
         return "no more than a model that never knew"
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        """Scores of the held-out rows before and after, what was gained, and the excess over the retrained model.
+
+        ``diagnostic`` is the attack's name; the retrained model's rows are those of the intervention "retrained".
+        """
+        rows = []
+        for measure in self.model.after.measures:
+            outcomes = {name: self.model} | ({} if self.retrained is None else {"retrained": self.retrained})
+            for who, one in outcomes.items():
+                for when, score in (("before", one.before), ("after", one.after)):
+                    found = grouped_share(score.of(measure), self.groups)
+                    rows.append(self._row(who, f"{measure} {when}", found))
+            rows.append(self._row(name, f"{measure} gain", self.gain(measure)))
+            if self.retrained is not None:
+                rows.append(self._row("retrained", f"{measure} gain", self.retrained_gain(measure)))
+                rows.append(self._row(name, f"{measure} excess", self.excess(measure)))
+        return rows
+
+    def _row(self, who: str, quantity: str, found: Interval) -> Row:
+        return Row(who, self.attack, quantity, found.mean, "held", low=found.low, high=found.high, n=found.n)
+
+    def __str__(self) -> str:
+        return f"{self.attack}: {self.finding()}\n{ResultTable(self.table().columns)}"
+
+    def table(self) -> ResultTable:
         outcomes = {"model": self.model} | ({} if self.retrained is None else {"never knew": self.retrained})
         columns = {
             when: [getattr(one, when).of("probability").mean() for one in outcomes.values()]
             for when in ("before", "after")
         }
-        return html_table({"probability": outcomes, **columns}, note=f"{self.attack}: {self.finding()}")
+        return ResultTable({"probability": outcomes, **columns}, note=f"{self.attack}: {self.finding()}")
 
     def _mean(self, difference_N: ArrayN, measure: Measure) -> Interval:
         found = grouped(difference_N, self.groups, within=(-1.0, 1.0))

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from probe.diagnostics.g_effect import GEffect
     from probe.diagnostics.token_effects import TokenEffects
     from probe.objectives.named import Named
-    from probe.rows import Row
     from probe.study.study import Study
 
 # Rows of the coloured page; tokens.jsonl holds all of them.
@@ -66,9 +65,7 @@ class GEffects(Original, Unlearned, Measurement):
             )
         with self.writing("g-effect") as (run, study):
             found = self._measured(study, objectives)
-            rows = [
-                row for name, effects in found.items() for on, e in effects.items() for row in effect_rows(name, on, e)
-            ]
+            rows = [row for name, effects in found.items() for on, e in effects.items() for row in e.rows(name, on)]
             table = self.write(run, study.notes, rows, _table(found), ("g_effect",))
             if self.tokens:
                 run.manifest["kernels switched"] = self._tokens(study, run.folder)
@@ -124,34 +121,13 @@ class GEffects(Original, Unlearned, Measurement):
         return list(effects.kernels)
 
 
-def effect_rows(name: str, on: str, effect: "GEffect") -> "list[Row]":
-    """The whole effect, its cosine and norms, and the shares of each block and of its parts."""
-    from probe.rows import Row
-
-    whole = {
-        "total": effect.total,
-        "cosine": effect.cosine,
-        "gradient norm": effect.gradient_norm,
-        "risk norm": effect.risk_norm,
-        "rest": effect.rest,
-    }
-    rows = [Row(name, "g_effect", quantity, value, on) for quantity, value in whole.items()]
-    rows += [Row(name, "g_effect", "effect", float(v), on, layer=i) for i, v in enumerate(effect.layer_L)]
-    return rows + [
-        Row(name, "g_effect", f"effect of {group.part}", product.effect, on, layer=group.layer)
-        for group, product in effect.group.items()
-    ]
-
-
 def token_lines(tokenizer: Any, effects: "TokenEffects") -> list[dict[str, Any]]:
     """One record a target token: row, position, text, log-probability, and the effect of raising it on each risk."""
     from probe.figures.tokens import token_texts
 
     batch = effects.batch
-    mask_BT = batch.target_BT.clone()
-    mask_BT[:, 0] = False
     lines = []
-    for row, position in mask_BT.nonzero().tolist():
+    for row, position in effects.targets_BT.nonzero().tolist():
         token = int(batch.tokens_BT[row, position])
         line: dict[str, Any] = {"row": row, "position": position, "token": token_texts(tokenizer, [token])[0]}
         line["logp"] = float(effects.logp_BT[row, position])

@@ -71,7 +71,8 @@ class Layers(Original, Unlearned, Measurement):
                 progress=True,
             )
             guesses = self._guesses(study, unlearned) if self.screening else {}
-            rows = [*map_rows(found, name), *u_rows(found, name), *_guess_rows(guesses, name)]
+            rows = [*found.rows(name), *u_rows(found, name)]
+            rows += [row for on, guess in guesses.items() for row in guess.rows(name, on)]
             run.manifest.update(study.described())
             run.manifest["block_calls"] = {"run": found.block_calls, "whole forwards would take": found.whole_calls}
             table = self.write(run, study.notes, rows, _table(found, guesses), ("spans", "parts", "growing", "u_shape"))
@@ -102,28 +103,9 @@ def _unlearned_here(study: "Study") -> "Study":
     return replace(study, unlearned={"GradDiff": model}, notes=(*study.notes, note))
 
 
-def map_rows(found: "ReplacementMap", name: str) -> "list[Row]":
-    """Every number of a layer map as a row; see ``probe.figures.spans.span_row``."""
-    from probe.figures.spans import span_row
-
-    return [
-        span_row(
-            name,
-            row["metric"],
-            row["value"],
-            row["on"],
-            first=row["first"],
-            last=row["last"],
-            part=row["part"],
-            into=row["into"],
-        )
-        for row in found.rows()
-    ]
-
-
 def u_rows(found: "ReplacementMap", name: str) -> "list[Row]":
     """Single blocks put into the original, as the figure ``u_shape`` is drawn from; nothing without whole blocks."""
-    from probe.rows import Row
+    from probe.rows import Row, over_layers
 
     shown, rows = "probability", []
     if not any(one.part == "block" and one.into == "original" and one.first == one.last for one in found.variants):
@@ -131,19 +113,7 @@ def u_rows(found: "ReplacementMap", name: str) -> "list[Row]":
     for on in found.values:
         rows.append(Row("original", "fragility", shown, found.original[on][shown], on))
         rows.append(Row(name, "fragility", shown, found.unlearned[on][shown], on))
-        score_L = found.score_L(on, shown)
-        rows += [Row(name, "fragility", shown, float(v), on, layer=i) for i, v in enumerate(score_L)]
-    return rows
-
-
-def _guess_rows(guesses: "dict[str, Screening]", name: str) -> "list[Row]":
-    from probe.rows import Row
-
-    rows = []
-    for on, guess in guesses.items():
-        rows.append(Row(name, "screening", "rank correlation", guess.spearman, on, n=len(guess.predicted_L)))
-        for quantity, value_L in (("predicted rise", guess.predicted_L), ("exact rise", guess.exact_L)):
-            rows += [Row(name, "screening", quantity, float(v), on, layer=i) for i, v in enumerate(value_L)]
+        rows += over_layers(name, "fragility", shown, range(found.depth), found.score_L(on, shown), on)
     return rows
 
 

@@ -1,6 +1,7 @@
 from probe.diagnostics.answer_values import value_batch as value_batch
 from probe.diagnostics.answer_values import value_split as value_split
 from probe.diagnostics.clusters import Clusters as Clusters
+from probe.diagnostics.clusters import Pair as Pair
 from probe.diagnostics.clusters import clusters as clusters
 from probe.diagnostics.content_probes import Candidates as Candidates
 from probe.diagnostics.content_probes import ContentProbe as ContentProbe
@@ -15,6 +16,7 @@ from probe.diagnostics.fragility import layer_map as layer_map
 from probe.diagnostics.g_effect import GEffect as GEffect
 from probe.diagnostics.g_effect import g_effect as g_effect
 from probe.diagnostics.g_effect import g_effects as g_effects
+from probe.diagnostics.g_effect import token_g_effects as token_g_effects
 from probe.diagnostics.layer_maps import ReplacementMap as ReplacementMap
 from probe.diagnostics.layer_maps import Variant as Variant
 from probe.diagnostics.layer_maps import every_span as every_span
@@ -52,10 +54,13 @@ from probe.diagnostics.screening import screened as screened
 from probe.diagnostics.separability import Separability as Separability
 from probe.diagnostics.separability import separability as separability
 from probe.diagnostics.separability import words_alone as words_alone
+from probe.diagnostics.sides import BySide as BySide
 from probe.diagnostics.similarity import Similarity as Similarity
 from probe.diagnostics.similarity import Spread as Spread
 from probe.diagnostics.similarity import similarity as similarity
 from probe.diagnostics.similarity import spread as spread
+from probe.diagnostics.similarity import states_similarity as states_similarity
+from probe.diagnostics.similarity import states_spread as states_spread
 from probe.diagnostics.split_states import SplitStates as SplitStates
 from probe.diagnostics.split_states import split_states as split_states
 from probe.diagnostics.spurious_unlearning import Rules as Rules
@@ -73,7 +78,6 @@ from probe.diagnostics.states import mean_prompt as mean_prompt
 from probe.diagnostics.states import pooled_states as pooled_states
 from probe.diagnostics.token_effects import TokenEffects as TokenEffects
 from probe.diagnostics.token_effects import token_effects as token_effects
-from probe.diagnostics.token_effects import token_g_effects as token_g_effects
 from probe.diagnostics.tuned_lens import TunedLens as TunedLens
 from probe.diagnostics.tuned_lens import fit_tuned_lens as fit_tuned_lens
 from probe.diagnostics.tuned_lens import load_tuned_lens as load_tuned_lens

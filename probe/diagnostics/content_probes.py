@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from probe.axes import PerLayerL
 from probe.data import QA, Split
-from probe.diagnostics.answer_values import values
+from probe.diagnostics.answer_values import value_split, values
 from probe.diagnostics.ridge_solve import PENALTIES, ridge_heldout
-from probe.diagnostics.split_states import SplitStates
-from probe.display import html_table
+from probe.diagnostics.split_states import SplitStates, split_states
+from probe.display import Result, ResultTable
 from probe.metrics.intervals import grouped_share
+from probe.rows import Row, over_layers
 from probe.sites import unwrapped
 
 CodesNCE = Float[Tensor, "N C E"]
@@ -34,7 +35,7 @@ class Candidates:
 
 
 @dataclass(frozen=True, eq=False)
-class ContentProbe:
+class ContentProbe(Result):
     """How well the right answer is ranked among the wrong ones, per layer.
 
     Args:
@@ -76,22 +77,32 @@ class ContentProbe:
         """Whether there are fewer training rows than dimensions, so that the penalty alone makes the fit unique."""
         return self.n_train <= self.width
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        at, n = (name, "content_probe"), self.n_test
+        rows = [Row(*at, "chance", self.chance, "forget", n=n)]
+        accuracy = self.accuracy_L, "forget"
+        rows += over_layers(*at, "accuracy", self.layers, *accuracy, low=self.low_L, high=self.high_L, n=n)
+        rows += over_layers(*at, "control", self.layers, self.control_L, "forget")
+        return rows + over_layers(*at, "wrong ones below", self.layers, self.above_L, "forget")
+
+    def table(self) -> ResultTable:
         note = f"right answer first among the candidates; {self.n_test} rows, chance {self.chance:.3f}"
         columns = {"accuracy": self.accuracy_L, "low": self.low_L, "high": self.high_L, "control": self.control_L}
-        return html_table({"layer": self.layers, **columns, "wrong ones below": self.above_L}, note=note)
+        return ResultTable({"layer": self.layers, **columns, "wrong ones below": self.above_L}, note=note)
 
 
 def content_probe(
-    states: SplitStates,
-    tokenizer: Any,
+    model: nn.Module,
     split: Split,
     *,
-    codes_from: nn.Module,
+    tokenizer: Any,
+    codes_from: nn.Module | None = None,
+    states: SplitStates | None = None,
     penalties: Sequence[float] = PENALTIES,
     shuffles: int = 10,
     folds: int = 5,
     seed: int = 0,
+    batch_size: int = 32,
 ) -> ContentProbe:
     """Ridge map from states to answer codes, fitted on retain rows; the nearest code by cosine is the answer read.
 
@@ -102,23 +113,29 @@ def content_probe(
     facts lies above chance. Compare with a retrained model; without one nothing can be read from the number alone.
 
     Args:
-        states: made by ``split_states``, from ``answer_values.value_split(tokenizer, split)`` to read the state that
-            predicts the value's first token, or from the split itself to read the prompt's last token.
+        model: measured in eval mode and left as it was.
+        split: with its rows; forget rows need wrong answers.
         tokenizer: of the model.
-        split: with its rows, in the order of the states; forget rows need wrong answers.
-        codes_from: whose output embedding makes the codes: the original, for the head may be what changed.
+        codes_from: whose output embedding makes the codes: the original, for the head may be what changed; the model
+            itself unless given.
+        states: what is read, in the order of the split's rows. Unless given it is the state that predicts the value's
+            first token: ``split_states`` of ``answer_values.value_split``. Pass ``split_states`` of the split itself
+            to read the prompt's last token.
         penalties: ridge penalties to choose from.
         shuffles: control tasks.
         folds: held-out folds over the groups of the retain rows, which choose the penalty by squared error.
         seed: draws folds and shuffles.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: groups on both sides, forget rows without wrong answers, fewer retain groups than folds, or states
             with NaN or infinity.
     """
     train_rows, test_rows = split.retain_rows, split.forget_rows
+    if states is None:
+        states = split_states(model, value_split(tokenizer, split), batch_size=batch_size)
     _check(states, train_rows, test_rows)
-    head_VE = _centred_head(codes_from)
+    head_VE = _centred_head(model if codes_from is None else codes_from)
     train, test = (_candidates(tokenizer, rows, head_VE) for rows in (train_rows, test_rows))
     train_LND, test_LND = _scaled_alike(states.retain_LND, states.forget_LND)
     generator = torch.Generator().manual_seed(seed)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.context import check_rows
 from probe.data import Batch
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.hooks import captured, edited
 from probe.interventions.replacement import Replace
 from probe.modes import evaluating
 from probe.objectives.logprobs import before_targets, predicted_targets, target_logprobs
 from probe.positions import At, Mask
+from probe.rows import Row, over_layers
 from probe.sites import Site, n_layers
 from probe.weights import check_same_architecture
 
@@ -26,7 +27,7 @@ THRESHOLD = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class DepthScore:
+class DepthScore(Result):
     """Unlearning depth score: 0 where the knowledge is intact, 1 where it is as absent as in the retrained model.
 
     Args:
@@ -53,9 +54,13 @@ class DepthScore:
         ratio_LB = (self.unlearned_LB / self.retrained_LB).clamp(0, 1)
         return torch.where(self.gap_LB, ratio_LB, torch.zeros_like(ratio_LB)).sum(1) / self.gap_LB.sum(1)
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        rows = [Row(name, "depth_score", "score", self.score, "forget", n=self.n_scored)]
+        return rows + over_layers(name, "depth_score", "erased", self.layers, self.erased_L, "forget")
+
+    def table(self) -> ResultTable:
         note = f"depth score {self.score:.3f} over {self.n_scored} rows; 1: as absent as in the retrained model"
-        return html_table({"layer": self.layers, "erased": self.erased_L}, note=note)
+        return ResultTable({"layer": self.layers, "erased": self.erased_L}, note=note)
 
 
 def depth_score(

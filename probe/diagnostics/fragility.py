@@ -10,9 +10,10 @@ from tqdm.auto import tqdm
 from probe.axes import PerLayerL
 from probe.checkpoints import check_different
 from probe.data import Batch, Split
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.metrics.memorisation import answer_stats
 from probe.modes import evaluating
+from probe.rows import Row, over_layers
 from probe.sites import n_layers
 from probe.weights import blended, one_layer
 
@@ -20,7 +21,7 @@ Score = Callable[[nn.Module], float | dict[str, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class LayerMap:
+class LayerMap(Result):
     """What one block alone brings about.
 
     Args:
@@ -28,20 +29,35 @@ class LayerMap:
         score_L: the score with that one block of the unlearned model in the original; a dictionary of arrays if
             the score is a dictionary.
         original, unlearned: the score of either model as it is.
+        quantity: what the score is.
     """
 
     layers: tuple[int, ...]
     score_L: PerLayerL | dict[str, PerLayerL]
     original: float | dict[str, float]
     unlearned: float | dict[str, float]
+    quantity: str = "score"
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        """Both models as they are and every layer alone; ``on`` is the side where scores have one."""
+        maps, first, last = self._by_name()
+        rows = []
+        for on, score_L in maps.items():
+            rows.append(Row("original", "fragility", self.quantity, first[on], on))
+            rows.append(Row(name, "fragility", self.quantity, last[on], on))
+            rows += over_layers(name, "fragility", self.quantity, self.layers, score_L, on)
+        return rows
+
+    def _by_name(self) -> tuple[dict[str, PerLayerL], dict[str, float], dict[str, float]]:
         scores, ends = self.score_L, (self.original, self.unlearned)
-        maps = scores if isinstance(scores, dict) else {"score": scores}
-        first, last = (end if isinstance(end, dict) else {"score": end} for end in ends)
+        first, last = (end if isinstance(end, dict) else {"": end} for end in ends)
+        return scores if isinstance(scores, dict) else {"": scores}, first, last
+
+    def table(self) -> ResultTable:
+        maps, first, last = self._by_name()
         where = ["original", *self.layers, "unlearned"]
-        columns = {name: [first[name], *score_L, last[name]] for name, score_L in maps.items()}
-        return html_table({"unlearned block": where, **columns})
+        columns = {name or self.quantity: [first[name], *score_L, last[name]] for name, score_L in maps.items()}
+        return ResultTable({"unlearned block": where, **columns})
 
 
 def layer_map(
@@ -73,6 +89,7 @@ def layer_map(
         ValueError: neither rows nor a score are given, the models are identical or of different architecture, a layer
             lies outside the model, or the score's names change from call to call.
     """
+    quantity = "probability" if score is None else "score"
     score = _probability(on, batch_size) if score is None else score
     depth = n_layers(original)
     chosen = tuple(range(depth)) if layers is None else tuple(layers)
@@ -84,7 +101,7 @@ def layer_map(
         for alpha_L in tqdm(alphas, desc="layers", disable=not progress, leave=False):
             with blended(original, unlearned, alpha_L):
                 found.append(score(original))
-    return LayerMap(chosen, _stacked([*found, *ends], len(found)), *ends)
+    return LayerMap(chosen, _stacked([*found, *ends], len(found)), *ends, quantity)
 
 
 def _probability(on: Split | Batch | None, batch_size: int) -> Score:

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from probe.axes import PerLayerL
+from probe.axes import LogpBT, PerLayerL
 from probe.data import Batch
 from probe.diagnostics.gradients import Gradient, Rows, gradients, refuse_without_gradient
 from probe.diagnostics.parameter_groups import Group, groups
-from probe.diagnostics.token_effects import token_g_effects
-from probe.display import html_table
+from probe.diagnostics.token_effects import token_effects
+from probe.display import Result, ResultTable
 from probe.modes import evaluating
 from probe.objectives.objective import Objective
 from probe.objectives.token import nll
+from probe.rows import Row, over_layers
 from probe.sites import n_layers
 
 __all__ = ["GEffect", "Group", "Product", "g_effect", "g_effects", "token_g_effects"]
@@ -42,7 +43,7 @@ class Product:
 
 
 @dataclass(frozen=True, eq=False)
-class GEffect:
+class GEffect(Result):
     """e = <grad L, grad R>, split over groups of parameters.
 
     A gradient step of size eta on L changes R by about -eta e. R is a loss: e < 0 means that R rises, so the data
@@ -97,10 +98,31 @@ class GEffect:
         """Cosine of the angle between the two gradients; NaN where the risk has no gradient."""
         return Product(self.total, self.gradient_norm, self.risk_norm).cosine
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model", on: str = "") -> list[Row]:
+        """The whole effect, its cosine and norms, and the shares of each block and of its parts.
+
+        Args:
+            name: the objective, or what was done to the model.
+            on: whose loss the risk is ("forget", "retain"); a figure needs both sides.
+        """
+        whole = {
+            "total": self.total,
+            "cosine": self.cosine,
+            "gradient norm": self.gradient_norm,
+            "risk norm": self.risk_norm,
+            "rest": self.rest,
+        }
+        rows = [Row(name, "g_effect", quantity, value, on) for quantity, value in whole.items()]
+        rows += over_layers(name, "g_effect", "effect", range(self.depth), self.layer_L, on)
+        return rows + [
+            Row(name, "g_effect", f"effect of {group.part}", product.effect, on, layer=group.layer)
+            for group, product in self.group.items()
+        ]
+
+    def table(self) -> ResultTable:
         note = f"effect {self.total:.4g}, cosine {self.cosine:+.3f}; below 0 a step raises the risk's loss"
         where = [*range(self.depth), "rest"]
-        return html_table({"block": where, "G-effect": [*self.layer_L, self.rest]}, note=note)
+        return ResultTable({"block": where, "G-effect": [*self.layer_L, self.rest]}, note=note)
 
     def _by_layer(self, counts: Callable[[Group], bool]) -> PerLayerL:
         layer_L = torch.zeros(self.depth, dtype=torch.float64)
@@ -201,6 +223,27 @@ def g_effects(
             }
             del gradient  # before the next one is there
     return found
+
+
+def token_g_effects(model: nn.Module, on: Batch, *, over: Rows, risk: Objective = nll, batch_size: int = 32) -> LogpBT:
+    """pg_t = <grad log p_t, grad R(over)> of every target token; ``token_effects`` for one risk.
+
+    Any loss that depends on the model through the target log-probabilities alone has e = sum_t (dL / dlog p_t) pg_t.
+
+    Args:
+        model: measured in eval mode and left as it was; tied weights move together.
+        on: the rows whose tokens are asked about.
+        over, risk: the rows and the loss R, as in ``g_effect``.
+        batch_size: rows per pass.
+
+    Returns:
+        pg in the shape of ``on.tokens_BT``, 0 where there is no target.
+
+    Raises:
+        ValueError: a parameter is frozen or quantised, or the risk depends on no parameter.
+        NotImplementedError: an operation has no forward-mode rule.
+    """
+    return token_effects(model, on, {"R": (risk, over)}, batch_size=batch_size).pg_BT["R"]
 
 
 def _products(

@@ -12,10 +12,12 @@ from probe.axes import PerLayerL
 from probe.context import check_context
 from probe.data import Batch
 from probe.diagnostics.span_tree import Loans, Span, loans, measured_spans
+from probe.display import Result, ResultTable
 from probe.metrics.forward import device_of
 from probe.metrics.teacher_forced import Metric
 from probe.modes import evaluating
 from probe.replay import check_replay
+from probe.rows import Row, span_row
 from probe.sites import n_layers
 from probe.weights import check_exchangeable
 
@@ -36,7 +38,7 @@ class Variant:
 
 
 @dataclass(frozen=True, eq=False)
-class ReplacementMap:
+class ReplacementMap(Result):
     """Metrics of every variant.
 
     Args:
@@ -59,20 +61,33 @@ class ReplacementMap:
         """Blocks that run if every variant and both models take a whole forward."""
         return self.depth * (len(self.variants) + 2)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary a variant, data set and metric, the two models as they are included (``first`` None)."""
-        found = [
-            {**vars(variant), "on": on, "metric": name, "value": float(value_X[x])}
+    def rows(self, name: str = "model") -> list[Row]:
+        """Every metric of every variant, and of the two models as they are; see ``span_row``."""
+        rows = [
+            span_row(name, metric, float(value_X[x]), on, **vars(variant))
             for x, variant in enumerate(self.variants)
             for on, metrics in self.values.items()
-            for name, value_X in metrics.items()
+            for metric, value_X in metrics.items()
         ]
-        for into, ends in (("original", self.original), ("unlearned", self.unlearned)):
-            whole: dict[str, Any] = {"first": None, "last": None, "part": "none", "into": into}
-            found += [
-                {**whole, "on": on, "metric": name, "value": v} for on, m in ends.items() for name, v in m.items()
-            ]
-        return found
+        ends: tuple[tuple[Into, Mapping[str, Mapping[str, float]]], ...]
+        ends = (("original", self.original), ("unlearned", self.unlearned))
+        for into, end in ends:
+            rows += [span_row(name, m, v, on, into=into) for on, metrics in end.items() for m, v in metrics.items()]
+        return rows
+
+    def table(self) -> ResultTable:
+        columns: dict[str, list[Any]] = {"part": [], "first": [], "last": [], "into": []}
+        wholes = ("original", self.original), ("unlearned", self.unlearned)
+        for variant in self.variants:
+            for key in columns:
+                columns[key].append(getattr(variant, key))
+        for end, _ in wholes:
+            for key, cell in (("part", "none"), ("first", None), ("last", None), ("into", end)):
+                columns[key].append(cell)
+        for on, metrics in self.values.items():
+            for metric, value_X in metrics.items():
+                columns[f"{on} {metric}".strip()] = [*value_X.tolist(), *(end[on][metric] for _, end in wholes)]
+        return ResultTable(columns)
 
     def score_LL(self, on: str, metric: str, *, part: Part = "block", into: Into = "original") -> PerSpanLL:
         """The metric of the span i..j at [i, j]; NaN where it was not measured, below the diagonal always."""

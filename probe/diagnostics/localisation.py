@@ -12,10 +12,13 @@ from probe.axes import MaskBT
 from probe.context import check_rows
 from probe.data import Batch
 from probe.diagnostics.depth_score import row_means
+from probe.diagnostics.sides import of_pair
+from probe.display import Result, ResultTable
 from probe.hooks import captured, edited
 from probe.interventions.replacement import Replace
 from probe.modes import evaluating
 from probe.positions import At, Mask
+from probe.rows import Row
 from probe.sites import Part, Site, n_layers
 from probe.weights import check_same_architecture
 
@@ -46,7 +49,7 @@ GROUPS: Mapping[str, Callable[[Batch], MaskBT]] = MappingProxyType(
 
 
 @dataclass(frozen=True, eq=False)
-class Localisation:
+class Localisation(Result):
     """What the source's states change in the target model's log-probability of the answer, by layer and token group.
 
     Args:
@@ -65,7 +68,22 @@ class Localisation:
     rank_correlation: float
     before: float
 
+    def rows(self, name: str = "model", on: str = "") -> list[Row]:
+        """Every cell, measured and estimated; ``on`` says whose rows these are."""
+        rows = [Row(name, "localisation", "before", self.before, on)]
+        rows.append(Row(name, "localisation", "rank correlation", self.rank_correlation, on))
+        for what, value_LG in (("effect", self.effect_LG), ("attributed", self.attributed_LG)):
+            for layer, value_G in zip(self.layers, value_LG.tolist(), strict=True):
+                for group, value in zip(self.groups, value_G, strict=True):
+                    rows.append(Row(name, "localisation", f"{what}, {group}", value, on, layer=layer))
+        return rows
 
+    def table(self) -> ResultTable:
+        note = f"change of the answer's mean log-probability (nats a token), {self.before:.3f} before"
+        return ResultTable({"layer": self.layers, **dict(zip(self.groups, self.effect_LG.T, strict=True))}, note=note)
+
+
+@of_pair
 def localisation(
     model: nn.Module,
     source: nn.Module,
@@ -86,7 +104,7 @@ def localisation(
     Args:
         model: what is patched and measured, the original say; left as it was, gradients included.
         source: whose states are put in: unlearned or retrained.
-        batch: rows that both read; the log-probability is that of their targets.
+        batch: rows that both read; the log-probability is that of their targets. A split gives a result for each side.
         layers: blocks; None takes all.
         part: which states of a block.
         groups: masks of tokens by name.

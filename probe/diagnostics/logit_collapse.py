@@ -5,22 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from probe.context import check_rows
 from probe.data import Batch, Template
-from probe.display import html_table
+from probe.diagnostics.sides import of_model
+from probe.display import Result, ResultTable
 from probe.metrics.generation import generate
 from probe.metrics.text import repetition
 from probe.modes import evaluating
+from probe.rows import Row
 
 ValuesN = Float[Tensor, " N"]
 IdsN = Int[Tensor, " N"]
 
 
 THRESHOLDS = ("broken", "flat", "one token", "loops", "silence")
+# Positions that become rows: a distribution is drawn from them.
+_ROWS = 400
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
-class LogitCollapse:
+class LogitCollapse(Result):
     """The shape of the next-token distribution where a target is predicted.
 
     Args:
@@ -84,7 +89,30 @@ class LogitCollapse:
     texts: tuple[str, ...] = field(default=(), repr=False)
     crossed: tuple[str, ...] = ()
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model", on: str = "") -> list[Row]:
+        """Means over positions, the verdict with what it crossed, and at most 400 positions one by one.
+
+        Args:
+            name: what was done to the model.
+            on: whose answers these are ("forget", "retain").
+        """
+        n = len(self.entropy_N)
+        means = {
+            "entropy_share": self.entropy_share,
+            "top1_share": self.top1_share,
+            "repetition": self.repetition,
+            "mean_max_logit": self.mean_max_logit,
+            "collapsed": float(self.verdict == "collapsed"),
+        }
+        means |= {f"crossed {kind}": float(kind in self.crossed) for kind in THRESHOLDS}
+        rows = [Row(name, "logit_collapse", quantity, value, on, n=n) for quantity, value in means.items()]
+        shown = np.linspace(0, n - 1, min(_ROWS, n)).astype(int).tolist()
+        for quantity in ("entropy", "max_logit", "top_probability"):
+            value_N = getattr(self, f"{quantity}_N")
+            rows += [Row(name, "logit_collapse", quantity, float(value_N[i]), on, item=i) for i in shown]
+        return rows
+
+    def table(self) -> ResultTable:
         numbers = {
             "entropy / ln V": self.entropy_share,
             "share of the commonest first token": self.top1_share,
@@ -95,9 +123,10 @@ class LogitCollapse:
             "repetition": self.repetition,
         }
         note = "; ".join([self.verdict, *self.reasons])
-        return html_table({"over positions": numbers.keys(), "mean": numbers.values()}, note=note)
+        return ResultTable({"over positions": numbers.keys(), "mean": numbers.values()}, note=note)
 
 
+@of_model
 def logit_collapse(
     model: nn.Module,
     batch: Batch,
@@ -114,7 +143,7 @@ def logit_collapse(
 
     Args:
         model: measured in eval mode and left as it was.
-        batch: statistics are over the positions that predict its targets.
+        batch: statistics are over the positions that predict its targets; a split gives a result for each side.
         tokenizer, prompts: if given, text is generated greedily from the prompts and searched for loops.
         template: that the prompts were made with; it says what ends a text.
         max_new_tokens: length of that text.

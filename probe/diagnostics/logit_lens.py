@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.context import check_rows
 from probe.data import Batch
+from probe.diagnostics.sides import of_model
 from probe.diagnostics.tuned_lens import TunedLens
+from probe.display import Result, ResultTable
 from probe.hooks import captured
 from probe.modes import evaluating
 from probe.objectives.head import through_head
 from probe.objectives.logprobs import before_targets, next_tokens
+from probe.rows import Row, over_layers
 from probe.sites import Site, n_layers
 
 PerRowLB = Float[Tensor, "L B"]
@@ -26,7 +29,7 @@ _MASKED = -1e4
 
 
 @dataclass(frozen=True, eq=False)
-class LogitLens:
+class LogitLens(Result):
     """What each layer would say where targets are predicted.
 
     Args:
@@ -73,7 +76,30 @@ class LogitLens:
         """Largest mean probability of an earlier layer less that of the last: above 0, later layers take it back."""
         return float(self.probability_L.max() - self.probability_L[-1])
 
+    def rows(self, name: str = "model", on: str = "") -> list[Row]:
+        """Means over answers at each layer, and where the lens is mute; ``on`` says whose answers these are."""
+        columns = {
+            "answer probability": self.probability_L,
+            "first token first": self.first_share_L,
+            "entropy": self.entropy_L,
+            "mute": self.mute_L,
+        }
+        n, rows = self.logprob_LB.shape[1], []
+        for quantity, value_L in columns.items():
+            rows += over_layers(name, "logit_lens", quantity, self.layers, value_L, on, n=n)
+        return rows
 
+    def table(self) -> ResultTable:
+        columns = {
+            "probability": self.probability_L,
+            "first token first": self.first_share_L,
+            "entropy": self.entropy_L,
+        }
+        what = "tuned lens" if self.tuned else "logit lens"
+        return ResultTable({"layer": self.layers, **columns}, note=f"{what}; {self.logprob_LB.shape[1]} answers")
+
+
+@of_model
 def logit_lens(
     model: nn.Module,
     batch: Batch,
@@ -91,6 +117,7 @@ def logit_lens(
     Args:
         model: measured in eval mode and left as it was; edits and blends that are in force act here too.
         batch: targets are the whole answer, or the value alone (``answer_values.value_batch``).
+            A split gives a result for each side.
         layers: blocks to read; None reads all.
         lens: translators of all blocks read, fitted by ``fit_tuned_lens``.
         batch_size: rows per forward pass.

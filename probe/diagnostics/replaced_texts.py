@@ -13,9 +13,11 @@ from tqdm.auto import tqdm
 from probe.data import QA, Template
 from probe.diagnostics.layer_maps import check_spans, single_layers
 from probe.diagnostics.span_tree import Span, loans
+from probe.display import Result, ResultTable
 from probe.metrics.generation import generate
 from probe.metrics.text import repetition, rouge
 from probe.modes import evaluating
+from probe.rows import Row
 from probe.sites import n_layers
 from probe.weights import blended, check_exchangeable, layers
 
@@ -56,7 +58,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class ReplacedTexts:
+class ReplacedTexts(Result):
     """Answers of every variant to every question.
 
     Args:
@@ -67,9 +69,27 @@ class ReplacedTexts:
     depth: int
     texts: tuple[Text, ...]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary a text."""
-        return [dict(vars(text)) for text in self.texts]
+    def rows(self, name: str = "model") -> list[Row]:
+        """One row a text, with the text in ``on``, and one a question under the intervention "question".
+
+        ``item`` counts questions, ``layer`` is the block replaced (None: a whole model), the value the share of the
+        answer that is recalled. Texts of longer spans are in ``texts`` alone.
+        """
+        questions = list(dict.fromkeys(text.question for text in self.texts))
+        rows = [Row("question", "replaced_text", "recalled", None, q, item=i) for i, q in enumerate(questions)]
+        for text in (text for text in self.texts if text.first == text.last):
+            whole = text.first is None
+            who = "original" if whole and text.model == "original" else name
+            at = (who, "replaced_text", "recalled", text.recalled, text.text)
+            rows.append(Row(*at, layer=text.first, item=questions.index(text.question)))
+        return rows
+
+    def table(self) -> ResultTable:
+        spans: dict[Any, None] = dict.fromkeys(
+            (t.first, t.last) if t.first is not None else t.model for t in self.texts
+        )
+        means = [self.means(span) for span in spans]
+        return ResultTable({"blocks": map(str, spans), **{name: [one[name] for one in means] for name in _MEASURES}})
 
     def of(self, span: Span | str) -> tuple[Text, ...]:
         """The texts of a span, or of a model as it is ("original" or "unlearned")."""

@@ -12,14 +12,16 @@ from torch import Tensor
 from probe.axes import LogpBT
 from probe.diagnostics.gradients import token_weights
 from probe.diagnostics.token_effects import TokenEffects
+from probe.display import Result, ResultTable
 from probe.objectives.given import NotAReweighting
 from probe.objectives.objective import Objective
+from probe.rows import Row
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
-class Reweighting:
+class Reweighting(Result):
     """One objective seen as weights on tokens: grad L = sum_t w_t grad log p_t.
 
     Args:
@@ -40,9 +42,23 @@ class Reweighting:
         sides = [self.weight_BT] if self.preferred_BT is None else [self.weight_BT, self.preferred_BT]
         return sum(w_BT.double().abs().sum().item() for w_BT in sides)
 
+    def rows(self, name: str = "model") -> list[Row]:
+        rows = [Row(name, "reweighting", "mass", self.mass)]
+        rows += [Row(name, "reweighting", "total", value, risk) for risk, value in self.effect.items()]
+        return rows + [
+            Row(name, "reweighting", "effect", value, risk, layer=layer)
+            for risk, value_L in (self.layer or {}).items()
+            for layer, value in enumerate(value_L)
+        ]
+
+    def table(self) -> ResultTable:
+        return ResultTable(
+            {"risk": self.effect, "effect": self.effect.values()}, note=f"sum of weights {self.mass:.4g}"
+        )
+
 
 @dataclass(frozen=True, eq=False)
-class Weighting:
+class Weighting(Result):
     """Token weights of total size 1, and what a gradient step on them does.
 
     Args:
@@ -56,6 +72,13 @@ class Weighting:
     harm: float
     weight_BT: LogpBT
     peak: float
+
+    def rows(self, name: str = "model") -> list[Row]:
+        numbers = {"forgetting": self.forgetting, "harm": self.harm, "peak": self.peak}
+        return [Row(name, "weighting", quantity, value) for quantity, value in numbers.items()]
+
+    def table(self) -> ResultTable:
+        return ResultTable({"forgetting": [self.forgetting], "harm": [self.harm], "peak weight": [self.peak]})
 
 
 def reweighting_map(effects: TokenEffects, objectives: Mapping[Name, Objective]) -> dict[Name, Reweighting]:
@@ -202,7 +225,7 @@ def _programme(effects: TokenEffects, unlearn: str, retain: str, peak: float) ->
             raise ValueError(
                 f"the risk {name} has no gradient: no token has an effect on it, so all weightings are alike"
             )
-    mask_BT = _mask(effects)
+    mask_BT = effects.targets_BT
     forget_N, harm_N = (-effects.pg_BT[name][mask_BT].double().cpu().numpy() for name in (unlearn, retain))
     return forget_N, harm_N, len(forget_N)
 
@@ -226,7 +249,7 @@ def _solved(effects: TokenEffects, forget_N: Any, harm_N: Any, peak: float, most
         raise ValueError(f"the linear programme for harm {most_harm:.6g} was not solved: {found.message}")
     w_N = found.x / found.x.sum()
     weight_BT = torch.zeros(effects.logp_BT.shape, dtype=torch.float64)
-    weight_BT[_mask(effects).cpu()] = torch.from_numpy(w_N)
+    weight_BT[effects.targets_BT.cpu()] = torch.from_numpy(w_N)
     return Weighting(float(forget_N @ w_N), float(harm_N @ w_N), weight_BT, float(w_N.max()) * n)
 
 
@@ -236,12 +259,6 @@ def _filled(cost_N: Any, cap: float) -> Any:
     before = np.arange(len(cost_N)) * cap
     w_N[order] = np.clip(1.0 - before, 0.0, cap)
     return w_N
-
-
-def _mask(effects: TokenEffects) -> Tensor:
-    mask_BT = effects.batch.target_BT.to(effects.logp_BT.device).clone()
-    mask_BT[:, 0] = False
-    return mask_BT
 
 
 def _check_risks(effects: TokenEffects, *names: str) -> None:

@@ -6,18 +6,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from probe.axes import PerLayerL
+from probe.data import Split
 from probe.diagnostics.ridge_solve import PENALTIES, heldout_by_penalty, standardised
 from probe.diagnostics.separability import FOLDS, logistic_aucs
-from probe.diagnostics.split_states import SplitStates
-from probe.display import html_table
+from probe.diagnostics.split_states import SplitStates, split_states
+from probe.display import Result, ResultTable
 from probe.metrics.intervals import over_folds
+from probe.rows import Row, over_layers
 
 
 @dataclass(frozen=True, eq=False)
-class RidgeProbes:
+class RidgeProbes(Result):
     """AUROC of ridge probes, forget against retain, per layer.
 
     Args:
@@ -53,15 +55,28 @@ class RidgeProbes:
         """Whether there are fewer rows than dimensions, so that the penalty alone makes a fit unique."""
         return self.n_forget + self.n_retain <= self.width
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        at, n = (name, "ridge_probes"), self.n_forget + self.n_retain
+        rows = [Row(*at, "p of the best layer", self.p_any)]
+        rows += over_layers(*at, "auc", self.layers, self.auc_L, low=self.low_L, high=self.high_L, n=n)
+        return rows + over_layers(*at, "p", self.layers, self.p_L)
+
+    def table(self) -> ResultTable:
         rows = f"{self.n_forget} forget and {self.n_retain} retain rows"
         note = f"AUROC of forget against retain; {rows}, {self.n_groups} groups; p of the best layer {self.p_any:.3g}"
         columns = {"AUROC": self.auc_L, "low": self.low_L, "high": self.high_L, "p": self.p_L}
-        return html_table({"layer": self.layers, **columns}, note=note)
+        return ResultTable({"layer": self.layers, **columns}, note=note)
 
 
 def ridge_probes(
-    states: SplitStates, *, penalties: Sequence[float] = PENALTIES, shuffles: int = 100, seed: int = 0
+    model: nn.Module,
+    split: Split,
+    *,
+    states: SplitStates | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    shuffles: int = 100,
+    seed: int = 0,
+    batch_size: int = 32,
 ) -> RidgeProbes:
     """Linear probes of all layers, all penalties and all shuffled label sets from one decomposition a layer.
 
@@ -71,16 +86,20 @@ def ridge_probes(
     size, the squared error would choose a penalty that shrinks it away.
 
     Args:
-        states: made by ``split_states``.
+        model: measured in eval mode and left as it was.
+        split: forget rows are the positive class.
+        states: what ``split_states`` gave of these rows, where others need it too; read here unless given.
         penalties: ridge penalties to choose from.
         shuffles: label sets of the permutation null.
         seed: draws folds and shuffles.
+        batch_size: rows per forward pass.
 
     Raises:
         ValueError: a class with fewer than two groups, with the counts, or a negative number of shuffles.
     """
     if shuffles < 0:
         raise ValueError(f"shuffles must be at least 0, got {shuffles}")
+    states = split_states(model, split, batch_size=batch_size) if states is None else states
     hidden_LND, label_N, group_N = _both(states)
     fold_N = grouped_folds(label_N, group_N, seed)
     generator = np.random.default_rng(seed)
@@ -118,7 +137,14 @@ def ridge_probes(
     )
 
 
-def ridge_minus_logistic(states: SplitStates, *, penalties: Sequence[float] = PENALTIES, seed: int = 0) -> PerLayerL:
+def ridge_minus_logistic(
+    model: nn.Module,
+    split: Split,
+    *,
+    states: SplitStates | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> PerLayerL:
     """AUROC of the ridge probe less that of standardised logistic regression on the same folds, per layer.
 
     Logistic regression is the reference for reported numbers; this states what ridge costs or gains on these states.
@@ -126,7 +152,8 @@ def ridge_minus_logistic(states: SplitStates, *, penalties: Sequence[float] = PE
     Raises:
         ValueError: as ``ridge_probes``.
     """
-    found = ridge_probes(states, penalties=penalties, shuffles=0, seed=seed)
+    states = split_states(model, split) if states is None else states
+    found = ridge_probes(model, split, states=states, penalties=penalties, shuffles=0, seed=seed)
     hidden_LND, label_N, group_N = _both(states, scaled=False)
     reference = [logistic_aucs(hidden_ND.numpy(), label_N, group_N, seed).mean() for hidden_ND in hidden_LND]
     return found.auc_L - torch.tensor(reference, dtype=torch.float64)

@@ -11,10 +11,12 @@ from probe.data import Batch
 from probe.diagnostics.gradients import Gradient, Logprobs, Rows, gradients, pieces, refuse_without_gradient
 from probe.diagnostics.parameter_groups import Group, groups
 from probe.diagnostics.watched import Watch
+from probe.display import Result, ResultTable
 from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.objectives.logprobs import target_logprobs
 from probe.objectives.objective import Objective
+from probe.rows import Row
 from probe.sites import n_layers
 
 EffectBG = Float[Tensor, "B G"]
@@ -23,7 +25,7 @@ PerRowB = Float[Tensor, " B"]
 
 
 @dataclass(frozen=True, eq=False)
-class SampleEffects:
+class SampleEffects(Result):
     """e of each row and group of parameters; summed over rows and groups it is the G-effect.
 
     Args:
@@ -47,6 +49,18 @@ class SampleEffects:
             if group.layer is not None:
                 layer_BL[:, group.layer] += effect_B
         return layer_BL
+
+    def rows(self, name: str = "model") -> list[Row]:
+        """The effect of each row (``item``) on each risk (``on``)."""
+        return [
+            Row(name, "sample_effects", "effect", value, risk, item=row)
+            for risk in self.effect_BG
+            for row, value in enumerate(self.total_B(risk).tolist())
+        ]
+
+    def table(self) -> ResultTable:
+        risks = {f"effect on {risk}": self.total_B(risk) for risk in self.effect_BG}
+        return ResultTable({"row": range(len(next(iter(risks.values())))), **risks})
 
 
 def sample_effects(

@@ -9,12 +9,14 @@ from torch import nn
 from probe.axes import PerLayerL
 from probe.data import Batch
 from probe.diagnostics.layer_maps import replacement_map
-from probe.display import html_table
+from probe.diagnostics.sides import of_pair
+from probe.display import Result, ResultTable
 from probe.metrics.forward import device_of
 from probe.metrics.tokens import TokenStats
 from probe.modes import evaluating
 from probe.objectives.logprobs import predicted_targets
 from probe.objectives.token import nll
+from probe.rows import Row, over_layers
 from probe.sites import blocks, unwrapped
 from probe.weights import check_exchangeable
 
@@ -22,7 +24,7 @@ _ORDERS = 5040  # 7!
 
 
 @dataclass(frozen=True, eq=False)
-class Screening:
+class Screening(Result):
     """A guess of each layer's effect, beside the truth.
 
     Args:
@@ -46,11 +48,19 @@ class Screening:
     def __str__(self) -> str:
         return f"layers {self.order()}; Spearman {self.spearman:+.2f} (p {self.p_value:.2g}) with the measured map"
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model", on: str = "") -> list[Row]:
+        """Both maps and their rank correlation; ``on`` says whose rows they are of."""
+        rows = [Row(name, "screening", "rank correlation", self.spearman, on, n=len(self.predicted_L))]
+        for quantity, value_L in (("predicted rise", self.predicted_L), ("exact rise", self.exact_L)):
+            rows += over_layers(name, "screening", quantity, range(len(value_L)), value_L, on)
+        return rows
+
+    def table(self) -> ResultTable:
         layers = range(len(self.predicted_L))
-        return html_table({"layer": layers, "foretold rise": self.predicted_L, "exact": self.exact_L}, note=str(self))
+        return ResultTable({"layer": layers, "foretold rise": self.predicted_L, "exact": self.exact_L}, note=str(self))
 
 
+@of_pair
 def screened(
     original: nn.Module,
     unlearned: nn.Module,
@@ -66,7 +76,7 @@ def screened(
 
     Args:
         original, unlearned: of the same architecture, left as found; ``.grad`` is neither read nor written.
-        batch: rows of the gradient; NLL is the mean over all of their target tokens.
+        batch: rows of the gradient; NLL is the mean over all of their target tokens. A split gives a result a side.
         exact_on: rows of the measured map; None takes ``batch``.
         batch_size: rows per pass.
 

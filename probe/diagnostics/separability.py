@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.data import QA, Batch, Split
 from probe.diagnostics.states import Position, last_prompt_token, mean_prompt, pooled_states
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.harvest import visit
 from probe.metrics.intervals import LEVEL, Interval, over_folds
+from probe.rows import Row, over_layers
 from probe.sites import Site, n_layers
 
 FOLDS = 5
@@ -24,7 +25,7 @@ IdsN = Int[np.ndarray, "_"]
 
 
 @dataclass(frozen=True, eq=False)
-class Separability:
+class Separability(Result):
     """AUROC of a linear probe, forget against retain, per layer.
 
     Args:
@@ -65,10 +66,15 @@ class Separability:
         apart_LRK = (self.auc_LRK - other.auc_LRK).numpy()
         return tuple(over_folds(apart_RK, within=(-1.0, 1.0), level=level) for apart_RK in apart_LRK)
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        at, n = (name, "separability"), self.n
+        rows = over_layers(*at, "auc", self.layers, self.auc_L, low=self.low_L, high=self.high_L, n=n)
+        return rows + over_layers(*at, "control", self.layers, self.control_L, n=n)
+
+    def table(self) -> ResultTable:
         note = f"AUROC of forget against retain; {self.n} rows, {self.n_groups} groups, {self.folds} folds; chance 0.5"
         columns = {"AUROC": self.auc_L, "low": self.low_L, "high": self.high_L, "control": self.control_L}
-        return html_table({"layer": self.layers, **columns}, note=note)
+        return ResultTable({"layer": self.layers, **columns}, note=note)
 
 
 def separability(

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from probe.data import Batch, Split
 from probe.diagnostics.separability import side_groups
-from probe.diagnostics.states import Position, last_prompt_token, pooled_states
+from probe.diagnostics.states import Position, last_prompt_token, stacked_states
 from probe.sites import n_layers
 
-# Sides meet in one value and need not have as many rows: the axis of rows is not bound.
+# BySide meet in one value and need not have as many rows: the axis of rows is not bound.
 StatesLND = Float[Tensor, "L _ D"]
 GroupsN = Int[Tensor, "_"]
 
@@ -66,16 +66,12 @@ def split_states(
     """
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
 
-    def states(batch: Batch) -> StatesLND:
-        found = pooled_states(model, batch, chosen, position, batch_size)
-        return torch.stack([found[layer] for layer in chosen])
-
     forget_N, retain_N = (torch.from_numpy(group_N) for group_N in side_groups(split))
     return SplitStates(
         chosen,
-        states(split.forget),
-        states(split.retain),
+        stacked_states(model, split.forget, chosen, position, batch_size),
+        stacked_states(model, split.retain, chosen, position, batch_size),
         forget_N,
         retain_N,
-        None if unseen is None else states(unseen),
+        None if unseen is None else stacked_states(model, unseen, chosen, position, batch_size),
     )

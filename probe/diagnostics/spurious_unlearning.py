@@ -13,9 +13,12 @@ from torch import nn
 from probe.data import QA, Template, encode
 from probe.datasets import REFUSALS
 from probe.diagnostics.answer_values import values
+from probe.display import Result, ResultTable
 from probe.metrics.generation import generate
+from probe.metrics.intervals import wilson
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.text import compression_ratio, repetition, words
+from probe.rows import Row
 
 Kind = Literal["right", "rephrased", "wrong", "refusal", "gibberish", "empty"]
 KINDS: tuple[Kind, ...] = ("right", "rephrased", "wrong", "refusal", "gibberish", "empty")
@@ -50,7 +53,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class SpuriousUnlearning:
+class SpuriousUnlearning(Result):
     """What the generated answers are.
 
     Args:
@@ -67,6 +70,20 @@ class SpuriousUnlearning:
     def still_told(self) -> float:
         """Share of rows whose answer is given, in the same words or in others."""
         return self.shares["right"] + self.shares["rephrased"]
+
+    def rows(self, name: str = "model", on: str = "forget") -> list[Row]:
+        """The share of each kind, with its interval over rows (Wilson); ``on`` says whose rows these are."""
+        n = len(self.kinds)
+        rows = []
+        for kind, share in self.shares.items():
+            low, high = wilson(round(share * n), n)
+            rows.append(Row(name, "answers", kind, share, on, low=low, high=high, n=n))
+        return rows
+
+    def table(self) -> ResultTable:
+        return ResultTable(
+            {"kind": self.shares, "share": self.shares.values()}, note=f"{len(self.kinds)} greedy answers"
+        )
 
 
 def says_value(row: QA, text: str) -> bool:

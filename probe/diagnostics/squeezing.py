@@ -1,5 +1,6 @@
 """Where does the probability go that unlearning takes from the target?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -10,8 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.data import QA, Batch, Template, encode
+from probe.display import Result, ResultTable
+from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats
 from probe.modes import evaluating
+from probe.rows import Row
 from probe.sites import unwrapped
 from probe.templates.coding import prompt_ids, stop_ids
 
@@ -22,7 +26,7 @@ BANDS = ("high", "mid", "low")
 
 
 @dataclass(frozen=True, eq=False)
-class Squeezing:
+class Squeezing(Result):
     """Log-probability of the target and of other responses at one checkpoint.
 
     Args:
@@ -36,6 +40,19 @@ class Squeezing:
     loglikelihood: tuple[float, ...]
     per_token: tuple[float, ...]
     logprob: Mapping[str, ValuesN] = field(repr=False)
+
+    def rows(self, name: str = "model", step: int | None = None) -> list[Row]:
+        """Mean log-likelihood of each set of responses with its interval over rows; ``step`` is the checkpoint's."""
+        rows = []
+        for quantity, logp_N in self.logprob.items():
+            found = interval(logp_N.double().numpy(), within=(-math.inf, 0.0))
+            at = (name, "squeezing", quantity, found.mean, "forget")
+            rows.append(Row(*at, item=step, low=found.low, high=found.high, n=found.n))
+        return rows
+
+    def table(self) -> ResultTable:
+        columns = {"log p": self.loglikelihood, "a token": self.per_token}
+        return ResultTable({"responses": self.names, **columns}, note="mean log-probability (nats)")
 
     def gain(self, before: "Squeezing") -> dict[str, float]:
         """Change of the mean log-likelihood since ``before``, by name.

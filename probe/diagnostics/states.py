@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from probe.axes import HiddenBTD, HiddenND, MaskBT
 from probe.data import Batch
 from probe.harvest import visit
-from probe.sites import Site
+from probe.sites import Site, n_layers
 
 HiddenBD = Float[Tensor, "B D"]
 Position = Callable[[HiddenBTD, Batch], HiddenBD]
@@ -67,6 +67,15 @@ def pooled_states(
         if broken:
             raise ValueError(f"layer {layer}: the states of {broken} of {len(batch)} rows hold NaN or infinity")
     return found
+
+
+def stacked_states(
+    model: nn.Module, batch: Batch, layers: Sequence[int] | None, position: Position, batch_size: int
+) -> Float[Tensor, "L N D"]:
+    """As ``pooled_states``, in one tensor; None reads all layers."""
+    chosen = range(n_layers(model)) if layers is None else layers
+    found = pooled_states(model, batch, chosen, position, batch_size)
+    return torch.stack([found[layer] for layer in chosen])
 
 
 def _check(target_BT: MaskBT) -> None:

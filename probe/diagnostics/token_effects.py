@@ -13,19 +13,20 @@ from probe.context import check_rows
 from probe.data import Batch
 from probe.diagnostics.forward_mode import forward_mode
 from probe.diagnostics.gradients import Gradient, Rows, gradients, pieces, refuse_without_gradient
+from probe.display import Result, ResultTable
 from probe.hooks import captured
 from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.objectives.logprobs import before_targets, predicted_targets, scattered, target_logprobs
 from probe.objectives.objective import Objective
-from probe.objectives.token import nll
+from probe.rows import Row
 from probe.sites import Site, layer_of, n_layers, place_of, unwrapped
 
 LayerBTL = Float[Tensor, "B T L"]
 
 
 @dataclass(frozen=True, eq=False)
-class TokenEffects:
+class TokenEffects(Result):
     """pg_t = <grad log p_t, grad R> of every target token, for one or more risks R.
 
     A step that raises log p_t by gradient ascent *raises* R by pg_t per unit of step, one that lowers it lowers R:
@@ -52,6 +53,28 @@ class TokenEffects:
     def sides(self) -> "tuple[TokenEffects, ...]":
         """These and those of the preferred answers, if there are some."""
         return (self,) if self.preferred is None else (self, self.preferred)
+
+    def rows(self, name: str = "model") -> list[Row]:
+        """Log-probability of each target token and its effect on each risk; ``item`` counts targets row after row."""
+        columns = {"": self.logp_BT} | dict(self.pg_BT)
+        return [
+            Row(name, "token_effects", "effect" if risk else "log-probability", value, risk, item=item)
+            for risk, value_BT in columns.items()
+            for item, value in enumerate(value_BT[self.targets_BT].tolist())
+        ]
+
+    def table(self) -> ResultTable:
+        mask_BT = self.targets_BT
+        columns = {f"effect on {risk}": pg_BT[mask_BT] for risk, pg_BT in self.pg_BT.items()}
+        row_N, position_N = mask_BT.nonzero().T
+        return ResultTable({"row": row_N, "position": position_N, "log p": self.logp_BT[mask_BT], **columns})
+
+    @property
+    def targets_BT(self) -> Tensor:
+        """Which tokens are targets."""
+        mask_BT = self.batch.target_BT.to(self.logp_BT.device).clone()
+        mask_BT[:, 0] = False
+        return mask_BT
 
 
 def token_effects(
@@ -115,27 +138,6 @@ def token_effects(
 def _stacked(found: list[Tensor], dtype: torch.dtype) -> Tensor:
     # One direction needs no copy.
     return found[0].to(dtype)[None] if len(found) == 1 else torch.stack([g.to(dtype) for g in found])
-
-
-def token_g_effects(model: nn.Module, on: Batch, *, over: Rows, risk: Objective = nll, batch_size: int = 32) -> LogpBT:
-    """pg_t = <grad log p_t, grad R(over)> of every target token; ``token_effects`` for one risk.
-
-    Any loss that depends on the model through the target log-probabilities alone has e = sum_t (dL / dlog p_t) pg_t.
-
-    Args:
-        model: measured in eval mode and left as it was; tied weights move together.
-        on: the rows whose tokens are asked about.
-        over, risk: the rows and the loss R, as in ``g_effect``.
-        batch_size: rows per pass.
-
-    Returns:
-        pg in the shape of ``on.tokens_BT``, 0 where there is no target.
-
-    Raises:
-        ValueError: a parameter is frozen or quantised, or the risk depends on no parameter.
-        NotImplementedError: an operation has no forward-mode rule.
-    """
-    return token_effects(model, on, {"R": (risk, over)}, batch_size=batch_size).pg_BT["R"]
 
 
 def _of_side(ahead: "_Ahead", side: Batch, by_layer: bool, size: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from probe.axes import HiddenND
 from probe.data import Batch
+from probe.display import Result, ResultTable
 from probe.harvest import visit
 from probe.model_files import check_safetensors
 from probe.positions import Positions, not_first
+from probe.rows import Row
 from probe.sites import Site, n_layers
 
 
 @dataclass(frozen=True, eq=False)
-class TunedLens:
+class TunedLens(Result):
     """h_l + A_l h_l + b_l, an estimate of the last block's output.
 
     Args:
@@ -31,6 +33,13 @@ class TunedLens:
     weight: Mapping[int, Tensor] = field(repr=False)
     bias: Mapping[int, Tensor] = field(repr=False)
     explained: Mapping[int, float]
+
+    def rows(self, name: str = "model") -> list[Row]:
+        return [Row(name, "tuned_lens", "explained", self.explained[layer], layer=layer) for layer in self.layers]
+
+    def table(self) -> ResultTable:
+        shares = [self.explained[layer] for layer in self.layers]
+        return ResultTable({"layer": self.layers, "explained": shares}, note="share of the last stream's variance")
 
     def translate(self, hidden_ND: HiddenND, layer: int) -> HiddenND:
         """The stream of ``layer`` as it is expected to leave the last block.

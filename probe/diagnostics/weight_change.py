@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from probe.axes import Scalar
 from probe.data import Batch, Split
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.modes import evaluating
 from probe.objectives.token import nll
+from probe.rows import Row, over_layers
 from probe.sites import layer_of, unwrapped
 from probe.weights import check_present, check_same_architecture
 
@@ -46,7 +47,7 @@ class GroupChange:
 
 
 @dataclass(frozen=True)
-class WeightChange:
+class WeightChange(Result):
     """The change of each block and of the rest.
 
     Args:
@@ -61,11 +62,20 @@ class WeightChange:
     whole: GroupChange
     n_gradients: int
 
-    def _repr_html_(self) -> str:
+    def rows(self, name: str = "model") -> list[Row]:
+        rows = []
+        for field in fields(GroupChange):
+            quantity, value_L = field.name.replace("_", " "), [getattr(group, field.name) for group in self.layers]
+            rows += over_layers(name, "weight_change", quantity, range(len(self.layers)), value_L)
+            for on, group in (("rest", self.rest), ("whole", self.whole)):
+                rows.append(Row(name, "weight_change", quantity, getattr(group, field.name), on))
+        return rows
+
+    def table(self) -> ResultTable:
         groups = (*self.layers, self.rest, self.whole)
         where = [*range(len(self.layers)), "rest", "whole"]
         columns = {field.name: [getattr(group, field.name) for group in groups] for field in fields(GroupChange)}
-        return html_table({"block": where, **columns})
+        return ResultTable({"block": where, **columns})
 
 
 def weight_change(

@@ -40,7 +40,6 @@ from probe.figures.separability import separability_panels as separability_panel
 from probe.figures.spans import growing_spans as growing_spans
 from probe.figures.spans import part_lines as part_lines
 from probe.figures.spans import span_map as span_map
-from probe.figures.spans import span_row as span_row
 from probe.figures.states import states_pca as states_pca
 from probe.figures.style import VENUES as VENUES
 from probe.figures.style import new_figure as new_figure

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 
 from probe.figures.entry import Entry
 from probe.figures.layers import U_SHAPE
-from probe.figures.spans import growing_spans, part_lines, quantity_of, span_map
+from probe.figures.spans import growing_spans, part_lines, span_map
 from probe.figures.style import Venue, new_figure, picked
-from probe.rows import Row
+from probe.rows import Row, quantity_of
 
 _METRIC = "probability"
 _LABEL = "probability of a token"

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from probe.figures.labels import end_labels, note_dropped, small_text
 from probe.figures.style import FORGET, GREY, INK, RETAIN, number, plain_text
-from probe.rows import Row
+from probe.rows import Row, quantity_of
 
 SIDES = ("forget", "retain")
 _WAYS = {"original": "unlearned blocks in the original", "unlearned": "original blocks in the unlearned"}
@@ -25,28 +25,6 @@ _GROWTH: dict[str, dict[str, Any]] = {
     "from the embeddings up": {"color": RETAIN, "marker": "^", "linestyle": "-"},
     "from the head down": {"color": FORGET, "marker": "v", "linestyle": (0, (4, 1.5))},
 }
-
-
-def quantity_of(metric: str, part: str = "block", into: str = "original") -> str:
-    """How a row of a layer map calls its number: the metric, what was lent, and to which model."""
-    return f"{metric}, {part} into {into}"
-
-
-def span_row(
-    name: str,
-    metric: str,
-    value: float | None,
-    on: str,
-    *,
-    first: int | None = None,
-    last: int | None = None,
-    part: str = "block",
-    into: str = "original",
-    **interval: Any,
-) -> Row:
-    """A number of a layer map: ``layer`` is the first block of the span, ``item`` the last; None for a whole model."""
-    quantity = quantity_of(metric, "none" if first is None else part, into)
-    return Row(name, "layer_map", quantity, value, on, layer=first, item=last, **interval)
 
 
 def span_map(

@@ -100,7 +100,7 @@ def paper_style(venue: str = "neurips") -> Iterator[Venue]:
 
 def new_figure(width: float | int, height: float | int) -> Figure:
     """An empty figure (inches) that no global state knows of."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _Drawing(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -246,6 +246,10 @@ def svg_text(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+class _Drawing(Figure):
+    _repr_svg_ = svg_text  # notebooks show it without pyplot
 
 
 def save_figure(

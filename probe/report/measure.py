@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from probe.data import QA, Batch, Split, encode
 from probe.diagnostics.g_effect import g_effect
-from probe.diagnostics.logit_collapse import THRESHOLDS, logit_collapse
+from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.representation_pca import fit_axes, project
 from probe.diagnostics.separability import Separability, separability, words_alone
 from probe.metrics.intervals import grouped_share
@@ -25,8 +25,6 @@ from probe.report.settings import Measuring
 from probe.rows import Row
 from probe.sites import n_layers
 from probe.study.study import Study
-
-_FIGURED_ITEMS = 400
 
 
 @dataclass(frozen=True)
@@ -190,9 +188,8 @@ def _g_effects(sample: Sample, condition: Condition, model: nn.Module) -> Iterat
     for on, over in (("forget", forget), ("retain", sample.split.retain)):
         # One batch: NPO and RMU are no token means, so chunks of them would not add up exactly.
         effect = g_effect(model, condition.objective, forget, over=over, batch_size=max(len(forget), len(over)))
-        for layer, value in enumerate(effect.layer_L.tolist()):
-            yield Row(condition.name, "g_effect", "effect", value, on, layer=layer, n=len(forget))
-        yield Row(condition.name, "g_effect", "total", float(effect.total), on, n=len(forget))
+        kept = [row for row in effect.rows(condition.name, on) if row.quantity in ("effect", "total")]
+        yield from (replace(row, n=len(forget)) for row in kept)
     # The rows' format has no place for a text: what the objective is called stands in the quantity.
     yield Row(condition.name, "g_effect", f"objective {_called(condition.objective)}", 1.0)
 
@@ -214,18 +211,7 @@ def _separability(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
                 name, "separability", "beyond retrained", more.mean,
                 layer=layer, low=more.low, high=more.high, n=found.n,
             )  # fmt: skip
-    for layer, auc in enumerate(found.auc_L):
-        yield Row(
-            name,
-            "separability",
-            "auc",
-            float(auc),
-            layer=layer,
-            low=float(found.low_L[layer]),
-            high=float(found.high_L[layer]),
-            n=found.n,
-        )
-        yield Row(name, "separability", "control", float(found.control_L[layer]), layer=layer, n=found.n)
+    yield from found.rows(name)
 
 
 def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
@@ -246,22 +232,7 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
         # The same texts serve ROUGE: generation is the dearest part of a report.
         rouge_N = [rouge_l_recall(row.answer, text) for row, text in zip(rows, found.texts, strict=True)]
         yield mean_row(name, "performance", "rouge", rouge_N, on, groups_of(rows))
-        summary = {
-            "entropy_share": found.entropy_share,
-            "top1_share": found.top1_share,
-            "repetition": found.repetition,
-            "mean_max_logit": found.mean_max_logit,
-            "collapsed": float(found.verdict == "collapsed"),
-        }
-        for kind in THRESHOLDS:
-            summary[f"crossed {kind}"] = float(kind in found.crossed)
-        for quantity, value in summary.items():
-            yield Row(name, "logit_collapse", quantity, value, on, n=len(found.entropy_N))
-        shown = np.linspace(0, len(found.entropy_N) - 1, min(_FIGURED_ITEMS, len(found.entropy_N))).astype(int)
-        for quantity in ("entropy", "max_logit", "top_probability"):
-            value_N = getattr(found, f"{quantity}_N")
-            for item in shown.tolist():
-                yield Row(name, "logit_collapse", quantity, float(value_N[item]), on, item=item)
+        yield from found.rows(name, on)
 
 
 def _pca(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:

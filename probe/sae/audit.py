@@ -1,7 +1,7 @@
 """What baking a suppression into weights did, hooks off: to the features, to the dictionary's fit, to the answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from probe.attacks.score import Score
 from probe.checkpoints import check_different
 from probe.data import QA, encode
 from probe.dictionaries.adapters import check_features, dictionary
-from probe.display import html_table
+from probe.display import Result, ResultTable
 from probe.hooks import open_edits
 from probe.interventions.attaching import check_site
 from probe.metrics.intervals import Interval, grouped, grouped_share
@@ -33,7 +33,7 @@ _SITE_ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
+class Audit(Result):
     """What ``audit`` found.
 
     Args:
@@ -131,8 +131,18 @@ class Audit:
             said.append(f"silent, and {n} groups of forget rows cannot tell whether the answers are gone")
         return tuple(said)
 
-    def rows(self, grown: int = 10) -> list[Row]:
-        """The numbers, for figures; ``grown`` other features that grew most come with their share."""
+    def rows(self, name: str | None = None, *, grown: int = 10) -> list[Row]:
+        """The numbers of both models; ``grown`` other features that grew most come with their share.
+
+        Args:
+            name: what rows call the edited model; its name in the audit unless given.
+            grown: how many features.
+        """
+        if name is not None:
+            return [
+                replace(row, intervention=name) if row.intervention == self.name else row
+                for row in self.rows(grown=grown)
+            ]
         found: list[Row] = []
 
         def add(who: str, quantity: str, value: Any, **more: Any) -> None:
@@ -181,8 +191,8 @@ class Audit:
     def _returned(self) -> bool:
         return self.relearning is not None and self.relearning.recovery.recovered() is True
 
-    def _repr_html_(self) -> str:
-        return html_table({"finding": self.findings}, note=f"{self.name}, audited at {self.site} with hooks off")
+    def table(self) -> ResultTable:
+        return ResultTable({"finding": self.findings}, note=f"{self.name}, audited at {self.site} with hooks off")
 
 
 def audit(

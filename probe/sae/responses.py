@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from probe.attacks.score import Score
-from probe.display import html_table
+from probe.display import ResultTable
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import Interval, grouped
 from probe.sae.candidates import Candidate, Source
@@ -178,7 +178,7 @@ class DoseResponse:
         for source in ("SAE", *self.controls):
             for name, cell in zip(names, self.line(source), strict=True):
                 columns[name].append(cell)
-        return html_table(columns, note="; ".join(self.warnings))
+        return ResultTable(columns, note="; ".join(self.warnings)).html()
 
     def line(self, source: Source) -> tuple[str, ...]:
         """One line of the table: the source, its choice, rises on the report half, optimism, gap, word."""

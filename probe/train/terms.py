@@ -7,7 +7,9 @@ from itertools import islice
 import torch
 
 from probe.data import Batch
+from probe.display import Result, ResultTable
 from probe.objectives.objective import Objective
+from probe.rows import Row
 
 Schedule = Callable[[float], float]
 # How many things an objective's mean over a batch runs over.
@@ -35,7 +37,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class History:
+class History(Result):
     """Loss of each term at each step, in the order of the terms.
 
     Args:
@@ -47,6 +49,22 @@ class History:
     names: tuple[str, ...]
     losses: tuple[tuple[float, ...], ...]
     stopped: int | None = None
+
+    def rows(self, name: str = "model") -> list[Row]:
+        """The loss of each term before each step (``item``)."""
+        return [
+            Row(name, "training", term, loss, item=step)
+            for step, losses in enumerate(self.losses)
+            for term, loss in zip(self.names, losses, strict=True)
+        ]
+
+    def table(self) -> ResultTable:
+        """The first, middle and last steps."""
+        last = len(self.losses) - 1
+        steps = sorted({0, last // 2, last}) if self.losses else []
+        columns = {name: [self.losses[step][k] for step in steps] for k, name in enumerate(self.names)}
+        ended = "" if self.stopped is None else f", stopped after {self.stopped}"
+        return ResultTable({"step": steps, **columns}, note=f"loss before each of {last + 1} steps{ended}")
 
 
 def rows(batch: Batch) -> int:

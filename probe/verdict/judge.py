@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.display import html_table
+from probe.display import ResultTable
 from probe.metrics.intervals import wilson
 from probe.rows import Row
 from probe.verdict.features import BY_NAME, features, verdict_features
@@ -162,7 +162,7 @@ class Verdict:
             "outside the zoo": ["yes" if one.outside else "" for one in self.evidence],
             "what it is": [one.says for one in self.evidence],
         }
-        return html_table(columns, note=note)
+        return ResultTable(columns, note=note).html()
 
     def rows(self, name: str) -> list[Row]:
         """Probabilities and evidence as rows.

@@ -16,7 +16,7 @@ from probe.diagnostics.content_probes import content_probe
 from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.logit_lens import logit_lens
 from probe.diagnostics.ridge_probes import ridge_probes
-from probe.diagnostics.similarity import similarity
+from probe.diagnostics.similarity import states_similarity
 from probe.diagnostics.split_states import split_states
 from probe.diagnostics.spurious_unlearning import spurious_unlearning
 from probe.diagnostics.weight_change import weight_change
@@ -137,21 +137,22 @@ def _states(model: nn.Module, given: VerdictRows) -> tuple[dict[str, float], dic
     """One pass over all rows; probes, similarity and separability read the same states."""
     states, before = split_states(model, given.values), given.original_states
     lens = logit_lens(model, given.values.forget)
-    alike = similarity(states.forget_LND, before.forget_LND).debiased_cka_L
+    alike = states_similarity(states.forget_LND, before.forget_LND).debiased_cka_L
     by_layer = {"cka_forget": alike, "lens": lens.probability_L}
     found = {"lens_hidden": lens.hidden_from_output, "cka_forget": _mean(alike)}
     if given.has_retain:
         content = content_probe(
-            states,
-            given.tokenizer,
+            model,
             given.values,
+            tokenizer=given.tokenizer,
+            states=states,
             codes_from=given.original,
             shuffles=0,
             # Few people are to be kept in a small trial; the zoo has more than five.
             folds=max(2, min(5, len(states.retain_group_N.unique()))),
         )
-        apart = ridge_probes(states, shuffles=0).auc_L
-        kept = similarity(states.retain_LND, before.retain_LND).debiased_cka_L
+        apart = ridge_probes(model, given.values, states=states, shuffles=0).auc_L
+        kept = states_similarity(states.retain_LND, before.retain_LND).debiased_cka_L
         by_layer |= {"content": content.above_L, "separability": apart, "cka_retain": kept}
         found |= {"separability": float(apart.max()), "cka_retain": _mean(kept)}
         found["content"] = float(content.above_L.max())
