@@ -23,7 +23,7 @@ from probe.metrics.tokens import TokenStats, token_numbers
 from probe.objectives.logprobs import before_targets, logits_at, next_tokens
 from probe.objectives.token import nll
 from probe.sites import blocks
-from probe.weights import borrowed
+from probe.weights import with_weights_of
 
 TEXTS = tuple(f"the answer to question {i} is number {7 * i}" for i in range(16))
 SUITE = TeacherForced(floor="0", k=0.2, texts=TEXTS)
@@ -57,7 +57,7 @@ def by_reference(original: nn.Module, unlearned: nn.Module, batch: Batch, spans:
     with torch.no_grad():
         for first, last in spans:
             loans = [(blocks(original)[i], blocks(unlearned)[i]) for i in range(first, last + 1)]
-            held = [borrowed(*loan) for loan in loans]
+            held = [with_weights_of(*loan) for loan in loans]
             for one in held:
                 one.__enter__()
             found.append(float(nll(original, batch)))

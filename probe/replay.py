@@ -15,7 +15,7 @@ from probe.hooks import calls_of, captured
 from probe.objectives.logprobs import LogpNV, TokensN, before_targets, next_tokens
 from probe.outputs import first_given, hidden_in
 from probe.sites import Site, blocks, place_of, trunk, unwrapped
-from probe.weights import borrowed
+from probe.weights import with_weights_of
 
 _WAY_OUT = "use fragility.layer_map, which runs whole forwards"
 # How far the log-probabilities of a replay may lie from the model's own, in units of rounding at their size.
@@ -119,7 +119,7 @@ def check_replay(model: nn.Module, donor: nn.Module, batch: Batch, *, layer: int
         raise CannotReplay(f"blocks of {type(unwrapped(model)).__name__} share weights; {_WAY_OUT}")
     few = _few(batch)
     try:
-        with borrowed(stack[layer], others[layer]), captured(model, [Site(layer)]) as states:
+        with with_weights_of(stack[layer], others[layer]), captured(model, [Site(layer)]) as states:
             other_BTV = model(**few.inputs, use_cache=False).logits
         # After the other, so that what a block may leave to later ones outside of its output is not the other's.
         with calls_of(model, list(stack)) as given:

@@ -91,7 +91,7 @@ def swapped(model: nn.Module, new: Callable[[str, Tensor], Tensor | None], name:
 
 
 @contextmanager
-def borrowed(module: nn.Module, other: nn.Module) -> Iterator[None]:
+def with_weights_of(module: nn.Module, other: nn.Module) -> Iterator[None]:
     """Run ``module`` with the weights of ``other`` by reference: nothing is copied, so do not train in here.
 
     Args:

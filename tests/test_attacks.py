@@ -16,13 +16,13 @@ from probe.attacks.finetuning import finetune
 from probe.attacks.gcg import Search, _losses, _slopes, gcg
 from probe.attacks.latent import latent, latent_each
 from probe.attacks.mixing import mix_back
-from probe.attacks.placeholders import Placed, placed
+from probe.attacks.placeholders import Placeholders, with_placeholders
 from probe.attacks.prompts import JAILBREAKS, Prompt, few_shot, prompted
 from probe.attacks.quantisation import absmax, nf4, quantise, rounded_weights
 from probe.attacks.recovery import AttackOutcome, Recovery, check_never_known
 from probe.attacks.relearning import PUBLISHED as RELEARNING
 from probe.attacks.relearning import relearn
-from probe.attacks.restoring import kept
+from probe.attacks.restoring import weights_restored
 from probe.attacks.sae_reactivation import SetFeatures, reactivate
 from probe.attacks.score import AnswerScorer, Score, mean_score
 from probe.attacks.soft_prompt import soft_prompt
@@ -267,7 +267,7 @@ def test_weights_come_back_after_an_exception(facts):
     assert same(model, before)
     assert not model.lm_head.weight.requires_grad
     addresses = [p.data_ptr() for p in model.parameters()]
-    with kept(model), torch.no_grad():
+    with weights_restored(model), torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     assert same(model, before)
     assert [p.data_ptr() for p in model.parameters()] == addresses
@@ -451,7 +451,7 @@ def test_the_best_prompt_is_chosen_on_shown_rows(bed, hidden, facts):
 
 def test_placeholders_are_exactly_as_many_tokens_as_asked_for(bed):
     for length in (1, 5, 17):
-        room = placed(bed.tokenizer, Template(), length)
+        room = with_placeholders(bed.tokenizer, Template(), length)
         plain = encode(bed.tokenizer, bed.split.forget_rows[:4])
         longer = encode(bed.tokenizer, bed.split.forget_rows[:4], template=room.template)
         assert torch.equal(longer.tokens_BT[:, length + 1 :], plain.tokens_BT[:, 1:])
@@ -467,17 +467,17 @@ def test_placeholders_are_exactly_as_many_tokens_as_asked_for(bed):
 
     # As in GPT-2: one special token for everything, which is bos.
     single = PreTrainedTokenizerFast(tokenizer_object=bed.tokenizer._tokenizer, bos_token="<s>", eos_token="<s>")
-    room = placed(single, Template(), 6)
+    room = with_placeholders(single, Template(), 6)
     ids = single(room.template.asked("Who?"), add_special_tokens=False)["input_ids"]
     assert len(set(ids[:6])) == 1
     assert ids[6:] == single("\n" + Template().asked("Who?"), add_special_tokens=False)["input_ids"]
     with pytest.raises(ValueError, match="at least one placeholder"):
-        placed(bed.tokenizer, Template(), 0)
+        with_placeholders(bed.tokenizer, Template(), 0)
 
 
 def test_vectors_in_front_equal_embeddings_given_to_the_model(bed):
     """The judge is the model's own inputs_embeds."""
-    room = placed(bed.tokenizer, Template(), 3)
+    room = with_placeholders(bed.tokenizer, Template(), 3)
     batch = encode(bed.tokenizer, bed.split.forget_rows[:3], template=room.template)
     vectors_PD = torch.randn(3, bed.original.config.hidden_size)
     embedded_BTD = bed.original.get_input_embeddings()(batch.tokens_BT).detach().clone()
@@ -514,7 +514,7 @@ def test_gcg_never_makes_it_worse_and_scores_what_it_searched(bed, hidden, facts
     assert losses[-1] < losses[0]
     assert not set(found["tokens"]) & set(bed.tokenizer.all_special_ids)
     # The judge: the same tokens as input ids, and the model's own loss.
-    room = placed(bed.tokenizer, few.template, 4)
+    room = with_placeholders(bed.tokenizer, few.template, 4)
     batch = encode(bed.tokenizer, few.shown, template=room.template)
     ids_BT = batch.tokens_BT.clone()
     ids_BT[:, 1:5] = torch.tensor(found["tokens"])
@@ -530,7 +530,7 @@ def test_gcg_never_makes_it_worse_and_scores_what_it_searched(bed, hidden, facts
 def test_gcg_slopes_are_those_of_finite_differences():
     model, batch = tiny_gpt2(), random_batch()
     generator = torch.Generator().manual_seed(0)
-    room = Placed(Template(), 1, 2)
+    room = Placeholders(Template(), 1, 2)
     tokens_P = torch.randint(3, 48, (2,), generator=generator)
     slope_PV = _slopes(model, batch, room, tokens_P)
     weight_VD = model.get_input_embeddings().weight

@@ -11,7 +11,7 @@ from probe.attacks.facts import divided
 from probe.attacks.relearning import relearn
 from probe.checkpoints import weights_hash
 from probe.data import encode, make_split
-from probe.diagnostics.dynamics import dynamics, undisturbed
+from probe.diagnostics.dynamics import dynamics, state_restored
 from probe.methods.baselines import ga
 from probe.methods.bootstrapping import bs_s
 from probe.objectives.token import nll
@@ -107,7 +107,7 @@ def test_random_states_come_back_after_an_exception_too():
     before = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
 
     def falls():
-        with undisturbed(model, "it"):
+        with state_restored(model, "it"):
             careless(model)
             _ = 1 / 0
 

@@ -175,8 +175,7 @@ def test_no_rooms_without_a_subject():
 # A method is called like the loss it trains with, everything else below is of the command line and to be merged.
 DEFINED_TWICE = {
     *("ga", "idk", "sim_imp", "sim_sat"),
-    *("Material", "Training", "Verdict", "evaluate", "flat", "g_effect", "layers", "load", "material", "read_records"),
-    *("resolved", "shown", "supplied", "unlearn"),
+    *("Training", "Verdict", "flat", "load", "read_records"),
 }
 
 

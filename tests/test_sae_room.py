@@ -12,11 +12,11 @@ from probe.interventions.activations import activations, content
 from probe.metrics.intervals import interval
 from probe.sae.candidates import CONTROLS, Candidate, Strength, candidates
 from probe.sae.dose_response import dose_response
-from probe.sae.halves import entities_of, halves, thinned, units_of
+from probe.sae.halves import entities_of, halves, limited_rows, units_of
+from probe.sae.outcome import edit_outcome
 from probe.sae.responses import DoseResponse, Response, Sides
 from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
 from probe.sae.view import Context, FeatureView, feature_views
-from probe.sae.words import edit_outcome
 from probe.sites import Site
 
 SITE = Site(1)
@@ -291,10 +291,10 @@ def test_an_sae_of_another_block_is_refused_with_the_numbers(bed):
 
 
 def test_rows_are_thinned_by_turns(bed):
-    few = thinned(bed.split.retain_rows, 90)
+    few = limited_rows(bed.split.retain_rows, 90)
     assert len(set(entities_of(few))) == len(few) == 90
-    assert thinned(few, 1000) == few
-    assert [row for row in few if row in set(thinned(few, 7))] == list(thinned(few, 7))
+    assert limited_rows(few, 1000) == few
+    assert [row for row in few if row in set(limited_rows(few, 7))] == list(limited_rows(few, 7))
 
 
 # --- what a feature is ---

@@ -16,11 +16,11 @@ from probe.datasets import write_rows
 from probe.figures.style import new_figure, paper_style
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
 from probe.verdict.features import BY_NAME, FEATURES, features, verdict_features
-from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judged, load_judge
+from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judge_model, load_judge
 from probe.verdict.logistic import CLASSES, LogisticFit, fit_logistic, softmax
-from probe.verdict.material import Protocol, verdict_rows
 from probe.verdict.measure import PARTS, Measurements
-from probe.verdict.validate import Heldout, best_temperature, fit_all, leave_groups_out, roc
+from probe.verdict.rows import Protocol, verdict_rows
+from probe.verdict.validate import HeldOutVerdicts, best_temperature, fit_all, leave_groups_out, roc
 
 NAMES = ("a", "b", "c")
 
@@ -125,7 +125,7 @@ def test_the_temperature_that_made_logits_too_bold_is_found():
 def test_calibration_counts_models_by_confidence():
     sure = np.array([0.97, 0.01, 0.01, 0.01])
     torn = np.array([0.4, 0.3, 0.2, 0.1])
-    held = Heldout(
+    held = HeldOutVerdicts(
         ("removed", "hidden", "removed", "hidden"),
         ("x",) * 4,
         np.stack([sure, sure, torn, torn]),
@@ -252,7 +252,7 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     judge = load_judge(path)
     layers = {f.layers: (0.5, 0.6) for f in FEATURES if f.layers}
     original = Measurements(numbers(), layers)
-    hiding = judged(judge, Measurements(numbers(forget_choice=0.2, forget_match=0.1), layers), original)
+    hiding = judge_model(judge, Measurements(numbers(forget_choice=0.2, forget_match=0.1), layers), original)
     assert hiding.verdict == "hidden"
     assert sum(hiding.probabilities.values()) == pytest.approx(1.0)
     assert (hiding.error, hiding.overall_error) == ((0, 10), (4, 40))
@@ -266,7 +266,9 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     ):
         assert piece in text
     assert "outside" not in text
-    odd = judged(judge, Measurements(numbers(forget_choice=0.2, forget_match=0.1, separability=1.0), layers), original)
+    odd = judge_model(
+        judge, Measurements(numbers(forget_choice=0.2, forget_match=0.1, separability=1.0), layers), original
+    )
     assert odd.outside == ("separability",)
     assert "outside what the zoo covered: separability" in odd.text()
     assert odd.verdict == CANNOT_TELL
@@ -275,15 +277,15 @@ def test_a_verdict_names_its_evidence_its_error_and_what_it_never_saw(tmp_path):
     gone = numbers(
         forget_choice=0.17, forget_match=0.1, relearn_late_choice=0.17, relearn_early_choice=0.17, push_choice=0.17
     )
-    assert judged(judge, Measurements(gone, layers), original).verdict == "removed"
-    assert judged(judge, Measurements(gone, layers), original, retain=False).verdict == "removed"
-    assert judged(judge, original, original).verdict == "untouched"
+    assert judge_model(judge, Measurements(gone, layers), original).verdict == "removed"
+    assert judge_model(judge, Measurements(gone, layers), original, retain=False).verdict == "removed"
+    assert judge_model(judge, original, original).verdict == "untouched"
 
 
 def test_a_diagnostic_by_which_the_original_shows_nothing_is_left_out():
     layers = {f.layers: (0.5, 0.6) for f in FEATURES if f.layers}
     blind = Measurements(numbers(content=0.4), layers)
-    found = judged(a_judge(), Measurements(numbers(content=0.2), layers), blind)
+    found = judge_model(a_judge(), Measurements(numbers(content=0.2), layers), blind)
     assert found.silent == ("content probe",)
     assert "content probe" not in [one.name for one in found.evidence]
     assert "shows nothing by them: content probe" in found.text()

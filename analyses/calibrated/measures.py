@@ -12,7 +12,7 @@ from analyses.subjects import Subject
 from probe.attacks.facts import divided
 from probe.attacks.prompts import JAILBREAKS
 from probe.attacks.quantisation import rounded_weights
-from probe.attacks.restoring import kept
+from probe.attacks.restoring import weights_restored
 from probe.data import QA, Batch, Template, encode
 from probe.methods.supplies import retention
 from probe.metrics.choices import ChoiceResult, guessing, side_by_side
@@ -116,7 +116,7 @@ class Measuring:
         """The metrics on forget rows under each attack, as ``attack/metric``."""
         asking, template = self.asking, self.chosen.split.template
         found = {}
-        with kept(model):
+        with weights_restored(model):
             shown = encode(self.chosen.tokenizer, self.shown, template=template, max_length=self._length)
             minimise(
                 model, [Term(1.0, nll, shown)], steps=asking.steps, lr=asking.lr, batch_size=asking.batch_size, seed=0

@@ -18,7 +18,7 @@ from probe.data import encode
 from probe.diagnostics.clusters import clusters
 from probe.metrics.intervals import Interval, fisher_z
 from probe.metrics.suite import answer_suite
-from probe.verdict.material import VerdictRows
+from probe.verdict.rows import VerdictRows
 
 METHOD_FAMILIES = (
     "reference",

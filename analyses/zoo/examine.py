@@ -19,8 +19,8 @@ from probe.datasets import rows_hash
 from probe.metrics.intervals import Interval, grouped
 from probe.sweep import sweep
 from probe.testbed.facts import authors
-from probe.verdict.material import Protocol, VerdictRows, verdict_rows
 from probe.verdict.measure import measure
+from probe.verdict.rows import Protocol, VerdictRows, verdict_rows
 
 REFERENCE = Member("the reference", "reference", "removed", lambda given: Subject(given.reference))
 ALL = (REFERENCE, *MEMBERS)

@@ -13,8 +13,8 @@ from probe.sweep import load
 from probe.verdict.features import Feature, features, verdict_features
 from probe.verdict.judge import KINDS, Counts, Judge
 from probe.verdict.logistic import CLASSES
-from probe.verdict.material import Protocol
-from probe.verdict.validate import Heldout, Roc, fit_all, leave_groups_out, roc
+from probe.verdict.rows import Protocol
+from probe.verdict.validate import HeldOutVerdicts, Roc, fit_all, leave_groups_out, roc
 
 ORIGINAL = "the original"
 
@@ -104,9 +104,9 @@ class Findings:
     """
 
     zoo: Zoo
-    by_family: Heldout
-    by_seed: Heldout
-    variants: dict[str, Heldout]
+    by_family: HeldOutVerdicts
+    by_seed: HeldOutVerdicts
+    variants: dict[str, HeldOutVerdicts]
     rocs: dict[str, dict[str, Roc]]
     dropped: dict[str, tuple[float, float]]
     grouped: dict[str, tuple[float, float]]
@@ -146,7 +146,7 @@ def find(zoo: Zoo) -> tuple[Findings, Judge]:
     return Findings(zoo, main, by_seed, variants, rocs(zoo, all_of, table), dropped, grouped), judge
 
 
-def error_counts(held: Heldout) -> dict[str, Counts]:
+def error_counts(held: HeldOutVerdicts) -> dict[str, Counts]:
     """(wrong, given) over all verdicts that would be given, and among those of each class."""
     return {"all": held.wrong(), **{one: held.wrong(one) for one in CLASSES}}
 

@@ -18,9 +18,9 @@ from probe.attacks.score import Score
 from probe.methods.baselines import ga, npo
 from probe.study.study import Study
 from probe.sweep import load, sweep
-from probe.verdict.judge import CANNOT_TELL, Verdict, judged, load_judge
-from probe.verdict.material import VerdictRows
+from probe.verdict.judge import CANNOT_TELL, Verdict, judge_model, load_judge
 from probe.verdict.measure import Measurements, measure
+from probe.verdict.rows import VerdictRows
 
 # Steps and rates as small as the answers allow; nothing was searched.
 _TRAINING: dict[str, Any] = {"batch_size": 8, "seed": 0}
@@ -135,7 +135,8 @@ def verdicts(
         kept = (record["retain_known"] - original["retain_floor"]) / span
         label = truth(MEMBERS[name][0], record["forget_match"], kept, excess.get(name, 0.0) > 0)
         alone, beside = (
-            judged(judge, measured[name], measured["the original"], other) for other in (None, measured["retrained"])
+            judge_model(judge, measured[name], measured["the original"], other)
+            for other in (None, measured["retrained"])
         )
         found.append((name, label, alone, beside))
     return found

@@ -16,7 +16,7 @@ from torch import nn
 
 from probe.attacks.facts import Facts
 from probe.attacks.recovery import AttackOutcome, Recovery
-from probe.attacks.restoring import kept
+from probe.attacks.restoring import weights_restored
 from probe.attacks.score import Measure, Score, mean_score
 from probe.data import Batch
 from probe.datasets import rows_hash
@@ -240,7 +240,7 @@ def _one_seed(
 
     if training.steps == 0:
         return scores
-    with kept(model), torch.enable_grad():
+    with weights_restored(model), torch.enable_grad():
         minimise(
             model,
             [Term(1.0, objective, data, "attack")],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from probe.attacks.facts import Facts, Studied, prepared
-from probe.attacks.placeholders import EMBEDDING, Placed, placed
+from probe.attacks.placeholders import EMBEDDING, Placeholders, with_placeholders
 from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.data import Batch, encode
 from probe.hooks import edited
@@ -88,7 +88,7 @@ def gcg(
     """
     search = Search(length, steps, top_k, candidates, seed, batch_size=batch_size)
     facts, never = prepared(study, retrained)
-    room = placed(facts.tokenizer, facts.template, search.length)
+    room = with_placeholders(facts.tokenizer, facts.template, search.length)
     batch = encode(facts.tokenizer, facts.shown, template=room.template, max_length=facts.max_length + search.length)
 
     def act(one: nn.Module) -> AttackOutcome:
@@ -110,7 +110,7 @@ def gcg(
 
 
 def _search(
-    model: nn.Module, tokenizer: Any, room: Placed, batch: Batch, search: Search, progress: bool
+    model: nn.Module, tokenizer: Any, room: Placeholders, batch: Batch, search: Search, progress: bool
 ) -> tuple[TokensP, tuple[float, ...]]:
     weight_VD = _embedding(model)
     generator = torch.Generator().manual_seed(search.seed)
@@ -136,7 +136,7 @@ def _search(
     return tokens_P, tuple(losses)
 
 
-def _slopes(model: nn.Module, batch: Batch, room: Placed, tokens_P: TokensP) -> Float[Tensor, "P V"]:
+def _slopes(model: nn.Module, batch: Batch, room: Placeholders, tokens_P: TokensP) -> Float[Tensor, "P V"]:
     """d loss / d one-hot: how the loss would move, to first order, if a token were replaced."""
     weight_VD = _embedding(model)
     rows = _with_tokens(batch, room, tokens_P[None])
@@ -150,7 +150,7 @@ def _slopes(model: nn.Module, batch: Batch, room: Placed, tokens_P: TokensP) -> 
 
 
 @torch.no_grad()
-def _losses(model: nn.Module, batch: Batch, room: Placed, tried_CP: CandidatesCP, batch_size: int) -> LossC:
+def _losses(model: nn.Module, batch: Batch, room: Placeholders, tried_CP: CandidatesCP, batch_size: int) -> LossC:
     """The NLL of all rows under each candidate: the mean over the rows' target tokens."""
     n_targets = predicted_targets(batch).sum()
     at_once = max(1, batch_size // len(batch))
@@ -161,7 +161,7 @@ def _losses(model: nn.Module, batch: Batch, room: Placed, tried_CP: CandidatesCP
     return torch.cat(found)
 
 
-def _with_tokens(batch: Batch, room: Placed, tried_CP: CandidatesCP) -> Batch:
+def _with_tokens(batch: Batch, room: Placeholders, tried_CP: CandidatesCP) -> Batch:
     """All rows once for each candidate, with its tokens in front."""
     rows = batch.select(torch.arange(len(batch)).repeat(len(tried_CP)))
     tokens_BT = rows.tokens_BT.clone()

@@ -19,7 +19,7 @@ VectorsPD = Float[Tensor, "P D"]
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placeholders:
     """A template with ``length`` placeholder tokens in front.
 
     Args:
@@ -39,7 +39,7 @@ class Placed:
         return {EMBEDDING: [At(Replace(v_D), Only((self.start + i,))) for i, v_D in enumerate(vectors_PD)]}
 
 
-def placed(tokenizer: Any, template: Template, length: int) -> Placed:
+def with_placeholders(tokenizer: Any, template: Template, length: int) -> Placeholders:
     """Find a text that this tokenizer splits into exactly ``length`` tokens in front of the prompt.
 
     Raises:
@@ -58,7 +58,7 @@ def placed(tokenizer: Any, template: Template, length: int) -> Placed:
         # Words of the prompt may not be cut anew, nor placeholders merge.
         if len(set(ids[:length])) == 1 and ids[length:] == rest:
             start = len(leading_ids(tokenizer, template.bos))
-            return Placed(replace(template, prompt=lead + template.prompt), start, length)
+            return Placeholders(replace(template, prompt=lead + template.prompt), start, length)
     raise ValueError(
         f"no text found that {type(tokenizer).__name__} splits into {length} equal tokens in front of the prompt; "
         "give the tokenizer an unk token"

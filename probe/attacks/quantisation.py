@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from probe.attacks.facts import Facts, Studied, prepared
 from probe.attacks.recovery import AttackOutcome, Recovery, compared
-from probe.attacks.restoring import kept
+from probe.attacks.restoring import weights_restored
 from probe.quantised import quantised
 from probe.sites import blocks
 
@@ -106,7 +106,7 @@ def rounded_weights(
     linear = {name: module for name, module in stack.named_modules() if _is_linear(module)}
     if not linear:
         raise ValueError(f"no linear map found in the blocks of {type(model).__name__}; there is nothing to round")
-    with kept(model):
+    with weights_restored(model):
         with torch.no_grad():
             for module in linear.values():
                 weight: Tensor = module.weight  # type: ignore[assignment]

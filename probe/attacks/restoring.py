@@ -10,7 +10,7 @@ from probe.weights import check_present
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
+def weights_restored(model: nn.Module) -> Iterator[None]:
     """Weights may be changed in place inside; afterwards they have their bits, in the same storage.
 
     Unlike a copy of the model this works inside ``edited`` and ``blended`` blocks, whose hooks and mixtures then are

@@ -7,7 +7,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from probe.attacks.facts import Facts, Studied, prepared
-from probe.attacks.placeholders import Placed, VectorsPD, initial, placed
+from probe.attacks.placeholders import Placeholders, VectorsPD, initial, with_placeholders
 from probe.attacks.recovery import AttackOutcome, Recovery, compared
 from probe.data import Batch, encode
 from probe.hooks import edited
@@ -56,7 +56,7 @@ def soft_prompt(
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise ValueError(f"expected steps >= 0, lr > 0 and rows in a batch, got {steps}, {lr} and {batch_size}")
     facts, never = prepared(study, retrained)
-    room = placed(facts.tokenizer, facts.template, length)
+    room = with_placeholders(facts.tokenizer, facts.template, length)
     batch = encode(facts.tokenizer, facts.shown, template=room.template, max_length=facts.max_length + length)
 
     def act(one: nn.Module) -> AttackOutcome:
@@ -71,7 +71,14 @@ def soft_prompt(
 
 
 def _train(
-    model: nn.Module, room: Placed, batch: Batch, steps: int, lr: float, batch_size: int, seed: int, progress: bool
+    model: nn.Module,
+    room: Placeholders,
+    batch: Batch,
+    steps: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    progress: bool,
 ) -> tuple[VectorsPD, tuple[float, ...]]:
     inner: Any = unwrapped(model)
     weight_VD = inner.get_input_embeddings().weight

@@ -54,12 +54,12 @@ class SaeSuppress(Original, DictionaryOptions, Retrained, RuleOptions, Seeded, M
             from probe.sae.candidates import CONTROLS, Strength, candidates
             from probe.sae.dose_response import dose_response
             from probe.sae.gates import GATES
-            from probe.sae.halves import halves, thinned
+            from probe.sae.halves import halves, limited_rows
             from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
 
             split, size, special = study.split, self.rows_per_pass, study.special_ids
             parts = halves(
-                study.tokenizer, split.forget_rows, thinned(split.retain_rows, self.most), seed=self.seed,
+                study.tokenizer, split.forget_rows, limited_rows(split.retain_rows, self.most), seed=self.seed,
                 template=split.template, max_length=split.max_length,
             )  # fmt: skip
             scales = [Strength("scale", c) for c in self.scales]

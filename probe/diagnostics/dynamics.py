@@ -95,7 +95,7 @@ def dynamics(
             )
         seen.append(step)
         for asked, question in questions.items():
-            with undisturbed(current, f"{asked!r} at step {step}"):
+            with state_restored(current, f"{asked!r} at step {step}"):
                 rows.extend(_answer(question, current, step, asked, name))
 
     look(0, model)
@@ -111,7 +111,7 @@ def dynamics(
 
 
 @contextmanager
-def undisturbed(model: nn.Module, who: str) -> Iterator[None]:
+def state_restored(model: nn.Module, who: str) -> Iterator[None]:
     """Whatever is asked inside, training can go on afterwards as if it had not been.
 
     Random states (Python, NumPy, torch), gradients, modes and flags are put back; weights and hooks are compared.
@@ -135,7 +135,7 @@ def undisturbed(model: nn.Module, who: str) -> Iterator[None]:
             if now != then:
                 raise RuntimeError(
                     f"{who} left other {thing} behind, so the run would not be the one that nobody watched; put them "
-                    "back (probe.attacks.restoring.kept, probe.weights.blended) or work on a copy"
+                    "back (probe.attacks.restoring.weights_restored, probe.weights.blended) or work on a copy"
                 )
     finally:
         for module, training in modes:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from probe.axes import PerLayerL
 from probe.context import check_context
 from probe.data import Batch
-from probe.diagnostics.span_tree import Loans, Span, loans, measured_spans
+from probe.diagnostics.span_tree import Loans, Span, measured_spans, replaceable
 from probe.display import Result, ResultTable
 from probe.metrics.forward import device_of
 from probe.metrics.teacher_forced import Metric
@@ -203,7 +203,7 @@ def _other(name: Into) -> Into:
 
 
 def _lent(models: Mapping[str, nn.Module], name: Into, part: Part) -> Loans:
-    lent = loans(models[name], models[_other(name)], part)
+    lent = replaceable(models[name], models[_other(name)], part)
     if all(loan is None for loan in lent):
         raise ValueError(
             f"original and unlearned model have identical {part} weights in every layer, bit for bit; check that the "

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from probe.data import QA, Template
 from probe.diagnostics.layer_maps import check_spans, single_layers
-from probe.diagnostics.span_tree import Span, loans
+from probe.diagnostics.span_tree import Span, replaceable
 from probe.display import Result, ResultTable
 from probe.metrics.generation import generate
 from probe.metrics.text import repetition, rouge
@@ -171,7 +171,7 @@ def replaced_texts(
         )
     models: Mapping[str, nn.Module] = {"original": original, "unlearned": unlearned}
     host, donor = models[into], models["unlearned" if into == "original" else "original"]
-    lent = loans(host, donor, "block")
+    lent = replaceable(host, donor, "block")
     if all(loan is None for loan in lent):
         raise ValueError("original and unlearned model have identical blocks; check that the paths differ")
     prompts = [template.asked(row.question) for row in rows]

@@ -15,14 +15,14 @@ from probe.metrics.forward import device_of
 from probe.metrics.tokens import TokenStats, token_numbers
 from probe.replay import Replay, replayable
 from probe.sites import Site, n_layers, place_of
-from probe.weights import borrowed
+from probe.weights import with_weights_of
 
 Span = tuple[int, int]
 # Each layer's part in the model that borrows and in the one that lends; None where both have the same bits.
 Loans = tuple[tuple[nn.Module, nn.Module] | None, ...]
 
 
-def loans(model: nn.Module, other: nn.Module, part: Literal["block", "attention", "mlp"]) -> Loans:
+def replaceable(model: nn.Module, other: nn.Module, part: Literal["block", "attention", "mlp"]) -> Loans:
     """What ``model`` can borrow from ``other`` in each layer: modules with another bit somewhere in their weights.
 
     Raises:
@@ -101,7 +101,7 @@ def _walk(replay: Replay, lent: Loans, spans: Sequence[Span]) -> Iterator[tuple[
             if unchanged and loan is None:
                 hidden_BTD = replay.entering(layer + 1)
             else:
-                with nullcontext() if loan is None else borrowed(*loan):
+                with nullcontext() if loan is None else with_weights_of(*loan):
                     hidden_BTD = replay.run(layer, hidden_BTD)
                 unchanged, spent = False, spent + 1
             if layer in lasts:

@@ -145,7 +145,7 @@ def _linear(sae: Any, architecture: str, shift_D: Tensor, rows_FE: Tensor) -> tu
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class UserDictionary:
     """An object of the user's own that has ``encode``, ``decode`` and ``W_dec``, with a linear decoder."""
 
     encoder: Callable[[Tensor], Tensor] = field(repr=False)
@@ -203,7 +203,7 @@ class Given:
         return above_noise(f_XF)
 
 
-def _given(thing: Any) -> Given:
+def _given(thing: Any) -> UserDictionary:
     rows_FD = torch.as_tensor(thing.W_dec).detach()
     generator = torch.Generator().manual_seed(0)
     drawn_1F = torch.rand(1, len(rows_FD), generator=generator).to(rows_FD)
@@ -221,4 +221,4 @@ def _given(thing: Any) -> Given:
             f"{type(thing).__name__}.decode does not add features times W_dec, so that what a feature writes is not "
             "known; give W_dec the rows that decode really adds"
         )
-    return Given(thing.encode, thing.decode, rows_FD, dict(getattr(thing, "metadata", None) or {}))
+    return UserDictionary(thing.encode, thing.decode, rows_FD, dict(getattr(thing, "metadata", None) or {}))

@@ -9,8 +9,8 @@ from probe.figures.effect_maps import G_EFFECT_MAP, G_EFFECT_THIRDS
 from probe.figures.entry import Entry, TableEntry
 from probe.figures.layers import G_EFFECT
 from probe.figures.lens import LOGIT_LENS
-from probe.figures.lent import GROWING, PARTS, SPANS, U_SHAPE_OF_MAPS
 from probe.figures.logits import LOGIT_COLLAPSE
+from probe.figures.maps import GROWING, PARTS, SPANS, U_SHAPE_OF_MAPS
 from probe.figures.paper_tables import MAIN, PAPER, SIZES
 from probe.figures.quality import QUALITY, U_SHAPE_QUALITY
 from probe.figures.quantisation import QUANTISATION

@@ -6,8 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from probe.figures.layers import lines
-from probe.figures.lent import SPANS, U_SHAPE_OF_MAPS
 from probe.figures.logits import LOGIT_COLLAPSE
+from probe.figures.maps import SPANS, U_SHAPE_OF_MAPS
 from probe.figures.relearning import RELEARNING
 from probe.figures.separability import SEPARABILITY
 from probe.figures.squeezing import SQUEEZING

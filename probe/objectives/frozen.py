@@ -97,7 +97,7 @@ class NearCached:
 
 
 @dataclass(frozen=True)
-class Put:
+class ReplaceStates:
     """These hidden states in place of whatever comes."""
 
     hidden_BTD: HiddenBTD = field(repr=False)
@@ -191,7 +191,7 @@ def above(model: nn.Module, entering: CachedOriginal, batch: Batch, wrapped: boo
         return (hidden,) if wrapped else hidden
 
     below = list(blocks(model))[: entering.site.layer]
-    with _forwards_of(below, [pass_on] * len(below)), edited(model, {entering.site: Put(entering.at(batch))}):
+    with _forwards_of(below, [pass_on] * len(below)), edited(model, {entering.site: ReplaceStates(entering.at(batch))}):
         yield
 
 

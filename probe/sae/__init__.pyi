@@ -11,7 +11,7 @@ from probe.sae.dose_response import dose_response as dose_response
 from probe.sae.gates import gated as gated
 from probe.sae.halves import Halves as Halves
 from probe.sae.halves import halves as halves
-from probe.sae.halves import thinned as thinned
+from probe.sae.halves import limited_rows as limited_rows
 from probe.sae.named import read_rule as read_rule
 from probe.sae.responses import ChosenDose as ChosenDose
 from probe.sae.responses import DoseResponse as DoseResponse

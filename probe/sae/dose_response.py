@@ -14,8 +14,8 @@ from probe.hooks import edited
 from probe.positions import At, NotIds
 from probe.sae.candidates import Candidate, Source
 from probe.sae.halves import Halves, units_of
+from probe.sae.outcome import EditOutcome, edit_outcome
 from probe.sae.responses import HALVES, SIDES, DoseResponse, Half, Response, Sides
-from probe.sae.words import EditOutcome, edit_outcome
 
 
 def dose_response(

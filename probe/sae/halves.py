@@ -58,7 +58,7 @@ def entities_of(rows: Sequence[QA]) -> tuple[str, ...]:
     return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
 
 
-def thinned(rows: Sequence[QA], most: int) -> tuple[QA, ...]:
+def limited_rows(rows: Sequence[QA], most: int) -> tuple[QA, ...]:
     """At most so many rows, in their order: one of every entity in turn, so that as many entities as may be stay."""
     if len(rows) <= most:
         return tuple(rows)

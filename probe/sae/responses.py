@@ -11,7 +11,7 @@ from probe.display import ResultTable
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import Interval, grouped
 from probe.sae.candidates import Candidate, Source
-from probe.sae.words import EditOutcome
+from probe.sae.outcome import EditOutcome
 
 Half = Literal["select", "report"]
 On = Literal["forget", "retain"]

@@ -14,8 +14,8 @@ from probe.metrics.intervals import wilson
 from probe.rows import Row
 from probe.verdict.features import BY_NAME, features, verdict_features
 from probe.verdict.logistic import LogisticFit
-from probe.verdict.material import Protocol
 from probe.verdict.measure import Measurements
+from probe.verdict.rows import Protocol
 
 FITTED = Path(__file__).with_name("fitted.json")
 # Which fit applies: (retain rows given, a retrained model given).
@@ -204,7 +204,7 @@ class Verdict:
         return "\n".join(lines)
 
 
-def judged(
+def judge_model(
     judge: Judge,
     model: Measurements,
     original: Measurements,

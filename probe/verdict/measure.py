@@ -22,7 +22,7 @@ from probe.diagnostics.spurious_unlearning import spurious_unlearning
 from probe.diagnostics.weight_change import weight_change
 from probe.runs.folder import Keep, unkept
 from probe.sites import Site, n_layers
-from probe.verdict.material import VerdictRows
+from probe.verdict.rows import VerdictRows
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ _TEMPERATURES = tuple(float(t) for t in np.geomspace(0.25, 4.0, 33))
 
 
 @dataclass(frozen=True, eq=False)
-class Heldout:
+class HeldOutVerdicts:
     """Verdicts on models by fits that saw nothing of their group.
 
     Args:
@@ -84,7 +84,7 @@ def leave_groups_out(
     *,
     penalties: Sequence[float] = PENALTIES,
     calibrate: bool = True,
-) -> Heldout:
+) -> HeldOutVerdicts:
     """Judge each group by a fit to the others.
 
     Penalty and temperature of each fit are chosen by log loss on folds of its own groups, so that a group left out
@@ -121,7 +121,7 @@ def leave_groups_out(
         rows = [dict(zip(features, row_F, strict=True)) for row_F in table_NF[out_N].tolist()]
         beyond_N[out_N] = [found.distance(row) > found.reach for row in rows]
     values, counts = np.unique(taken, return_counts=True)
-    return Heldout(tuple(labels), tuple(groups), softmax(logit_NC), float(values[counts.argmax()]), beyond_N)
+    return HeldOutVerdicts(tuple(labels), tuple(groups), softmax(logit_NC), float(values[counts.argmax()]), beyond_N)
 
 
 def tuned(

@@ -9,9 +9,9 @@ from tqdm.auto import tqdm
 from probe.attacks.facts import Studied
 from probe.checkpoints import weights_hash
 from probe.runs.folder import Keep, unkept, within
-from probe.verdict.judge import FITTED, Judge, Verdict, judged, load_judge
-from probe.verdict.material import verdict_rows
+from probe.verdict.judge import FITTED, Judge, Verdict, judge_model, load_judge
 from probe.verdict.measure import PARTS, measure
+from probe.verdict.rows import verdict_rows
 from probe.weights import check_same_architecture
 
 
@@ -56,7 +56,7 @@ def verdict(
     with tqdm(total=len(models) * len(PARTS), desc="verdict", unit="part", disable=not progress) as bar:
         for role, one in models.items():
             found[role] = measure(one, given, _moving(bar, within(keep, role)))
-    return judged(judge, found["model"], found["original"], found.get("retrained"), retain=bool(split.retain_rows))
+    return judge_model(judge, found["model"], found["original"], found.get("retrained"), retain=bool(split.retain_rows))
 
 
 def check_models(models: dict[str, nn.Module]) -> None:
