@@ -501,6 +501,7 @@ def test_suite_agrees_with_one_text_at_a_time():
     assert means["probability"] == pytest.approx(found.probability_N.mean())
     assert means["choice_accuracy"] == pytest.approx((found.rank_N == 0).mean())
     assert means["truth_ratio_retain"] == truth_ratio_retain(found.truth_ratio_N)
+    assert repr(found).startswith(f"SuiteResult(6 rows: probability {means['probability']:.3g}, ")
     assert all(0 <= value <= 1 for value in means.values())
 
 

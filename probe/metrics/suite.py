@@ -23,7 +23,7 @@ _STRIDE = 8
 _Keep = Callable[[str, Callable[[], Any]], Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SuiteResult:
     """One entry per row, in the order given; None where a quantity was not asked for or the rows do not allow it.
 
@@ -47,6 +47,10 @@ class SuiteResult:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name} {value:.3g}" for name, value in self.means().items())
+        return f"SuiteResult({len(self)} rows: {means})"
 
     @property
     def loss_N(self) -> ArrayN:
