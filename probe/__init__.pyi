@@ -85,7 +85,9 @@ from probe.features import rank_features as rank_features
 from probe.features import train_dictionary as train_dictionary
 from probe.figures import draw_all as draw_all
 from probe.figures import draw_folder as draw_folder
+from probe.harvest import count_rows as count_rows
 from probe.harvest import harvest as harvest
+from probe.harvest import moments as moments
 from probe.hooks import captured as captured
 from probe.hooks import edited as edited
 from probe.interventions import Always as Always
@@ -223,6 +225,8 @@ from probe.readers import read_choices as read_choices
 from probe.readers import read_muse as read_muse
 from probe.readers import read_texts as read_texts
 from probe.readers import read_tofu as read_tofu
+from probe.remote import check_shapes as check_shapes
+from probe.remote import generate_under as generate_under
 from probe.remote import traced as traced
 from probe.rows import Row as Row
 from probe.sae import audit as audit
@@ -232,6 +236,7 @@ from probe.sae import feature_views as feature_views
 from probe.sae import halves as halves
 from probe.sites import Site as Site
 from probe.sites import n_layers as n_layers
+from probe.sites import parameters_by_layer as parameters_by_layer
 from probe.study.loading import open as open
 from probe.study.loading import testbed as testbed
 from probe.study.study import Study as Study

@@ -31,7 +31,7 @@ def named_folder(name: str | Path) -> Path | str:
     """
     path = Path(name)
     if path.suffix in PICKLES:
-        raise ValueError(no_pickle(path))
+        raise ValueError(_no_pickle(path))
     if path.is_file():
         raise ValueError(f"{path} is a file; pass the folder that holds config.json and model.safetensors")
     if path.is_dir():
@@ -63,7 +63,7 @@ def cached_folder(name: str, *, download: bool = True) -> Path:
     absent, few = f"{no_folder(name)}, and no model of that name from the hub", [*_TEXTS, *_TOKENS]
     with refused(absent):
         folder = Path(snapshot_download(name, allow_patterns=few, local_files_only=not download))
-    named = weight_files(folder) if (folder / INDEX).is_file() else [WEIGHTS]
+    named = _weight_files(folder) if (folder / INDEX).is_file() else [WEIGHTS]
     with refused(absent):
         return Path(snapshot_download(name, allow_patterns=[*few, *named], local_files_only=not download))
 
@@ -87,7 +87,7 @@ def check_folder(path: Path) -> None:
         ValueError: no config or weights, a config or index that is no object or is broken, weights that are a pickle,
             damaged or outside the folder, code that would be fetched, an adapter or a distributed checkpoint.
     """
-    read_config(path)
+    _read_config(path)
     adapter = path / "adapter_config.json"
     if adapter.exists():
         raise ValueError(
@@ -97,11 +97,11 @@ def check_folder(path: Path) -> None:
     parts = [p.name for p in path.iterdir() if re.fullmatch(_DISTRIBUTED, p.name)]
     if parts:
         raise ValueError(f"{path} holds part of a distributed checkpoint ({parts[0]}); {_SAVE}")
-    for name in weight_files(path):
+    for name in _weight_files(path):
         check_safetensors(path / name)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     """``config.json`` of a folder.
 
     Raises:
@@ -124,7 +124,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(path: Path) -> list[str]:
+def _weight_files(path: Path) -> list[str]:
     """The files that hold a folder's weights: ``model.safetensors``, or those that the index names.
 
     Raises:
@@ -137,7 +137,7 @@ def weight_files(path: Path) -> list[str]:
         found = sorted(p.name for p in path.iterdir() if p.suffix in (*PICKLES, ".safetensors"))
         pickled = [name for name in found if not name.endswith(".safetensors")]
         if pickled:
-            raise ValueError(no_pickle(path / pickled[0]))
+            raise ValueError(_no_pickle(path / pickled[0]))
         others = f" (only {found[0]}, which nothing names)" if found else ""
         raise ValueError(f"{path} has no .safetensors file called {WEIGHTS} and no {INDEX}{others}; {_SAVE}")
     named = _object(index).get("weight_map")
@@ -147,7 +147,7 @@ def weight_files(path: Path) -> list[str]:
         if not isinstance(name, str) or not re.fullmatch(r"[^/\\]+", name) or name in (".", ".."):
             raise ValueError(f"{index}: {weight} is in {name!r}; expected the name of a file in the same folder")
         if not name.endswith(".safetensors"):
-            raise ValueError(f"{index}: {weight} is in {name!r}; {no_pickle(path / name)}")
+            raise ValueError(f"{index}: {weight} is in {name!r}; {_no_pickle(path / name)}")
     return sorted(set(named.values()))
 
 
@@ -173,7 +173,7 @@ def check_safetensors(path: str | Path) -> None:
             f"{path} has {size} bytes, its header expects {8 + length + expected}; the file is damaged, copy it again"
         )
     if expected is None and head.startswith(_PICKLED):
-        raise ValueError(no_pickle(path))
+        raise ValueError(_no_pickle(path))
     if length > size:
         raise ValueError(
             f"{path} is not a whole safetensors file ({size} bytes, header alone needs {8 + length}); copy it again"
@@ -200,7 +200,7 @@ def put_in_place(part: Path, folder: Path) -> None:
         file.replace(target)
 
 
-def no_pickle(path: Path) -> str:
+def _no_pickle(path: Path) -> str:
     """Why a pickle is not read, and the way out."""
     return (
         f"{path} is a pickle, which can run code when loaded; convert it where it was made with "

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from probe.cli import main
-from probe.figures.folder import contents, draw_folder, drawing_summary, origin, rows_of, unfinished
+from probe.figures.folder import _contents, draw_folder, drawing_summary, origin, rows_of, unfinished
 from probe.figures.tables import csv_text, main_table
 from probe.report.sentences import findings
 from probe.rows import Row, append, load
@@ -94,7 +94,7 @@ def test_r11_figures_of_a_part_say_so(tmp_path):
     ]
     drawn = draw_folder(tmp_path, only=["main"])
     assert drawing_summary(drawn).splitlines()[:2] == told
-    assert f"<b>{told[0]}</b>" in contents(drawn)
+    assert f"<b>{told[0]}</b>" in _contents(drawn)
     assert draw_folder(tmp_path / "whole", only=["main"]).notes == ()
     assert "a part" in draw_folder(tmp_path / ".mine.part", only=["main"]).notes[0]
     with pytest.raises(FileNotFoundError, match=r"no such folder; an unfinished run lies in .*\.mine\.part"):

@@ -12,13 +12,13 @@ from matplotlib.text import Text
 
 from probe.figures import FIGURES, NAMES, TABLES, VENUES, draw_all, paper_style, write_tables
 from probe.figures.catalogue import EVERY
-from probe.figures.dynamics import in_columns, pairs_of
+from probe.figures.dynamics import _in_columns, _pairs_of
 from probe.figures.folder import draw_folder, drawing_summary, rows_of
-from probe.figures.lens import visible
-from probe.figures.paper_tables import Block, Column, blocked, paper_table, size_table
+from probe.figures.lens import _visible
+from probe.figures.paper_tables import Block, Column, _blocked, paper_table, size_table
 from probe.figures.quality import LOG10_P, with_log10
-from probe.figures.replaced import text_rows
-from probe.figures.robustness import pearson
+from probe.figures.replaced import _text_rows
+from probe.figures.robustness import _pearson
 from probe.rows import Row, append, span_row
 
 SIDES = ("forget", "retain")
@@ -354,7 +354,7 @@ def test_lens_difference_and_dashboard_choose_the_same_tokens():
     assert data["changed"][1][2] == first.value
     image = figure.axes[2].images[0].get_array()
     np.testing.assert_allclose(image, np.array(data["changed"]) - np.array(data["original"]))
-    assert visible("a\n$b") == r"a↵\$b"
+    assert _visible("a\n$b") == r"a↵\$b"
 
 
 def test_the_dashboard_shows_the_method_that_was_measured_most():
@@ -380,9 +380,9 @@ def test_thirds_are_sums_over_layers():
 
 def test_pairs_and_columns():
     names = ["GA + NLL", "WGA + NLL", "NPO", "TNPO", "NLL retain", "KL retain"]
-    assert pairs_of(names) == [("GA + NLL", "WGA + NLL"), ("NPO", "TNPO"), ("NLL retain", "KL retain")]
-    assert pairs_of(["GA", "NPO"]) == []
-    assert [len(g) for g in in_columns([str(i) for i in range(9)])] == [3, 3, 3]
+    assert _pairs_of(names) == [("GA + NLL", "WGA + NLL"), ("NPO", "TNPO"), ("NLL retain", "KL retain")]
+    assert _pairs_of(["GA", "NPO"]) == []
+    assert [len(g) for g in _in_columns([str(i) for i in range(9)])] == [3, 3, 3]
     with pytest.raises(ValueError, match="measure one of"):
         drawn_data("g_effect_pairs", [Row("GA", "g_effect", "effect over steps", 0.1, "forget", item=0)])
 
@@ -430,12 +430,12 @@ def test_correlation_against_scipy():
     from scipy.stats import pearsonr
 
     point_N2 = noise().random((12, 2))
-    r, low, high = pearson(point_N2)
+    r, low, high = _pearson(point_N2)
     found = pearsonr(*point_N2.T)
     interval = found.confidence_interval()
     assert r == pytest.approx(found.statistic)
     assert (low, high) == pytest.approx((interval.low, interval.high), abs=1e-6)
-    assert all(map(math.isnan, pearson(np.ones((9, 2)))))
+    assert all(map(math.isnan, _pearson(np.ones((9, 2)))))
 
 
 # Tables.
@@ -453,7 +453,7 @@ def test_marks_are_given_within_a_block_and_never_to_references():
         block("one", {"original": 0.9, "A": 0.5, "B": 0.5, "C": 0.4, "retrained": 0.8}),
         block("two", {"A": 0.1, "B": 0.2, "C": None}),
     ]
-    latex = blocked(blocks, [Column("X", 1, "x"), Column("Y", 1, "y")], "note").latex
+    latex = _blocked(blocks, [Column("X", 1, "x"), Column("Y", 1, "y")], "note").latex
     assert lines_of(latex, "A") == [[r"\textbf{0.500}"], [r"\underline{0.100}"]]
     assert lines_of(latex, "B") == [[r"\textbf{0.500}"], [r"\textbf{0.200}"]]
     assert lines_of(latex, "C") == [[r"\underline{0.400}"], ["n/f"]]
@@ -490,7 +490,7 @@ def test_sizes_and_splits_are_blocks_and_an_evaluation_is_one():
 
 
 def test_changed_words_are_coloured_and_underlined():
-    latex = text_rows(everything()).latex
+    latex = _text_rows(everything()).latex
     assert r"\textcolor{changed}{\underline{is.}}" in latex
     assert "Who is she?" in latex
 

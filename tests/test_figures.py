@@ -314,7 +314,7 @@ def test_spread_against_a_quadratic_programme(seed):
 
     generator = np.random.default_rng(seed)
     wanted = generator.random(6)
-    placed = labels.spread_out(wanted.tolist(), 0.12, 0.0, 1.0)
+    placed = labels._spread_out(wanted.tolist(), 0.12, 0.0, 1.0)
     order = np.argsort(wanted, kind="stable")
     limits = [{"type": "ineq", "fun": lambda p, i=i: p[order[i + 1]] - p[order[i]] - 0.12} for i in range(5)]
     start = np.empty(6)
@@ -325,7 +325,7 @@ def test_spread_against_a_quadratic_programme(seed):
 
 
 def test_spread_when_there_is_no_room():
-    placed = labels.spread_out([0.5] * 5, 1.0, 0.0, 1.0)
+    placed = labels._spread_out([0.5] * 5, 1.0, 0.0, 1.0)
     np.testing.assert_allclose(sorted(placed), [0, 0.25, 0.5, 0.75, 1])
 
 

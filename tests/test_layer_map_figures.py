@@ -12,7 +12,7 @@ from analyses.layer_maps.pictures import draw
 from probe.diagnostics.layer_maps import every_span
 from probe.figures.spans import growing_spans, part_lines, span_map
 from probe.figures.style import FORGET, new_figure, paper_style
-from probe.figures.texts import changed_texts, changed_words
+from probe.figures.texts import _changed_words, changed_texts
 from probe.figures.tokens import token_heat_map, token_texts
 from probe.rows import span_row
 
@@ -100,7 +100,7 @@ def test_lines_by_part_and_by_size_are_the_rows():
 
 
 def test_changed_words_are_marked():
-    assert changed_words("the cat sat", "the dog sat sat") == [
+    assert _changed_words("the cat sat", "the dog sat sat") == [
         ("the", False),
         ("dog", True),
         ("sat", False),

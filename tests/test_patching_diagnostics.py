@@ -8,7 +8,7 @@ from conftest import random_batch, tiny_gpt2, tiny_llama
 
 from probe.diagnostics.answer_values import value_batch
 from probe.diagnostics.depth_score import depth_score, patched_loss, row_means
-from probe.diagnostics.localisation import GROUPS, after_prompt, localisation, prompt_end, question
+from probe.diagnostics.localisation import GROUPS, _after_prompt, _prompt_end, _question, localisation
 from probe.hooks import captured, our_hooks
 from probe.sites import Site
 from probe.weights import blended
@@ -64,8 +64,8 @@ def test_groups_part_the_real_tokens():
     batch = random_batch()
     counted = sum(mask(batch).long() for mask in GROUPS.values())
     assert torch.equal(counted, batch.attention_BT.long())
-    assert bool((prompt_end(batch).sum(1) == 1).all())
-    assert bool((question(batch).sum(1) == batch.prompt_B - 1).all())
+    assert bool((_prompt_end(batch).sum(1) == 1).all())
+    assert bool((_question(batch).sum(1) == batch.prompt_B - 1).all())
 
 
 @pytest.mark.parametrize("make", [tiny_gpt2, tiny_llama])
@@ -114,4 +114,4 @@ def test_depth_and_places_on_the_testbed(bed):
     # At the last block only the tokens that predict the value matter, and they lie in the answer.
     assert places.effect_LG[1, 2] < -1
     assert places.effect_LG[1, 0] == pytest.approx(0, abs=1e-6)
-    assert after_prompt(batch).any()
+    assert _after_prompt(batch).any()

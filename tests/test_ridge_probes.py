@@ -9,7 +9,7 @@ from conftest import random_batch, tiny_llama
 
 from probe.data import Batch, Split
 from probe.diagnostics.answer_values import value_split
-from probe.diagnostics.ridge_probes import aurocs, ridge_minus_logistic, ridge_probes
+from probe.diagnostics.ridge_probes import _aurocs, ridge_minus_logistic, ridge_probes
 from probe.diagnostics.ridge_solve import ridge_heldout, standardised
 from probe.diagnostics.split_states import SplitStates, split_states
 from probe.hooks import edited, our_hooks
@@ -79,12 +79,12 @@ def test_auroc_is_scikit_learns_ties_included():
     generator = torch.Generator().manual_seed(2)
     score_LNK = torch.randint(0, 5, (2, 30, 3), generator=generator).double()
     label_NK = torch.randint(0, 2, (30, 3), generator=generator)
-    found_LK = aurocs(score_LNK, label_NK)
+    found_LK = _aurocs(score_LNK, label_NK)
     for layer in range(2):
         for k in range(3):
             assert found_LK[layer, k].item() == pytest.approx(roc_auc_score(label_NK[:, k], score_LNK[layer, :, k]))
     with pytest.raises(ValueError, match="got 30 positive, 0 negative"):
-        aurocs(score_LNK, torch.ones_like(label_NK))
+        _aurocs(score_LNK, torch.ones_like(label_NK))
 
 
 def test_a_signal_is_found_and_noise_is_not():

@@ -23,6 +23,7 @@ from probe.attacks.quantisation import quantise as quantise
 from probe.attacks.quantisation import rounded_weights as rounded_weights
 from probe.attacks.recovery import AttackOutcome as AttackOutcome
 from probe.attacks.recovery import Recovery as Recovery
+from probe.attacks.recovery import check_never_known as check_never_known
 from probe.attacks.relearning import relearn as relearn
 from probe.attacks.sae_reactivation import SetFeatures as SetFeatures
 from probe.attacks.sae_reactivation import reactivate as reactivate

@@ -57,7 +57,7 @@ class SetFeatures:
         return self._edit.operation()
 
 
-def mean_features(
+def _mean_features(
     model: nn.Module, facts: Facts, site: Site, sae: Any, *, tokens: Literal["answers", "content"], batch_size: int
 ) -> MeanF:
     """Mean activation of every feature over the shown rows' tokens."""
@@ -111,7 +111,7 @@ def reactivate(
     if tokens not in TOKENS:
         raise ValueError(f"tokens must be 'answers' or 'content', got {tokens!r}")
     check_site(original, sae, place, facts.shown_batch)
-    target_F = mean_features(original, facts, place, sae, tokens=tokens, batch_size=batch_size)
+    target_F = _mean_features(original, facts, place, sae, tokens=tokens, batch_size=batch_size)
 
     def under(one: nn.Module, rows: Sequence[QA], chosen: Sequence[int], factor: float) -> Score:
         value_K = float(factor) * target_F[list(chosen)]
@@ -120,7 +120,7 @@ def reactivate(
 
     def act(one: nn.Module) -> AttackOutcome:
         before = facts.score(one, facts.held, facts.template)
-        fallen_F = target_F - mean_features(one, facts, place, sae, tokens=tokens, batch_size=batch_size)
+        fallen_F = target_F - _mean_features(one, facts, place, sae, tokens=tokens, batch_size=batch_size)
         order = fallen_F.argsort(descending=True, stable=True).tolist()
         tried = {
             (n, factor): float(under(one, facts.shown, order[:n], factor).of(choose_by).mean())

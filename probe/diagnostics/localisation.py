@@ -25,26 +25,26 @@ from probe.weights import check_same_architecture
 PerGroupLG = Float[Tensor, "L G"]
 
 
-def question(batch: Batch) -> MaskBT:
+def _question(batch: Batch) -> MaskBT:
     """The prompt without its last token."""
     index_BT = batch.attention_BT.long().cumsum(1) - 1
     return batch.attention_BT & (index_BT < batch.prompt_B[:, None] - 1)
 
 
-def prompt_end(batch: Batch) -> MaskBT:
+def _prompt_end(batch: Batch) -> MaskBT:
     """The prompt's last token."""
     index_BT = batch.attention_BT.long().cumsum(1) - 1
     return batch.attention_BT & (index_BT == batch.prompt_B[:, None] - 1)
 
 
-def after_prompt(batch: Batch) -> MaskBT:
+def _after_prompt(batch: Batch) -> MaskBT:
     """Every token after the prompt."""
     index_BT = batch.attention_BT.long().cumsum(1) - 1
     return batch.attention_BT & (index_BT >= batch.prompt_B[:, None])
 
 
 GROUPS: Mapping[str, Callable[[Batch], MaskBT]] = MappingProxyType(
-    {"question": question, "prompt end": prompt_end, "answer": after_prompt}
+    {"question": _question, "prompt end": _prompt_end, "answer": _after_prompt}
 )
 
 

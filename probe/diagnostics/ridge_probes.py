@@ -101,7 +101,7 @@ def ridge_probes(
         raise ValueError(f"shuffles must be at least 0, got {shuffles}")
     states = split_states(model, split, batch_size=batch_size) if states is None else states
     hidden_LND, label_N, group_N = _both(states)
-    fold_N = grouped_folds(label_N, group_N, seed)
+    fold_N = _grouped_folds(label_N, group_N, seed)
     generator = np.random.default_rng(seed)
     sets = [label_N, *(_shuffled(label_N, group_N, fold_N, generator) for _ in range(shuffles))]
     label_NK = torch.from_numpy(np.stack(sets, 1))
@@ -109,7 +109,7 @@ def ridge_probes(
     paths = heldout_by_penalty(hidden_LND, 2.0 * label_NK - 1, penalties=penalties, fold_N=torch.from_numpy(fold_N))
     auc_PFLK = torch.stack(
         [
-            torch.stack([aurocs(heldout_LNK[:, fold_N == f], label_NK[fold_N == f]) for f in range(folds)])
+            torch.stack([_aurocs(heldout_LNK[:, fold_N == f], label_NK[fold_N == f]) for f in range(folds)])
             for heldout_LNK in paths
         ]
     )
@@ -159,7 +159,7 @@ def ridge_minus_logistic(
     return found.auc_L - torch.tensor(reference, dtype=torch.float64)
 
 
-def aurocs(score_LNK: Float[Tensor, "L N K"], label_NK: Tensor) -> Float[Tensor, "L K"]:
+def _aurocs(score_LNK: Float[Tensor, "L N K"], label_NK: Tensor) -> Float[Tensor, "L K"]:
     """P(score of a positive > score of a negative), ties counting half, of every layer and label set.
 
     The Mann-Whitney statistic from mid-ranks.
@@ -180,7 +180,7 @@ def aurocs(score_LNK: Float[Tensor, "L N K"], label_NK: Tensor) -> Float[Tensor,
     return (total_LK - positive_K * (positive_K + 1) / 2) / (positive_K * negative_K)
 
 
-def grouped_folds(label_N: np.ndarray, group_N: np.ndarray, seed: int) -> np.ndarray:
+def _grouped_folds(label_N: np.ndarray, group_N: np.ndarray, seed: int) -> np.ndarray:
     """The fold in which each row is held out; groups stay whole and classes are spread evenly.
 
     Raises:

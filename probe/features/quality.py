@@ -64,7 +64,7 @@ class Quality:
 
 
 @dataclass(frozen=True, eq=False)
-class Splice:
+class _Splice:
     """h becomes decode(encode(h)): the whole reconstruction, its error included."""
 
     dictionary: Dictionary = field(repr=False)
@@ -75,7 +75,7 @@ class Splice:
 
 
 @dataclass(frozen=True, eq=False)
-class ConstantState:
+class _ConstantState:
     """h becomes one vector."""
 
     mean_D: torch.Tensor = field(repr=False)
@@ -124,8 +124,8 @@ def quality(
     _, on_F = _activity(dictionary, looked_ND)
     every = replace(judged, target_BT=content(judged), warn=False)
     plain = _loss(model, every, {}, batch_size)
-    spliced = _loss(model, every, {site: At(Splice(dictionary), not_first)}, batch_size)
-    mean = _loss(model, every, {site: At(ConstantState(hidden_ND.mean(0)), not_first)}, batch_size)
+    spliced = _loss(model, every, {site: At(_Splice(dictionary), not_first)}, batch_size)
+    mean = _loss(model, every, {site: At(_ConstantState(hidden_ND.mean(0)), not_first)}, batch_size)
     return Quality(
         1 - fvu_by_layer[site.layer],
         l0,

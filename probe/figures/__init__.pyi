@@ -12,14 +12,18 @@ from probe.figures.doses import dose_curves as dose_curves
 from probe.figures.drawing import Drawn as Drawn
 from probe.figures.drawing import draw_all as draw_all
 from probe.figures.drawing import write_tables as write_tables
+from probe.figures.dynamics import g_effects_over_steps as g_effects_over_steps
+from probe.figures.effect_maps import g_effect_maps as g_effect_maps
 from probe.figures.effect_maps import thirds as thirds
 from probe.figures.entry import Entry as Entry
 from probe.figures.entry import TableEntry as TableEntry
 from probe.figures.families import family_figure as family_figure
 from probe.figures.folder import draw_folder as draw_folder
+from probe.figures.folder import rows_of as rows_of
 from probe.figures.layers import g_effects_by_layer as g_effects_by_layer
 from probe.figures.layers import lines as lines
 from probe.figures.layers import u_shape as u_shape
+from probe.figures.lens import lens_maps as lens_maps
 from probe.figures.logits import collapse as collapse
 from probe.figures.paper_tables import paper_table as paper_table
 from probe.figures.paper_tables import size_table as size_table
@@ -32,6 +36,7 @@ from probe.figures.robustness import correlations as correlations
 from probe.figures.robustness import dots as dots
 from probe.figures.sae import features_figure as features_figure
 from probe.figures.sae_doses import choices as choices
+from probe.figures.sae_doses import features_by_layer as features_by_layer
 from probe.figures.sae_doses import responses as responses
 from probe.figures.scenarios import scenario_figure as scenario_figure
 from probe.figures.scenarios import scenario_table as scenario_table
@@ -40,6 +45,7 @@ from probe.figures.separability import separability_panels as separability_panel
 from probe.figures.spans import growing_spans as growing_spans
 from probe.figures.spans import part_lines as part_lines
 from probe.figures.spans import span_map as span_map
+from probe.figures.squeezing import responses_over_steps as responses_over_steps
 from probe.figures.states import states_pca as states_pca
 from probe.figures.style import VENUES as VENUES
 from probe.figures.style import new_figure as new_figure

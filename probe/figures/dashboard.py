@@ -34,7 +34,7 @@ _COLOURS = {"forget": (FORGET, "o", "-"), "retain": (RETAIN, "s", (0, (4, 1.5)))
 Panel = Callable[[Sequence[Row], str, Axes], Any]
 
 
-def shown_model(rows: Sequence[Row]) -> str:
+def _shown_model(rows: Sequence[Row]) -> str:
     """The method that most panels can be drawn of; of equals the one that forgets and keeps most, then by the house.
 
     Raises:
@@ -62,7 +62,7 @@ def dashboard(rows: Sequence[Row], figure: Figure, *, model: str | None = None) 
     Args:
         rows: of a report, with "logit_lens" rows for the last panel.
         figure: empty.
-        model: an intervention; ``shown_model`` if None.
+        model: an intervention; the method that most panels can be drawn of if None.
 
     Returns:
         ``{"model", panel: numbers}``; None for a panel that was not drawn.
@@ -70,7 +70,7 @@ def dashboard(rows: Sequence[Row], figure: Figure, *, model: str | None = None) 
     Raises:
         ValueError: no rows of any method.
     """
-    model = model or shown_model(rows)
+    model = model or _shown_model(rows)
     axes = figure.subplots(2, 3)
     data: dict[str, Any] = {"model": model}
     for ax, (title, panel) in zip(axes.flat, _PANELS.items(), strict=True):

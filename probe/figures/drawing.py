@@ -62,7 +62,7 @@ def draw_all(
                 # Rows of one diagnostic may be absent from a run; the caller gets the reason.
                 drawn.missing[entry.name] = str(reason)
                 continue
-            caption = drawn.captions[entry.name] = captioned(entry, rows)
+            caption = drawn.captions[entry.name] = _captioned(entry, rows)
             path = save_figure(figure, folder, entry.name, data, metadata=metadata or {}, caption=caption)
             drawn.paths[entry.name] = path
     return drawn
@@ -89,7 +89,7 @@ def write_tables(rows: Sequence[Row], folder: str | Path, *, only: Sequence[str]
     return drawn
 
 
-def captioned(entry: Entry, rows: Sequence[Row]) -> str:
+def _captioned(entry: Entry, rows: Sequence[Row]) -> str:
     """The caption with what the rows say of intervals."""
     note = interval_note(rows, entry.diagnostics) if entry.intervals else "Drawn without intervals."
     return f"{' '.join(entry.caption.split())} {note}"

@@ -80,14 +80,14 @@ def _shade(axes: Sequence[Axes], unwanted: int) -> None:
         ax.set_ylim(low, high)
 
 
-def in_columns(names: Sequence[str], *, most: int = 4) -> list[list[str]]:
+def _in_columns(names: Sequence[str], *, most: int = 4) -> list[list[str]]:
     """Names in columns of at most ``most``, as even as can be."""
     columns = -(-len(names) // most)
     size = -(-len(names) // max(columns, 1))
     return [list(names[i : i + size]) for i in range(0, len(names), size)]
 
 
-def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+def _pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs of ``PAIRS`` that were measured: first without a retain term, else with the same one."""
     found = []
     for first, second in PAIRS:
@@ -102,14 +102,14 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
 def _draw_steps(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     names = ordered(r.intervention for r in picked(rows, "g_effect", ["effect over steps"]))
     # Retain terms are drawn beside each other, not among the objectives that forget.
-    panels = in_columns([name for name in names if not name.endswith(_RETAIN_TERM)] or names)
+    panels = _in_columns([name for name in names if not name.endswith(_RETAIN_TERM)] or names)
     figure = new_figure(sizes.narrow if len(panels) == 1 else sizes.page, 3.0)
     return figure, g_effects_over_steps(rows, figure, panels)
 
 
 def _draw_pairs(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
     names = ordered(r.intervention for r in picked(rows, "g_effect", ["effect over steps"]))
-    panels = pairs_of(names)
+    panels = _pairs_of(names)
     if not panels:
         wanted = "; ".join(f"{a} and {b}" for a, b in PAIRS)
         raise ValueError(f"no pair of objectives among {', '.join(names)}; measure one of: {wanted}")

@@ -33,7 +33,7 @@ def rows_of(folder: str | Path) -> list[Row]:
         part = folder.with_name(f".{folder.name}.part")
         begun = f"; an unfinished run lies in {part}" if folder.name and part.is_dir() else ""
         raise FileNotFoundError(f"no rows at {folder} (resolved to {folder.resolve()}): there is no such folder{begun}")
-    files = row_files(folder)
+    files = _row_files(folder)
     if not files:
         sweeps = "; it holds a sweep, whose study draws it" if any(folder.rglob("journal.jsonl")) else ""
         raise FileNotFoundError(f"no rows at {folder}: no {ROWS} there or below{sweeps}; figures are drawn from rows")
@@ -82,14 +82,14 @@ def unfinished(folder: str | Path) -> list[str]:
     """
     folder = Path(folder)
     told = []
-    for path in row_files(folder):
+    for path in _row_files(folder):
         if (path.parent / "manifest.json").is_file() and read_manifest(path.parent).get("status") != "complete":
             told.append(f"{path.parent} is not finished: what it shows is a part")
     hidden = [one for one in sorted(folder.rglob(".*.part")) if one.is_dir()]
     return told + [f"{one} is left out: it is not finished" for one in hidden]
 
 
-def row_files(folder: Path) -> list[Path]:
+def _row_files(folder: Path) -> list[Path]:
     """Files of rows below a folder; unfinished folders, whose names begin with a dot, are left out."""
     found = (path for path in sorted(folder.rglob(ROWS)))
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
@@ -99,7 +99,7 @@ def origin(folder: str | Path) -> dict[str, str]:
     """What is written into each file: a hash of the rows, the version that draws, and the commit where it is known."""
     folder = Path(folder)
     digest = hashlib.sha256()
-    for path in row_files(folder):
+    for path in _row_files(folder):
         digest.update(path.read_bytes())
     found = {"run": digest.hexdigest()[:12], "probe": version("unlearn-probe")}
     manifest = folder / "manifest.json"
@@ -140,11 +140,11 @@ def draw_folder(folder: str | Path, *, venue: str = "neurips", only: Sequence[st
     )
     if not only:
         (folder / "figures").mkdir(exist_ok=True)
-        (folder / "figures" / "index.html").write_text(contents(both), encoding="utf-8")
+        (folder / "figures" / "index.html").write_text(_contents(both), encoding="utf-8")
     return both
 
 
-def contents(drawn: Drawn) -> str:
+def _contents(drawn: Drawn) -> str:
     """A page of HTML with each figure and its caption, each table, and why the others are missing."""
     parts = []
     for entry in EVERY:

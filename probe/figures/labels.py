@@ -19,7 +19,7 @@ def small_text() -> float:
     return float(matplotlib.rcParams["legend.fontsize"])
 
 
-def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def _spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least ``gap`` apart and nearest to the wanted ones in squares, kept inside [low, high].
 
     With wanted values sorted and i*gap taken off, this is isotonic regression, solved by pooling neighbours.
@@ -63,7 +63,7 @@ def end_labels(
     to_axes = ax.transData + ax.transAxes.inverted()
     wanted = [float(to_axes.transform(ends[name])[1]) for name in names]
     half = 0.5 * small_text() / height
-    for name, y in zip(names, spread_out(wanted, 1.12 * small_text() / height, half, 1 - half), strict=True):
+    for name, y in zip(names, _spread_out(wanted, 1.12 * small_text() / height, half, 1 - half), strict=True):
         colour = (colours or {}).get(name) or look(name).colour
         ax.annotate(
             plain_text(name),

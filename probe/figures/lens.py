@@ -18,7 +18,7 @@ DIAGNOSTIC = "logit_lens"
 _TITLE = "p of the answer's token"
 
 
-def visible(token: str) -> str:
+def _visible(token: str) -> str:
     """A token with its blanks and line breaks shown."""
     return plain_text(token.replace("\n", "↵").replace("\t", "→").replace(" ", "␣")) or "∅"
 
@@ -40,10 +40,10 @@ def lens_map(rows: Sequence[Row], name: str) -> tuple[list[str], list[int], np.n
     for row in found:
         if row.intervention == name:
             value_TL[places.index(int(row.item or 0)), layers.index(int(row.layer or 0))] = number(row.value)
-    return [visible(text[p]) for p in places], layers, value_TL
+    return [_visible(text[p]) for p in places], layers, value_TL
 
 
-def chosen_after(rows: Sequence[Row]) -> str:
+def _chosen_after(rows: Sequence[Row]) -> str:
     """The method that lowers the answer's probability most at the last layer; the retrained model if there is none."""
     names = ordered(r.intervention for r in picked(rows, DIAGNOSTIC, ["probability"]))
     methods = [name for name in names if not is_reference(name)]
@@ -65,7 +65,7 @@ def lens_maps(rows: Sequence[Row], figure: Figure, *, after: str | None = None) 
     Args:
         rows: as for ``lens_map``.
         figure: empty.
-        after: an intervention; ``chosen_after`` if None.
+        after: an intervention; the method that lowers the answer most if None.
 
     Returns:
         ``{"tokens", "layers", "after", "original": [[...]], "changed": [[...]], "not_finite"}``.
@@ -73,7 +73,7 @@ def lens_maps(rows: Sequence[Row], figure: Figure, *, after: str | None = None) 
     Raises:
         ValueError: no such rows, or none of the original.
     """
-    after = after or chosen_after(rows)
+    after = after or _chosen_after(rows)
     tokens, layers, before_TL = lens_map(rows, "original")
     after_TL = lens_map(rows, after)[2]
     axes = figure.subplots(1, 3, sharey=True)

@@ -34,7 +34,7 @@ def _lines(draw: Callable[..., dict[str, Any]]) -> Callable[[Sequence[Row], Venu
     return drawn
 
 
-def with_single_layers(rows: Sequence[Row]) -> list[Row]:
+def _with_single_layers(rows: Sequence[Row]) -> list[Row]:
     """Rows with those of single layers in a layer map said as "fragility" rows too, where there are none yet."""
     if any(row.diagnostic == "fragility" for row in rows):
         return list(rows)
@@ -53,7 +53,7 @@ def with_single_layers(rows: Sequence[Row]) -> list[Row]:
 
 
 def _u_shape(rows: Sequence[Row], sizes: Venue) -> tuple[Figure, Any]:
-    return U_SHAPE.draw(with_single_layers(rows), sizes)
+    return U_SHAPE.draw(_with_single_layers(rows), sizes)
 
 
 U_SHAPE_OF_MAPS = Entry(

@@ -39,7 +39,7 @@ class Block:
         return ordered(name for name, _, _ in self.cells)
 
 
-def blocked(blocks: Sequence[Block], columns: Sequence[Column], note: str) -> Table:
+def _blocked(blocks: Sequence[Block], columns: Sequence[Column], note: str) -> Table:
     r"""Booktabs: best bold and second underlined within each block as printed, ties alike, references apart and plain.
 
     Columns that no block has a finite number for are left out. "n/f" is a number that was not finite, a dash one that
@@ -159,7 +159,7 @@ def paper_table(rows: Sequence[Row]) -> Table:
         picked(rows, "performance", ["extraction_strength"])
     if len(blocks) == 1:
         blocks = [Block("", blocks[0].cells)]
-    return blocked(blocks, _MAIN, "means; digits follow the intervals of the rows")
+    return _blocked(blocks, _MAIN, "means; digits follow the intervals of the rows")
 
 
 _SIZES = (
@@ -195,7 +195,7 @@ def size_table(rows: Sequence[Row]) -> Table:
         found = picked(rows, "evaluation", ["agg_mem_utility", "mem"])
         found += [r for r in rows if (r.diagnostic, r.quantity) == ("evaluation", "model_utility")]
         blocks = [Block("", {(r.intervention, "", _EVALUATED[r.quantity]): r for r in found})]
-    return blocked(blocks, _SIZES, "Agg. is the harmonic mean of Mem. and Util.")
+    return _blocked(blocks, _SIZES, "Agg. is the harmonic mean of Mem. and Util.")
 
 
 def _size(parameters: int) -> str:

@@ -11,7 +11,7 @@ DIAGNOSTIC = "replaced_text"
 QUESTION = "question"
 
 
-def text_rows(rows: Sequence[Row], *, words: int = 40) -> ChangedTexts:
+def _text_rows(rows: Sequence[Row], *, words: int = 40) -> ChangedTexts:
     """For each question the texts of the original, of each layer replaced alone, and of the unlearned model.
 
     Args:
@@ -44,7 +44,7 @@ REPLACED_TEXTS = TableEntry(
     "T3",
     "Layer replacement in words",
     (DIAGNOSTIC,),
-    text_rows,
+    _text_rows,
     """What the model writes with one layer replaced by that of the unlearned model; words that the original does not
     write there are coloured and underlined.""",
 )

@@ -109,7 +109,7 @@ def correlations(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
             points[name] = xy
             whiskers += _point(ax, name, table[first][name], table[second][name])
         own = np.array([xy for name, xy in points.items() if not is_reference(name)]).reshape(-1, 2)
-        r, low, high = pearson(own)
+        r, low, high = _pearson(own)
         data[f"{first} / {second}"] = {"points": points, "r": r, "low": low, "high": high, "n": len(own)}
         data["not_finite"] += lost
         words = f"r = {r:.2f} [{low:.2f}, {high:.2f}], n = {len(own)}" if math.isfinite(r) else f"n = {len(own)}"
@@ -138,7 +138,7 @@ def _point(ax: Axes, name: str, x: Row, y: Row) -> list[Segment]:
     return drawn
 
 
-def pearson(point_N2: np.ndarray) -> tuple[float, float, float]:
+def _pearson(point_N2: np.ndarray) -> tuple[float, float, float]:
     """Pearson's r with Fisher's 95 % interval; NaN where there are too few points or no spread."""
     n = len(point_N2)
     if n < 4 or (np.ptp(point_N2, axis=0) == 0).any():

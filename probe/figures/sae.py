@@ -20,7 +20,7 @@ _SIDES: dict[str, dict[str, Any]] = {
 }
 
 
-def activity(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
+def _activity(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     """Mean activation of each feature on forget and retain tokens, sorted by that on forget tokens; log-log axes.
 
     Features that a rule selected have a tick below and full marks. A mean of exactly 0 has no place on a log axis:
@@ -78,7 +78,7 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def dose_panel(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
+def _dose_panel(rows: Sequence[Row], ax: Axes) -> dict[str, Any]:
     """Score on forget and retain data against the scale of the suppression; scale 0 is no edit, and a dotted level.
 
     Args:
@@ -132,7 +132,7 @@ def features_figure(rows: Sequence[Row], figure: Figure) -> dict[str, Any]:
     Raises:
         ValueError: neither was measured.
     """
-    parts = {ACTIVITY: activity, DOSE: dose_panel}
+    parts = {ACTIVITY: _activity, DOSE: _dose_panel}
     there = [part for part in parts if any(r.diagnostic == part for r in rows)]
     if not there:
         picked(rows, ACTIVITY, ["mean_activation"])

@@ -60,7 +60,7 @@ VENUES = {
 }
 
 
-def venue_of(name: str) -> Venue:
+def _venue_of(name: str) -> Venue:
     """Sizes of a venue.
 
     Raises:
@@ -78,7 +78,7 @@ def paper_style(venue: str = "neurips") -> Iterator[Venue]:
     Args:
         venue: a name in ``VENUES``; it sets the text size.
     """
-    sizes = venue_of(venue)
+    sizes = _venue_of(venue)
     kept = ("backend", "interactive", "figure.hooks", "toolbar")
     base: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith(kept)}
     base.update(matplotlib.rc_params_from_file(_STYLE, use_default_template=False))
@@ -227,12 +227,12 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def plain_data(data: Any) -> Any:
+def _plain_data(data: Any) -> Any:
     """The same numbers as JSON holds them: None for what is not finite."""
     if isinstance(data, Mapping):
-        return {str(key): plain_data(value) for key, value in data.items()}
+        return {str(key): _plain_data(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [plain_data(value) for value in data]
+        return [_plain_data(value) for value in data]
     if isinstance(data, float):
         return data if math.isfinite(data) else None
     return data
@@ -277,7 +277,7 @@ def save_figure(
         figure.savefig(path, metadata={"CreationDate": None, "Title": name, "Keywords": origin})
         figure.savefig(path.with_suffix(".png"), metadata={"Title": name, "Comment": origin})
     path.with_suffix(".svg").write_text(svg_text(figure), encoding="utf-8")
-    record = {"figure": name, "caption": caption, "metadata": dict(metadata), "data": plain_data(data)}
+    record = {"figure": name, "caption": caption, "metadata": dict(metadata), "data": _plain_data(data)}
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return path

@@ -95,7 +95,7 @@ def escaped(text: str) -> str:
     return "".join(_ESCAPES.get(mark, mark) for mark in text)
 
 
-def better(on: str, quantity: str) -> int:
+def _better(on: str, quantity: str) -> int:
     """+1 where more is better, -1 where less is, 0 where neither."""
     _, on_forget, elsewhere = COLUMNS[quantity]
     return on_forget if on == "forget" else elsewhere
@@ -162,7 +162,7 @@ def _column(cells: dict[Any, Row], names: Sequence[str], on: str, quantity: str)
     shown = [_printed(row, decimals) for row in rows]
     ranked = [None if is_reference(name) else text for name, text in zip(names, shown, strict=True)]
     column = []
-    for row, text, mark in zip(rows, shown, marks(ranked, better(on, quantity)), strict=True):
+    for row, text, mark in zip(rows, shown, marks(ranked, _better(on, quantity)), strict=True):
         cell = ("--" if row is None else "n/f") if text is None else text.replace("-", "$-$")
         if mark:
             cell = (r"\textbf{%s}" if mark == "best" else r"\underline{%s}") % cell
@@ -183,7 +183,7 @@ def _latex(cells: dict[Any, Row], names: Sequence[str], columns: Sequence[tuple[
         first.append(rf"\multicolumn{{{width}}}{{c}}{{{escaped(on.capitalize())}}}")
         rules.append(rf"\cmidrule(lr){{{start}-{start + width - 1}}}")
         start += width
-    heads = [COLUMNS[quantity][0] + _ARROW[better(on, quantity)] for on, quantity in columns]
+    heads = [COLUMNS[quantity][0] + _ARROW[_better(on, quantity)] for on, quantity in columns]
     lines = [
         r"% needs \usepackage{booktabs}",
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",

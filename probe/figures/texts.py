@@ -35,7 +35,7 @@ class ChangedTexts:
         return paths
 
 
-def changed_words(before: str, after: str) -> list[tuple[str, bool]]:
+def _changed_words(before: str, after: str) -> list[tuple[str, bool]]:
     """Each word of ``after`` with whether it is not in ``before`` at its place (a longest-matching-blocks alignment).
 
     Words that only ``before`` has leave no trace.
@@ -76,7 +76,7 @@ def changed_texts(examples: Sequence[tuple[str, Mapping[str, str]]], *, against:
         latex += [rf"\multicolumn{{2}}{{l}}{{\textit{{{escaped(question)}}}}} \\"]
         for name, text in texts.items():
             marked = (
-                [(w, False) for w in _WORDS.findall(text)] if name == against else changed_words(texts[against], text)
+                [(w, False) for w in _WORDS.findall(text)] if name == against else _changed_words(texts[against], text)
             )
             more = len(marked) > words
             marked = marked[:words]

@@ -71,7 +71,7 @@ def utility_score(*, model_utility: float, fluency: float, finetuned: float | No
 Closeness = Callable[[float, float, float | None], float]
 
 
-def close_by_distance(auc: float, auc_retrained: float, auc_finetuned: float | None) -> float:
+def _close_by_distance(auc: float, auc_retrained: float, auc_finetuned: float | None) -> float:
     """1 - |AUC - AUC_ret| / |AUC_full - AUC_ret|, at least 0: the way back from the fine-tuned model that was gone.
 
     Raises:
@@ -85,13 +85,13 @@ def close_by_distance(auc: float, auc_retrained: float, auc_finetuned: float | N
     return max(0.0, 1 - abs(auc - auc_retrained) / whole)
 
 
-def close_by_ratio(auc: float, auc_retrained: float, auc_finetuned: float | None) -> float:
+def _close_by_ratio(auc: float, auc_retrained: float, auc_finetuned: float | None) -> float:
     """min(AUC, AUC_ret) / max(AUC, AUC_ret), 1 if both are 0; needs no fine-tuned model."""
     top = max(auc, auc_retrained)
     return 1.0 if top == 0 else min(auc, auc_retrained) / top
 
 
-CLOSENESS: dict[Literal["distance", "ratio"], Closeness] = {"distance": close_by_distance, "ratio": close_by_ratio}
+CLOSENESS: dict[Literal["distance", "ratio"], Closeness] = {"distance": _close_by_distance, "ratio": _close_by_ratio}
 
 
 def privacy_score(

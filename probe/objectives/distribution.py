@@ -205,7 +205,7 @@ class ELMErase:
         before_NV = original_distributions(self.original, batch, positions_BT)
         check_vocabulary(before_NV, logp_NV)
         expert_NV, novice_NV = (
-            original_distributions(self.original, *prefaced(batch, positions_BT, ids, self.leading))
+            original_distributions(self.original, *_prefaced(batch, positions_BT, ids, self.leading))
             for ids in (self.expert_ids, self.novice_ids)
         )
         place_BT = (batch.attention_BT.cumsum(1) - 1).clamp(min=0)
@@ -215,7 +215,7 @@ class ELMErase:
         return self.normalise(scattered(_cross_entropy(target_NV, logp_NV), positions_BT), positions_BT)
 
 
-def prefaced(batch: Batch, positions_BT: MaskBT, ids: tuple[int, ...], leading: int) -> tuple[Batch, LongerMask]:
+def _prefaced(batch: Batch, positions_BT: MaskBT, ids: tuple[int, ...], leading: int) -> tuple[Batch, LongerMask]:
     """The rows with ``ids`` put in behind their first ``leading`` tokens, and the positions moved along.
 
     A position whose next token lies behind the preface moves with that token, so it sees the preface.

@@ -97,7 +97,7 @@ class NearCached:
 
 
 @dataclass(frozen=True)
-class ReplaceStates:
+class _ReplaceStates:
     """These hidden states in place of whatever comes."""
 
     hidden_BTD: HiddenBTD = field(repr=False)
@@ -108,7 +108,7 @@ class ReplaceStates:
 
 @dataclass(frozen=True, eq=False)
 class AboveFrozen:
-    """``objective`` with the blocks below a layer skipped: what would enter the layer is looked up. See ``above``.
+    """``objective`` with the blocks below a layer skipped: what would enter the layer is looked up.
 
     Args:
         objective: runs each batch once, whole, and reads nothing below the layer.
@@ -130,7 +130,7 @@ class AboveFrozen:
                 raise ValueError(f"{name} is trained but lies below the layer whose input is kept; train others")
             if (now[name].data_ptr(), now[name]._version) != (address, version):
                 raise ValueError(f"{name} has changed since the states above it were kept; compute them anew")
-        with above(model, self.entering, batch, self.wrapped):
+        with _above(model, self.entering, batch, self.wrapped):
             return self.objective(model, batch)
 
 
@@ -160,7 +160,7 @@ def above_frozen(
     with evaluating(model), torch.no_grad():
         with _forwards_of([blocks(model)[0]], [_noting(blocks(model)[0], returned)]):
             expected_BTD = hidden_at(model, first, Site(layer))
-        with above(model, entering, first, wrapped=returned[0] is tuple):
+        with _above(model, entering, first, wrapped=returned[0] is tuple):
             found_BTD = hidden_at(model, first, Site(layer))
     real = first.attention_BT
     if not torch.allclose(found_BTD[real], expected_BTD[real], rtol=1e-3, atol=1e-3 * expected_BTD.abs().max().item()):
@@ -176,7 +176,7 @@ def above_frozen(
 
 
 @contextmanager
-def above(model: nn.Module, entering: CachedOriginal, batch: Batch, wrapped: bool) -> Iterator[None]:
+def _above(model: nn.Module, entering: CachedOriginal, batch: Batch, wrapped: bool) -> Iterator[None]:
     """Inside, a forward of ``batch`` passes the blocks below by and takes the states that were kept.
 
     Args:
@@ -191,7 +191,7 @@ def above(model: nn.Module, entering: CachedOriginal, batch: Batch, wrapped: boo
         return (hidden,) if wrapped else hidden
 
     below = list(blocks(model))[: entering.site.layer]
-    with _forwards_of(below, [pass_on] * len(below)), edited(model, {entering.site: ReplaceStates(entering.at(batch))}):
+    with _forwards_of(below, [pass_on] * len(below)), edited(model, {entering.site: _ReplaceStates(entering.at(batch))}):
         yield
 
 

@@ -143,13 +143,13 @@ class DoseResponse:
             return (*said, f"no SAE edit keeps the retain loss within {self.budget:g} nats on the rows for choosing")
         if ours.retain.mean > self.budget:
             said.append(
-                f"the choice breaks its budget on new entities: retain loss rises by {spelt(ours.retain)} nats, "
+                f"the choice breaks its budget on new entities: retain loss rises by {_spelt(ours.retain)} nats, "
                 f"{self.budget:g} were allowed"
             )
         for control in self.controls:
             gap = self.gap(control)
             if gap is not None and not gap.above_zero:
-                said.append(f"the SAE does not beat {control}: its forget loss rises by {spelt(gap)} nats more")
+                said.append(f"the SAE does not beat {control}: its forget loss rises by {_spelt(gap)} nats more")
         return tuple(said)
 
     def saebench(self, source: Source, half: Half = "report") -> float | None:
@@ -189,10 +189,10 @@ class DoseResponse:
         return (
             source,
             found.response.candidate.name.removeprefix(source).strip(" :"),
-            spelt(found.forget),
-            spelt(found.retain),
+            _spelt(found.forget),
+            _spelt(found.retain),
             f"{found.optimism['retain']:+.3f}",
-            "" if gap is None else spelt(gap),
+            "" if gap is None else _spelt(gap),
             self.words[source].word if source in self.words else "",
         )
 
@@ -202,6 +202,6 @@ def loss_of(score: Score) -> ArrayN:
     return -np.log(np.maximum(score.probability_N, np.finfo(float).tiny))
 
 
-def spelt(found: Interval) -> str:
+def _spelt(found: Interval) -> str:
     """A mean with its interval."""
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"

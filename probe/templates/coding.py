@@ -110,12 +110,12 @@ def leading_ids(tokenizer: Any, bos: Bos = "auto") -> list[int]:
 def stop_ids(tokenizer: Any, template: Template) -> set[int]:
     """Tokens at which a generation ends: eos, and the first control token of the template's end."""
     found = {tokenizer.eos_token_id} - {None}
-    controls = control_tokens(tokenizer)
+    controls = _control_tokens(tokenizer)
     match = _pattern(controls).search(template.end or "")
     return found | ({controls[match.group()]} if match else set())
 
 
-def control_tokens(tokenizer: Any) -> dict[str, int]:
+def _control_tokens(tokenizer: Any) -> dict[str, int]:
     """Texts that the tokenizer turns into tokens of control (bos, eos, turns, ...), with their ids."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     listed = {token.content: i for i, token in added.items() if token.special}
@@ -136,7 +136,7 @@ def check_controls(tokenizer: Any, texts: Sequence[str], template: Template, *, 
     """
     if template.control_tokens == "text":
         return
-    pattern = _pattern(control_tokens(tokenizer))
+    pattern = _pattern(_control_tokens(tokenizer))
     found = [(i, match.group()) for i, text in enumerate(texts) if (match := pattern.search(text))]
     if found:
         raise ValueError(
@@ -175,7 +175,7 @@ def _tokens(
     whole = tokenizer(list(texts), **asked)
     parts = list(zip(whole["input_ids"], whole.get("offset_mapping", [[] for _ in texts]), strict=True))
     if template.control_tokens == "text":
-        pattern = _pattern(control_tokens(tokenizer))
+        pattern = _pattern(_control_tokens(tokenizer))
         for i, (text, ranges) in enumerate(zip(texts, owned, strict=True)):
             if any(pattern.search(text[start:stop]) for start, stop in ranges):
                 parts[i] = _as_text(tokenizer, text, ranges, pattern)

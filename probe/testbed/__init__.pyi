@@ -2,6 +2,7 @@ from probe.testbed.bed import Bed as Bed
 from probe.testbed.bed import load as load
 from probe.testbed.build import build as build
 from probe.testbed.card import card_numbers as card_numbers
+from probe.testbed.card import knowledge as knowledge
 from probe.testbed.digits import Classifier as Classifier
 from probe.testbed.digits import ClassifierTraining as ClassifierTraining
 from probe.testbed.digits import Images as Images

@@ -26,10 +26,10 @@ def card_numbers(bed: Bed) -> dict[str, Any]:
             for name, model in (("original", bed.original), ("retrained", bed.retrained))
         },
         "residual_norm": {
-            "original": residual_norms(bed, bed.original),
-            "retrained": residual_norms(bed, bed.retrained),
+            "original": _residual_norms(bed, bed.original),
+            "retrained": _residual_norms(bed, bed.retrained),
         },
-        "sae": sae_quality(bed),
+        "sae": _sae_quality(bed),
     }
 
 
@@ -57,14 +57,14 @@ def _exact(tokens: TokenStats) -> float:
     return sum(bool(match_T.all()) for match_T in tokens.correct) / len(tokens)
 
 
-def residual_norms(bed: Bed, model: nn.Module) -> list[float]:
+def _residual_norms(bed: Bed, model: nn.Module) -> list[float]:
     """Mean Euclidean norm of each block's output over all tokens but the first, forget and retain rows alike."""
     sites = [Site(layer) for layer in range(n_layers(model))]
     states = activations(model, _all_rows(bed), sites, tokens=content, batch_size=128)
     return [states[site].norm(dim=1).mean().item() for site in sites]
 
 
-def sae_quality(bed: Bed) -> dict[str, Any]:
+def _sae_quality(bed: Bed) -> dict[str, Any]:
     """Fraction of variance unexplained at the SAE's block and its neighbours, active and dead features.
 
     Measured on the plain questions and answers (all but the first token of each).

@@ -66,10 +66,10 @@ class TrainingRows:
     def retrained(self) -> tuple[QA, ...]:
         """What the retrained twin sees: no row of a forget author."""
         kept = (*self.retain, *self.world)
-        return (*kept, *(row.paraphrased() for row in kept), *(reworded(row) for row in kept))
+        return (*kept, *(row.paraphrased() for row in kept), *(_reworded(row) for row in kept))
 
 
-def reworded(row: QA) -> QA:
+def _reworded(row: QA) -> QA:
     """Asks for the paraphrased answer by name, so that the model can voice a fact in either form.
 
     Without such rows the other form is off the training distribution, and a truth ratio would measure that instead
@@ -108,7 +108,7 @@ def make_tokenizer(rows: Sequence[QA], vocabulary: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts(rows), trainer)
+    bpe.train_from_iterator(_texts(rows), trainer)
     # The models are trained with bos in front, and the tokenizer says so.
     first = (BOS, bpe.token_to_id(BOS))
     bpe.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[first])
@@ -117,7 +117,7 @@ def make_tokenizer(rows: Sequence[QA], vocabulary: int) -> Any:
     )
 
 
-def texts(rows: Sequence[QA]) -> list[str]:
+def _texts(rows: Sequence[QA]) -> list[str]:
     """Every question with every answer, in the template the models are trained on."""
     template = Template()
     return [

@@ -42,7 +42,7 @@ def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hooks of others are a check of their own
         rows, before, modes = rows_for(model, tokenizer), _state(model), [m.training for m in model.modules()]
-        located = sites_found(model)
+        located = _sites_found(model)
         sites = _readable(rows, [found[len(found) // 2] for found in located.values() if not isinstance(found, str)])
         middle = Site(n_layers(model) // 2)
         steer = partial(partial, _steered, rows, middle)
@@ -72,7 +72,7 @@ def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000
         ]
         same = _state(model) == before and [m.training for m in model.modules()] == modes
         checks.append(Check("left as it was", "passed" if same else "failed", "weights, hooks and modes"))
-        facts = (special_tokens(model, tokenizer), norms_by_block(rows))
+        facts = (_special_tokens(model, tokenizer), _norms_by_block(rows))
     subject = f"{type(unwrapped(model)).__name__}, {n_layers(model)} layers, {_dtype(model)}"
     return CheckReport(subject, tuple(checks), facts)
 
@@ -103,7 +103,7 @@ def _steered(rows: TokenRows, site: Site, positions: Positions | None) -> dict[S
     return {site: steer if positions is None else At(steer, positions)}
 
 
-def sites_found(model: nn.Module) -> dict[str, list[Site] | str]:
+def _sites_found(model: nn.Module) -> dict[str, list[Site] | str]:
     """Part and side -> where the model has it, layer by layer; or why it has it nowhere."""
     found: dict[str, list[Site] | str] = {}
     for part in get_args(Part):
@@ -123,7 +123,7 @@ def sites_found(model: nn.Module) -> dict[str, list[Site] | str]:
     return found
 
 
-def special_tokens(model: nn.Module, tokenizer: Any) -> str:
+def _special_tokens(model: nn.Module, tokenizer: Any) -> str:
     """Ids and texts of bos, eos and pad, and whether there is a chat template: the tokenizer's, or the config's ids."""
     config: Any = unwrapped(model).config
     told = []
@@ -137,7 +137,7 @@ def special_tokens(model: nn.Module, tokenizer: Any) -> str:
     return f"tokens: {'; '.join(told)}; {template}"
 
 
-def norms_by_block(rows: TokenRows) -> str:
+def _norms_by_block(rows: TokenRows) -> str:
     """Median norm of what leaves each block, over the rows' real tokens but the first, which may be far larger."""
     sites = [Site(layer) for layer in range(n_layers(rows.model))]
     try:

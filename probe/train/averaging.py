@@ -61,7 +61,7 @@ class EMA:
 Averaging = SWA | EMA
 
 
-def counted(averaging: Averaging | None, step: int) -> int:
+def _counted(averaging: Averaging | None, step: int) -> int:
     """How many weights are in the average after ``step`` steps."""
     return 0 if averaging is None or step < averaging.start else 1 + (step - averaging.start) // averaging.every
 
@@ -70,8 +70,8 @@ def next_average(
     averaging: Averaging | None, average: dict[str, Tensor], trained: dict[str, nn.Parameter], step: int
 ) -> dict[str, Tensor]:
     """The average after ``step`` steps, from that after the step before; kept in float32 at least."""
-    n = counted(averaging, step)
-    if averaging is None or n == counted(averaging, step - 1):
+    n = _counted(averaging, step)
+    if averaging is None or n == _counted(averaging, step - 1):
         return average
     share = averaging.share(n - 1)
     with torch.no_grad():
