@@ -129,7 +129,7 @@ def divided(
     return Facts(shown, held, tokenizer, scorer, template, max_length)
 
 
-def _facts_of(
+def facts_of(
     study: Facts | Studied, *, share: float = 0.5, by: Literal["row", "group"] = "row", seed: int = 0
 ) -> Facts:
     """The forget rows of a study, divided by ``divided`` and scored under its own template; facts stay as they are.
@@ -162,8 +162,8 @@ def prepared(study: Facts | Studied, retrained: Any) -> tuple[Facts, Any]:
         ValueError: as ``divided``.
     """
     if retrained is None and not isinstance(study, Facts):
-        return _facts_of(study), study.retrained
-    return _facts_of(study), retrained
+        return facts_of(study), study.retrained
+    return facts_of(study), retrained
 
 
 def original_of(study: Facts | Studied, original: nn.Module | None) -> nn.Module:
