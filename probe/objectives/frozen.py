@@ -191,7 +191,10 @@ def _above(model: nn.Module, entering: CachedOriginal, batch: Batch, wrapped: bo
         return (hidden,) if wrapped else hidden
 
     below = list(blocks(model))[: entering.site.layer]
-    with _forwards_of(below, [pass_on] * len(below)), edited(model, {entering.site: _ReplaceStates(entering.at(batch))}):
+    with (
+        _forwards_of(below, [pass_on] * len(below)),
+        edited(model, {entering.site: _ReplaceStates(entering.at(batch))}),
+    ):
         yield
 
 
