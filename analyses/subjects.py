@@ -12,11 +12,11 @@ from torch import nn
 
 from analyses import stories
 from analyses.shared import cached
-from probe import testbed
 from probe.checkpoints import weights_hash
 from probe.data import Split, encode
 from probe.datasets import rows_hash
 from probe.methods.running import run_method
+from probe.testbed import load as load_testbed
 from probe.testbed.recipe import Recipe, corpus, fit_answers, make_model
 
 Name = Literal["testbed", "small testbed", "stories"]
@@ -93,13 +93,13 @@ def subject(name: Name, where: Where = Where()) -> Subject:
         return _stories(where)
     if name == "small testbed":
         return _small(where)
-    bed = testbed.load()
+    bed = load_testbed()
     return Subject(name, bed.original, bed.retrained, bed.tokenizer, bed.split, (50, 100), 3)
 
 
 def _small(where: Where) -> Subject:
     """The testbed's recipe at half the width and half the depth, an eighth of the block parameters."""
-    bed = testbed.load()
+    bed = load_testbed()
     recipe = Recipe(hidden=64, layers=4)
     rows = corpus(recipe.seed).original
 

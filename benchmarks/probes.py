@@ -83,11 +83,11 @@ def main() -> None:
 
 def testbed_difference() -> None:
     """AUROC of ridge less that of standardised logistic regression on real states, and the same at other contrasts."""
-    from probe import testbed
     from probe.diagnostics.answer_values import value_split
     from probe.diagnostics.ridge_probes import ridge_minus_logistic
+    from probe.testbed import load as load_testbed
 
-    bed = testbed.load()
+    bed = load_testbed()
     splits = {"end of prompt": bed.split, "before the value": value_split(bed.tokenizer, bed.split)}
     for name, model in (("original", bed.original), ("retrained", bed.retrained)):
         for place, split in splits.items():

@@ -19,12 +19,12 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.functional import pad
 
 from benchmarks.timing import alternating, peak_mib, show
-from probe import testbed
 from probe.attacks.curves import Curves, Training
 from probe.attacks.facts import Facts, divided
 from probe.attacks.relearning import relearn
 from probe.data import Batch, encode
 from probe.objectives.token import nll
+from probe.testbed import load as load_testbed
 
 
 def curves_of_seeds(bed: Any, facts: Facts, training: Training, repeats: int) -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     settings = parser.parse_args()
     torch.set_num_threads(1)
-    bed = testbed.load()
+    bed = load_testbed()
     facts = divided(bed.tokenizer, bed.split.forget_rows[: settings.rows], share=0.5, by="row", seed=0)
     middle = settings.steps // 2
     training = Training(settings.steps, 3e-4, 8, at=(middle,), seeds=tuple(range(settings.seeds)))

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import peak_mib
-from probe import testbed
 from probe.archive import harvest_to_files
 from probe.dictionaries.folders import load_dictionary
 from probe.features.architectures import TopK
 from probe.features.quality import quality
 from probe.features.training import fit_dictionary, train_dictionary
 from probe.positions import not_first
+from probe.testbed import load as load_testbed
 
 BATCH = 4096
 
@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=245)
     settings = parser.parse_args()
-    bed = testbed.load()
+    bed = load_testbed()
     model, site = bed.original, bed.sae_site
     n = len(bed.split.retain)
     seen, judged = bed.split.retain.select(range(n - 100)), bed.split.retain.select(range(n - 100, n))

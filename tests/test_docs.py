@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from probe import testbed
 from probe.checkpoints import save_model
 from probe.cli import main
 from probe.datasets import write_rows
+from probe.testbed import load as load_testbed
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -45,7 +45,7 @@ def run(words: list[str]) -> None:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """What the guides name: models with their tokenizer, forget and retain rows."""
-    bed = testbed.load()
+    bed = load_testbed()
     for name, model in {"original": bed.original, "retrained": bed.retrained, "my-model": bed.original}.items():
         save_model(model, tmp_path / name, tokenizer=bed.tokenizer)
     write_rows(tmp_path / "forget.jsonl", bed.split.forget_rows[::5])

@@ -8,7 +8,6 @@ import torch
 
 from analyses.sae.claims import BUDGET
 from analyses.subjects import Subject, Where, subject
-from probe import testbed
 from probe.attacks.score import AnswerScorer
 from probe.checkpoints import weights_hash
 from probe.data import QA, encode
@@ -23,6 +22,7 @@ from probe.sae.dose_response import dose_response
 from probe.sae.halves import Halves, halves
 from probe.sae.responses import DoseResponse
 from probe.sites import Site
+from probe.testbed import load as load_testbed
 
 Name = Literal["testbed", "stories"]
 # Numbers of features that are edited together.
@@ -97,7 +97,7 @@ def given(name: Name, where: Where) -> Given:
     forget = chosen.split.forget_rows
     retain = few_of_each(chosen.split.retain_rows, each, entities)
     if name == "testbed":
-        bed = testbed.load()
+        bed = load_testbed()
         return Given(chosen, bed.sae, bed.sae_site, forget, retain)
     site = Site(chosen.layer)
     return Given(chosen, trained(chosen, site, where, n_features=512, active=8), site, forget, retain)

@@ -12,7 +12,6 @@ from torch import nn
 
 from analyses.shared import FAILS, paired, verdict
 from analyses.tarf.claims import POINTS, Numbers, gap, rows_of
-from probe import testbed
 from probe.data import Batch, Split, make_split
 from probe.methods.baselines import ga, grad_diff, npo
 from probe.methods.classwise import fine_tune, scrub
@@ -21,6 +20,7 @@ from probe.metrics.intervals import Interval
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.privacy import auc
 from probe.rows import append
+from probe.testbed import load as load_testbed
 from probe.testbed.bed import Bed
 
 LISTED_PER_AUTHOR, STEPS, BATCH = 5, 30, 16
@@ -169,7 +169,7 @@ def main(*, out: Path = Path("results/tarf_language"), seeds: tuple[int, ...] = 
         raise SystemExit(f"expected two or more seeds, for intervals are over seeds; got {seeds}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "rows.jsonl").unlink(missing_ok=True)
-    bed = testbed.load()
+    bed = load_testbed()
     studies = [study(bed, seed) for seed in seeds]
     for name in studies[0]:
         append(out / "rows.jsonl", rows_of(name, [one[name] for one in studies], "tarf_language", "half listed"))
