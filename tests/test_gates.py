@@ -5,8 +5,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from conftest import tiny_llama
-from probe.sae.job import SuppressJob
 
+from probe.commands.sae_suppress import SaeSuppress
 from probe.data import Batch, Split
 from probe.dictionaries.autoencoder import Autoencoder
 from probe.dictionaries.coding import JumpRelu, Linear
@@ -217,7 +217,7 @@ def test_p14_what_is_generated_neither_opens_nor_closes_the_published_gate():
 
 
 def test_p14_gates_are_reached_by_name_and_calibrated_on_retain_rows():
-    assert set(get_args(get_type_hints(SuppressJob)["gate"])) == {"none", *NAMED}
+    assert set(get_args(get_type_hints(SaeSuppress)["gate"])) == {"none", *NAMED}
     model, found = concept()
     split = Split(texts(12, 14, 0.5, seed=1), texts(30, 14, 0.1, seed=2))
     edit = Suppress(found, (3,), Constant(-8.0))

@@ -5,7 +5,6 @@ import re
 
 import pytest
 import torch
-from probe.lenses.named import NAMES, read_objective, reference_for
 
 from probe.checkpoints import load_model, load_tokenizer, save_model, weights_hash
 from probe.cli import main
@@ -14,6 +13,7 @@ from probe.datasets import read_rows, write_rows
 from probe.diagnostics.g_effect import g_effect, token_g_effects
 from probe.figures.folder import origin
 from probe.metrics.memorisation import answer_stats
+from probe.objectives.named import NAMES, read_objective, reference_for
 from probe.objectives.sequence import NPO
 from probe.objectives.token import WGA, ga, nll
 from probe.rows import load
@@ -73,9 +73,9 @@ def test_r21_layers_of_two_models_are_those_of_blended(bed, places, tmp_path, ca
     assert written == [origin(out)] * len(drawn)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "complete"
-    assert manifest["weights"] == {"original": weights_hash(bed.original), "unlearned": weights_hash(bed.retrained)}
+    assert manifest["weights"] == {"original": weights_hash(bed.original), "other": weights_hash(bed.retrained)}
     assert manifest["data"]["forget"]["rows"] == N
-    assert manifest["settings"]["job"]["spans"] == "all"
+    assert manifest["settings"]["spans"] == "all"
     assert manifest["block_calls"]["run"] < manifest["block_calls"]["whole forwards would take"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -83,7 +83,7 @@ def test_r21_layers_of_two_models_are_those_of_blended(bed, places, tmp_path, ca
 def test_layers_of_the_testbed_say_how_it_was_unlearned(bed, tmp_path, capsys):
     before = weights_hash(bed.original)
     out = tmp_path / "out"
-    main(["layers", "--rows", str(N), "--spans", "cumulative", "--into", "unlearned", "original", "--out", str(out)])
+    main(["layers", "--limit", str(N), "--spans", "cumulative", "--into", "unlearned", "original", "--out", str(out)])
     printed = capsys.readouterr().out
     assert "a few steps of GradDiff (steps 40, lr 0.0003" in printed
     assert f"only the first {N} rows of each side" in printed
@@ -95,7 +95,7 @@ def test_layers_of_the_testbed_say_how_it_was_unlearned(bed, tmp_path, capsys):
 
 def test_effects_are_those_of_the_library(bed, places, tmp_path, capsys):
     out = tmp_path / "out"
-    flags = ["--model", str(places / "other"), "--original", str(places / "original"), *own(places), "--tokens"]
+    flags = ["--unlearned", str(places / "other"), "--original", str(places / "original"), *own(places), "--tokens"]
     main(
         [
             "g-effect",
@@ -141,7 +141,7 @@ def test_effects_are_those_of_the_library(bed, places, tmp_path, capsys):
     assert (out / "figures" / "g_effect.pdf").is_file()
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kernels switched"] == ["attention: sdpa, its math kernel"]
-    assert set(manifest["weights"]) == {"model", "original"}
+    assert set(manifest["weights"]) == {"other", "original"}
 
 
 def test_both_lenses_on_stories(shared, tmp_path, capsys):
@@ -160,7 +160,7 @@ def test_both_lenses_on_stories(shared, tmp_path, capsys):
     main(["layers", "--original", str(base), "--unlearned", str(tmp_path / "other"), *data, "--parts", "attention",
           "--out", str(tmp_path / "layers")])  # fmt: skip
     assert "attention 4 into original" in capsys.readouterr().out
-    main(["g-effect", "--model", str(base), *data, "--objective", "ga", "simnpo:beta=2.5", "--tokens",
+    main(["g-effect", "--original", str(base), *data, "--objective", "ga", "simnpo:beta=2.5", "--tokens",
           "--out", str(tmp_path / "effects")])  # fmt: skip
     found = load(tmp_path / "effects" / "rows.jsonl")
     # What raises the forget loss fastest is its own gradient.
@@ -192,18 +192,18 @@ MISTAKES = {
     "g-effect --objective ga:beta=1 --out {tmp}/x": r"'beta=1' in 'ga:beta=1' is no key=value of ga; it has none",
     "g-effect --objective npo:b=1 --out {tmp}/x": r"no key=value of npo; it has beta",
     "g-effect --objective npo:beta=much --out {tmp}/x": r"'much' in 'npo:beta=much' cannot be read",
-    "g-effect --objective npo:beta=-1 --rows 2 --out {tmp}/x": r"beta must be above 0, got -1",
+    "g-effect --objective npo:beta=-1 --limit 2 --out {tmp}/x": r"beta must be above 0, got -1",
     "g-effect --objective ga ga --out {tmp}/x": r"takes each objective once",
-    "g-effect --objective ga --retain-objective kl --rows 2 --out {tmp}/x": r"zero at that model; give --original",
-    "g-effect --objective ga --model {tmp}/original --out {tmp}/x": r"--forget, --retain missing",
-    "g-effect --objective ga --original {tmp}/original --out {tmp}/x": r"--original belongs to --model",
-    "g-effect --objective ga --model {tmp}/other --original {tmp}/original {rows} --out {tmp}/x": r"leave it out",
+    "g-effect --objective ga --retain-objective kl --limit 2 --out {tmp}/x": r"zero at that model; give --unlearned",
+    "g-effect --objective ga --original {tmp}/original --out {tmp}/x": r"--forget, --retain missing",
+    "g-effect --objective ga --model {tmp}/original --out {tmp}/x": r"--model of `probe g-effect` is now --unlearned",
+    "layers --rows 2 --out {tmp}/x": r"--rows of `probe layers` is now --limit",
     "g-effect --objective ga --out {tmp}": r"exists and is not empty",
-    "g-effect --objective ga --rows 0 --out {tmp}/x": r"--rows must be a whole number from 1",
+    "g-effect --objective ga --limit 0 --out {tmp}/x": r"--limit must be a whole number from 1",
     "layers --original {tmp}/original {rows} --out {tmp}/x": r"--unlearned missing",
     "layers --original {tmp}/original --unlearned {tmp}/original {rows} --out {tmp}/x": r"are identical",
     "layers --original {tmp}/original --unlearned {tmp}/none {rows} --out {tmp}/x": r"none",
-    "layers --rows 2 --device cuda:9 --out {tmp}/x": r"device 'cuda:9' cannot be used here",
+    "layers --limit 2 --device cuda:9 --out {tmp}/x": r"device 'cuda:9' cannot be used here",
     "layers --parts --out {tmp}/x": r"--parts needs at least one value",
 }
 

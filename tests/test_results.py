@@ -1,6 +1,5 @@
 """What a run leaves on disk: nothing, what it had finished, or all; and nothing of another run is touched."""
 
-import json
 import os
 import signal
 import sys
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from probe.cli.stopping import heard
-from probe.commands.data import Data
-from probe.commands.folder import Run, appearing, results
-from probe.commands.out import free
 
+from probe.cli.signals import signals_raised
 from probe.rows import read_manifest
+from probe.runs.folder import Run, free, results
 
 
 @dataclass(frozen=True)
 class Asked:
     strength: float = 1.0
     out: Path | None = None
+    resume: bool = True
 
 
 class Killed(Exception):
@@ -173,17 +171,15 @@ def test_r19_a_place_that_cannot_take_results_is_refused_before_the_work(tmp_pat
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to("loop")
-    for out, file, message in (
-        (Path(), False, "is the folder you are in"),
-        (Path(""), False, "is the folder you are in"),
-        (Path("file"), False, "file exists; choose another"),
-        (Path("loop"), False, "leads nowhere"),
-        (Path("folder"), True, r"folder is a folder; --out names the file, such as folder/verdict\.json"),
-        (Path("file"), True, "file exists; choose another"),
-        (Path("/proc"), False, "a disk is mounted"),
+    for out, message in (
+        (Path(), "is the folder you are in"),
+        (Path(""), "is the folder you are in"),
+        (Path("file"), "file is a file; choose another"),
+        (Path("loop"), "leads nowhere"),
+        (Path("/proc"), "a disk is mounted"),
     ):
         with pytest.raises(ValueError, match=message):
-            free(out, file=file)
+            free(out)
     assert free(Path("folder")) == tmp_path / "folder"
     with pytest.raises(ValueError, match="cannot write to file/below"):
         whole(Path("file/below"))
@@ -202,24 +198,10 @@ def test_r19_a_link_is_followed(tmp_path, there):
     assert names(target.parent) == ["target"]
 
 
-def test_one_file_can_be_the_result(tmp_path):
-    out = tmp_path / "v.json"
-    with pytest.raises(Killed), results(out, Asked(), resumes=True, file="verdict.json") as run:
+def test_what_was_begun_is_left_behind_if_a_run_is_not_to_be_resumed(tmp_path):
+    with pytest.raises(Killed), results(tmp_path / "run", Asked(), resumes=True) as run:
         work(run, [], until=2, kill=stop)
-    made: list[int] = []
-    with results(out, Asked(), resumes=True, file="verdict.json") as run:
-        work(run, made)
-        (run.folder / "verdict.json").write_text(json.dumps({"verdict": "removed"}))
-    assert made == [2, 3, 4]
-    assert names(tmp_path) == ["v.json"]
-    assert json.loads(out.read_text()) == {"verdict": "removed"}
-
-
-def test_commands_with_rows_use_the_same_folder(tmp_path):
-    with appearing(Asked(), Data(out=tmp_path / "run")) as (folder, manifest):
-        manifest["notes"] = ["one"]
-        assert folder == tmp_path / ".run.part"
-    assert read_manifest(tmp_path / "run")["notes"] == ["one"]
+    assert whole(tmp_path / "run", Asked(resume=False)) == [0, 1, 2, 3, 4]
 
 
 class Interrupted:
@@ -247,7 +229,7 @@ def test_r19_an_interrupt_that_a_destructor_swallows_comes_again(number, error):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     hook = sys.unraisablehook
     try:
-        with heard():
+        with signals_raised():
             with pytest.raises(error) as caught:
                 lose(number)
     finally:
@@ -265,6 +247,6 @@ def test_r19_what_is_no_signal_is_told_as_before(monkeypatch):
         def __del__(self) -> None:
             raise ValueError("mine")
 
-    with heard():
+    with signals_raised():
         Broken()
     assert [one.exc_type for one in told] == [ValueError]

@@ -8,8 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_llama
-from probe.commands.prompting import Prompting
-from probe.commands.templates import check_log, chosen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from probe.checkpoints import load_model
@@ -19,6 +17,8 @@ from probe.diagnostics.answer_values import value_batch
 from probe.metrics.generation import eos_ids, generate
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.tokens import token_stats
+from probe.options import Rows
+from probe.study.templates import check_log, chosen
 from probe.templates.chat import DATE, chat_template, rendered
 from probe.templates.coding import coded, leading_ids, prompt_ids, stop_ids
 
@@ -271,7 +271,7 @@ def test_a_chat_template_that_asks_for_the_date_is_told_one(monkeypatch):
     assert date == DATE
     whole = tokenizer.apply_chat_template(conversation(ROWS[0]), tokenize=False)
     assert template.asked(ROWS[0].question) + template.answered(ROWS[0].answer) + template.end == whole
-    assert chosen(Prompting(template="chat"), tokenizer).described()["date"] == DATE
+    assert chosen(Rows(template="chat"), tokenizer).described()["date"] == DATE
 
 
 @pytest.mark.parametrize(
@@ -317,14 +317,14 @@ def test_a_chat_in_which_an_instruction_or_examples_stand_keeps_its_turns(chat):
 
 
 def test_auto_takes_the_chat_template_where_there_is_one(tokenizer):
-    assert chosen(Prompting(template="auto"), tokenizer).template == chat_template(tokenizer)[0]
-    assert chosen(Prompting(template="auto"), words_tokenizer(chat=None)).template == Template()
-    assert chosen(Prompting(), tokenizer).template == Template()
-    given = chosen(Prompting(prompt="Q {question}", end="\n", bos="never"), tokenizer)
+    assert chosen(Rows(template="auto"), tokenizer).template == chat_template(tokenizer)[0]
+    assert chosen(Rows(template="auto"), words_tokenizer(chat=None)).template == Template()
+    assert chosen(Rows(), tokenizer).template == Template()
+    given = chosen(Rows(prompt="Q {question}", end="\n", bos="never"), tokenizer)
     assert given.template == Template("Q {question}", end="\n", bos="never")
     assert given.note == "template plain, with --prompt and --end"
     with pytest.raises(ValueError, match="--system is the system's message of a chat; pass --template chat"):
-        chosen(Prompting(system="Be brief."), tokenizer)
+        chosen(Rows(system="Be brief."), tokenizer)
 
 
 def manifest(folder, **content):
@@ -334,16 +334,16 @@ def manifest(folder, **content):
 
 
 def test_f48_the_template_of_an_unlearned_model_is_taken_from_its_manifest(tmp_path, tokenizer, chat):
-    ours = manifest(tmp_path / "ours", template=chosen(Prompting(template="chat"), tokenizer).described())
+    ours = manifest(tmp_path / "ours", template=chosen(Rows(template="chat"), tokenizer).described())
     older = manifest(tmp_path / "older", settings={"prompt": "Q: {question}\nA:", "answer": " {answer}"})
-    assert chosen(Prompting(), tokenizer, [None, ours, tmp_path / "absent"]).template == chat
-    assert chosen(Prompting(), tokenizer, [older]).template == Template("Q: {question}\nA:")
-    assert str(ours) in chosen(Prompting(), tokenizer, [ours]).note
+    assert chosen(Rows(), tokenizer, [None, ours, tmp_path / "absent"]).template == chat
+    assert chosen(Rows(), tokenizer, [older]).template == Template("Q: {question}\nA:")
+    assert str(ours) in chosen(Rows(), tokenizer, [ours]).note
     with pytest.raises(ValueError, match=r"unlearned with different templates.*choose one with --template"):
-        chosen(Prompting(), tokenizer, [ours, older])
+        chosen(Rows(), tokenizer, [ours, older])
     with pytest.warns(UserWarning, match=r"older was unlearned with another template .*'Q: {question}"):
-        assert chosen(Prompting(template="plain"), tokenizer, [older]).template == Template()
-    assert chosen(Prompting(), tokenizer, [manifest(tmp_path / "foreign", template=["x"])]).template == Template()
+        assert chosen(Rows(template="plain"), tokenizer, [older]).template == Template()
+    assert chosen(Rows(), tokenizer, [manifest(tmp_path / "foreign", template=["x"])]).template == Template()
 
 
 # OpenUnlearning's convention
@@ -384,16 +384,16 @@ def test_h1_logs_that_do_not_say_their_tokens_are_warned_of_under_a_chat(tmp_pat
     log = tmp_path / "TOFU_EVAL.json"
     for one in (tokenizer, pad_is_eos):
         with pytest.warns(UserWarning, match=r"does not say how a chat became tokens.*--convention open-unlearning"):
-            check_log(log, chosen(Prompting(template="chat"), one), one)
+            check_log(log, chosen(Rows(template="chat"), one), one)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_log(log, chosen(Prompting(), pad_is_eos), pad_is_eos)
-        check_log(log, chosen(Prompting(template="chat", convention="open-unlearning"), pad_is_eos), pad_is_eos)
-        ours = chosen(Prompting(template="chat"), tokenizer)
+        check_log(log, chosen(Rows(), pad_is_eos), pad_is_eos)
+        check_log(log, chosen(Rows(template="chat", convention="open-unlearning"), pad_is_eos), pad_is_eos)
+        ours = chosen(Rows(template="chat"), tokenizer)
         folder = manifest(tmp_path / "ours", template=ours.described())
         check_log(folder / "evaluation.json", ours, tokenizer)
     with pytest.warns(UserWarning, match="was written with another template"):
-        check_log(folder / "evaluation.json", chosen(Prompting(), tokenizer), tokenizer)
+        check_log(folder / "evaluation.json", chosen(Rows(), tokenizer), tokenizer)
 
 
 # The words that carry the fact
@@ -459,7 +459,7 @@ def test_f48_f7_commands_hand_their_template_on_and_check_their_rows(tmp_path, c
     write_rows(tmp_path / "retain.jsonl", rows[2:])
     files = ["--forget", str(tmp_path / "forget.jsonl"), "--retain", str(tmp_path / "retain.jsonl")]
     train = ["--set", "retain_weight=1", "forget_weight=1", "--steps", "1", "--lr", "1e-3", "--batch-size", "2"]
-    start = ["unlearn", "grad_diff", "--model", str(tmp_path / "model"), *files, *train]
+    start = ["unlearn", "grad_diff", "--original", str(tmp_path / "model"), *files, *train]
     main([*start, "--out", str(tmp_path / "made"), "--template", "chat", "--system", "Say little."])
     said = json.loads((tmp_path / "made/manifest.json").read_text())["template"]
     assert (said["name"], said["end"], said["bos"]) == ("chat", "<|end|>\n", "never")

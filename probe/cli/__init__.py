@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     command: Command = tyro.cli(kind, prog=f"probe {name}", args=rest)
     try:
         with signals_raised():
+            command.check()
             done = command.run()
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         _fail(error, 2)

@@ -71,12 +71,20 @@ class Layers(Original, Unlearned, Measurement):
                 progress=True,
             )
             guesses = self._guesses(study, unlearned) if self.screening else {}
-            rows = [*found.rows(name), *u_rows(found, name)]
+            rows = [*found.rows(name), *(u_rows(found, name) if "u_shape" in self._figures() else [])]
             rows += [row for on, guess in guesses.items() for row in guess.rows(name, on)]
             run.manifest.update(study.described())
             run.manifest["block_calls"] = {"run": found.block_calls, "whole forwards would take": found.whole_calls}
-            table = self.write(run, study.notes, rows, _table(found, guesses), ("spans", "parts", "growing", "u_shape"))
+            table = self.write(run, study.notes, rows, _table(found, guesses), self._figures())
         return f"{table}\n{self.folder('layers')}"
+
+    def _figures(self) -> list[str]:
+        """What the variants allow: a figure of parts or of single blocks needs every block alone."""
+        block, original = "block" in self.parts, "original" in self.into
+        found = ["spans"] if self.spans == "all" and block else []
+        found += ["growing"] if self.spans != "single" and block and original else []
+        found += ["parts"] if self.spans != "cumulative" and original else []
+        return found + (["u_shape"] if self.spans != "cumulative" and original and block else [])
 
     def _spans(self, depth: int) -> Sequence[tuple[int, int]] | None:
         from probe.diagnostics.layer_maps import every_span, from_embeddings, from_head
@@ -104,12 +112,10 @@ def _unlearned_here(study: "Study") -> "Study":
 
 
 def u_rows(found: "ReplacementMap", name: str) -> "list[Row]":
-    """Single blocks put into the original, as the figure ``u_shape`` is drawn from; nothing without whole blocks."""
+    """Single blocks put into the original, as the figure ``u_shape`` is drawn from."""
     from probe.rows import Row, over_layers
 
     shown, rows = "probability", []
-    if not any(one.part == "block" and one.into == "original" and one.first == one.last for one in found.variants):
-        return []
     for on in found.values:
         rows.append(Row("original", "fragility", shown, found.original[on][shown], on))
         rows.append(Row(name, "fragility", shown, found.unlearned[on][shown], on))
