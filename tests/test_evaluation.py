@@ -10,25 +10,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from probe.commands.folder import Run
-from probe.commands.templates import chosen
-from probe.evaluation.job import EvaluationJob
-from probe.evaluation.run import run_evaluation
 from scipy.stats import hmean, ks_2samp
 from sklearn.metrics import roc_auc_score
 
 from probe.checkpoints import load_model, load_tokenizer
 from probe.cli import main
+from probe.commands.evaluate import Evaluate
 from probe.data import QA, Template, encode
 from probe.datasets import read_rows, write_rows
 from probe.evaluation.ask import EvaluationSettings, evaluate, reference_log
-from probe.evaluation.data import Material, material
+from probe.evaluation.data import RowSets, read_sets
 from probe.evaluation.numbers import quality_rows
 from probe.evaluation.table import latex_table, text_table
 from probe.metrics.suite import answer_suite
 from probe.open_unlearning.log import EvaluationLog, read_log, write_log
 from probe.open_unlearning.recomputed import MUSE_ROUGE, recomputed, truth_ratios
 from probe.rows import Row, load
+from probe.runs.folder import Run
+from probe.study.templates import chosen
 
 # The log
 
@@ -317,7 +316,7 @@ def test_the_shell_writes_everything_and_prints_the_table(finished, places, caps
 def test_numbers_are_those_of_outside_judges(finished, places):
     """Losses by transformers itself, KS by scipy, the harmonic mean by scipy, the rest from these."""
     model, tokenizer = load_model(places["model"]), load_tokenizer(places["model"])
-    asked = material(EvaluationJob(tofu=str(places["tofu"]), split="forget10", limit=LIMIT))
+    asked = read_sets(tofu=str(places["tofu"]), split="forget10", limit=LIMIT)
     log, found = read_log(finished / "evaluation.json"), values_of(load(finished / "rows.jsonl"))
 
     def loss(question, answer):
@@ -344,10 +343,17 @@ def test_h6_comparisons_are_those_of_scipy_and_of_the_logs(finished, places):
     rows = load(finished / "rows.jsonl")
     found, log = values_of(rows), read_log(finished / "evaluation.json")
     out = places["folder"] / "theirs"
-    job = EvaluationJob(
-        tofu=str(places["tofu"]), limit=LIMIT, out=out, generate=False, holdout=places["holdout"], gradnorm=True
+    job = Evaluate(
+        model=str(places["retrained"]),
+        tofu=str(places["tofu"]),
+        limit=LIMIT,
+        out=out,
+        generate=False,
+        holdout=places["holdout"],
+        gradnorm=True,
     )
-    theirs = read_log(run_evaluation(str(places["retrained"]), job) / "evaluation.json")
+    job.run()
+    theirs = read_log(out / "evaluation.json")
     judge = ks_2samp(truth_ratios(log), truth_ratios(theirs), method="exact")
     assert found["forget", "forget_quality_p"] == pytest.approx(judge.pvalue, rel=1e-9)
     assert found["forget", "forget_quality_statistic"] == pytest.approx(judge.statistic)
@@ -381,8 +387,9 @@ def test_h4_penalties_that_are_not_applied_are_named(places, tmp_path):
     folder = shutil.copytree(places["model"], tmp_path / "model")
     path = folder / "generation_config.json"
     path.write_text(json.dumps({"repetition_penalty": 1.1, "do_sample": True, "eos_token_id": 2}))
-    job = EvaluationJob(tofu=str(places["tofu"]), limit=1, out=tmp_path / "out", max_new_tokens=2)
-    table = (run_evaluation(str(folder), job) / "table.txt").read_text()
+    job = Evaluate(model=str(folder), tofu=str(places["tofu"]), limit=1, out=tmp_path / "out", max_new_tokens=2)
+    job.run()
+    table = (tmp_path / "out" / "table.txt").read_text()
     assert "generation_config asks for repetition_penalty=1.1, which is not applied here" in " ".join(table.split())
 
 
@@ -393,15 +400,22 @@ def test_a_log_stands_for_the_retrained_model(places, tmp_path):
     theirs = {"forget_truth_ratio": indexed(score=ratios.tolist()), "mia_loss": {"agg_value": 0.5}}
     write_log(path, EvaluationLog(theirs))
     out = tmp_path / "out"
-    job = EvaluationJob(
-        tofu=str(places["tofu"]), split="forget01", retrained=str(path), out=out, limit=4, generate=False
+    job = Evaluate(
+        model=str(places["model"]),
+        tofu=str(places["tofu"]),
+        split="forget01",
+        retrained=str(path),
+        out=out,
+        limit=4,
+        generate=False,
     )
-    found = load(run_evaluation(str(places["model"]), job) / "rows.jsonl")
+    job.run()
+    found = load(out / "rows.jsonl")
     judge = ks_2samp(truth_ratios(read_log(out / "evaluation.json")), ratios[:4], method="exact")
     assert values_of(found)["forget", "forget_quality_p"] == pytest.approx(judge.pvalue)
     write_log(path, EvaluationLog({"forget_truth_ratio": indexed(score=[1.0] * 40)}))
     with pytest.raises(ValueError, match=r"holds 40 truth ratios and TOFU forget01 has 7 forget rows"):
-        run_evaluation(str(places["model"]), replace(job, out=tmp_path / "other"))
+        replace(job, out=tmp_path / "other").run()
     assert not (tmp_path / "other").exists()
 
 
@@ -438,7 +452,6 @@ def test_a_log_of_the_model_itself_is_labelled(finished):
         ("--tofu {tofu}/absent", "no folder at .*pass a folder with TOFU's files, or locuslab/TOFU"),
         ("--tofu {tofu} --forget x.json --retain y.json", "choose one"),
         ("--forget {tofu}/forget01.json", "--retain missing"),
-        ("", "no data given"),
         ("--mcq {tofu}/forget01.json", "forget01.json:1: row 1 has no field 'choices'; found question, answer"),
         ("--mcq {tofu}/forget01.json --retrained {tofu}", "--retrained and --holdout compare forget rows"),
         ("--tofu {tofu} --limit 0", "--limit must be a whole number from 1"),
@@ -566,7 +579,7 @@ def test_a_part_that_is_zero_is_named():
 def asked_of(bed, n=6, **more):
     sets = {"forget": bed.split.forget_rows[:n], "retain": bed.split.retain_rows[:n]}
     whole = {name: len(rows) for name, rows in sets.items()} | {"holdout": 0, "choices": 0}
-    return Material(**{"sets": sets, "holdout": (), "choices": (), "whole": whole, "name": "testbed"} | more)
+    return RowSets(**{"sets": sets, "holdout": (), "choices": (), "whole": whole, "name": "testbed"} | more)
 
 
 def asking_of(bed, **changes):
@@ -638,7 +651,7 @@ def test_an_answer_of_one_token_is_left_out_of_exact_memorisation_and_counted(be
 
 
 def test_templates_are_the_published_ones(bed):
-    job = EvaluationJob(mcq=None)
+    job = Evaluate(model="m")
     assert chosen(job, bed.tokenizer).template == Template()
     assert chosen(replace(job, template="llama2"), bed.tokenizer).template.prompt == "[INST] {question} [/INST]"
     assert chosen(replace(job, prompt="Q {question}"), bed.tokenizer).template == Template("Q {question}", " {answer}")
