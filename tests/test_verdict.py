@@ -1,26 +1,27 @@
 """The verdict's arithmetic on made-up tables with known answers, its refusals, and one verdict from end to end."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import tiny_llama
-from probe.commands.folder import Run
-from probe.verdict.job import VerdictJob
-from probe.verdict.run import check_models, run_verdict
 
 from probe.cli import main
+from probe.commands.verdict import Verdict
 from probe.data import QA
 from probe.datasets import write_rows
 from probe.figures.style import new_figure, paper_style
 from probe.figures.verdict import calibration_figure, confusion_figure, roc_figure
+from probe.runs.folder import Run
 from probe.verdict.features import BY_NAME, FEATURES, features, verdict_features
 from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judge_model, load_judge
 from probe.verdict.logistic import CLASSES, LogisticFit, fit_logistic, softmax
 from probe.verdict.measure import PARTS, Measurements
 from probe.verdict.rows import Protocol, verdict_rows
 from probe.verdict.validate import HeldOutVerdicts, best_temperature, fit_all, leave_groups_out, roc
+from probe.verdict.verdict import check_models
 
 NAMES = ("a", "b", "c")
 
@@ -336,8 +337,8 @@ def test_f22_a_retrained_model_that_guesses_well_is_not_refused():
 
 
 def test_f17_rows_that_share_groups_are_refused_before_any_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("probe.verdict.run.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("probe.verdict.run.load_tokenizer", lambda *_, **__: pytest.fail("a tokenizer was loaded"))
+    monkeypatch.setattr("probe.study.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("probe.study.loading.load_tokenizer", lambda *_, **__: pytest.fail("a tokenizer was loaded"))
     rows = [QA(f"Where was {who} born {i}?", "In Rome.", perturbed_answer=("In Bonn.",), group=who)
             for who in ("Ada", "Bob", "Cy") for i in range(2)]  # fmt: skip
     forget, retain = tmp_path / "forget.jsonl", tmp_path / "retain.jsonl"
@@ -345,7 +346,7 @@ def test_f17_rows_that_share_groups_are_refused_before_any_model_is_loaded(tmp_p
     for kept, said in ((rows[3:], r"forget and retain: 1 \(Bob\)"), (rows[4:], "the retain rows 1; .* two groups a")):
         write_rows(retain, kept)
         with pytest.raises(ValueError, match=said):
-            run_verdict("m", VerdictJob(original="o", forget=forget, retain=retain))
+            Verdict(model="m", original="o", forget=forget, retain=retain, out=tmp_path / "out").run()
 
 
 def test_files_that_are_no_judge_are_refused(tmp_path):
@@ -371,8 +372,7 @@ def test_the_shipped_judge_is_whole():
 
 def test_models_that_cannot_be_compared_are_refused():
     one, other = tiny_llama(0), tiny_llama(1)
-    assert check_models({"original": one, "model": other}) == []
-    assert "nothing was unlearned" in check_models({"original": one, "model": tiny_llama(0)})[0]
+    check_models({"original": one, "model": other})
     with pytest.raises(ValueError, match="model model cannot be compared"):
         check_models({"original": one, "model": tiny_llama(0, n_layers=2)})
     for twin in (one, other):
@@ -449,7 +449,7 @@ def quick(monkeypatch):
         return found
 
     for name in PARTS:
-        monkeypatch.setattr(f"probe.verdict.measure._{name}", part(name))
+        monkeypatch.setattr(sys.modules["probe.verdict.measure"], f"_{name}", part(name))
     return made
 
 
@@ -461,7 +461,7 @@ def test_r23_a_verdict_that_is_stopped_goes_on(bed, tmp_path, capsys, monkeypatc
         "verdict", str(weights / "retrained"), "--original", str(weights / "original"), "--forget", str(rows),
         "--tokenizer", str(weights / "tokenizer"), "--out",
     ]  # fmt: skip
-    main([*given, str(tmp_path / "whole.json")])
+    main([*given, str(tmp_path / "whole")])
     told = capsys.readouterr().out
     assert quick == [*PARTS, *PARTS]
     quick.clear()
@@ -474,27 +474,28 @@ def test_r23_a_verdict_that_is_stopped_goes_on(bed, tmp_path, capsys, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(Run, "kept", stopping)
         with pytest.raises(SystemExit) as stopped:
-            main([*given, str(tmp_path / "cut.json")])
+            main([*given, str(tmp_path / "cut")])
     assert stopped.value.code == 130
     assert "what was finished is kept in" in capsys.readouterr().err
     assert len(quick) == 7
-    main([*given, str(tmp_path / "cut.json")])
+    main([*given, str(tmp_path / "cut")])
     assert quick == [*PARTS, *PARTS]
-    assert capsys.readouterr().out == told
-    assert (tmp_path / "cut.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.json", "rows.jsonl", "whole.json"]
+    assert capsys.readouterr().out.replace(str(tmp_path / "cut"), "") == told.replace(str(tmp_path / "whole"), "")
+    first, second = ((tmp_path / name / "verdict.json").read_bytes() for name in ("cut", "whole"))
+    assert first == second
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut", "rows.jsonl", "whole"]
 
 
-def test_r19_an_out_that_is_a_folder_or_taken_is_refused_before_the_work(bed, tmp_path, capsys, quick):
-    (tmp_path / "taken.json").write_text("{}")
+def test_r19_an_out_that_is_a_file_or_taken_is_refused_before_the_work(bed, tmp_path, capsys, quick):
+    (tmp_path / "taken").write_text("{}")
     given = ["verdict", "absent", "--original", "absent", "--forget", "absent.jsonl", "--out"]
-    for out, said in ((tmp_path, "is a folder; --out names the file"), (tmp_path / "taken.json", "exists; choose")):
+    for out, said in ((tmp_path, "exists and is not empty"), (tmp_path / "taken", "is a file; choose another")):
         with pytest.raises(SystemExit) as stopped:
             main([*given, str(out)])
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
     assert quick == []
-    assert (tmp_path / "taken.json").read_text() == "{}"
+    assert (tmp_path / "taken").read_text() == "{}"
 
 
 @pytest.mark.slow
@@ -505,11 +506,9 @@ def test_the_shell_judges_the_testbed(bed, tmp_path, capsys):
     write_rows(retain, bed.split.retain_rows)
     tokenizer = str(bed.folder / "tokenizer")
     common = ["--original", str(bed.folder / "original"), "--forget", str(forget), "--tokenizer", tokenizer]
-    main(
-        ["verdict", str(bed.folder / "retrained"), *common, "--retain", str(retain), "--out", str(tmp_path / "v.json")]
-    )
+    main(["verdict", str(bed.folder / "retrained"), *common, "--retain", str(retain), "--out", str(tmp_path / "v")])
     assert "verdict: removed" in capsys.readouterr().out
-    assert json.loads((tmp_path / "v.json").read_text())["verdict"] == "removed"
+    assert json.loads((tmp_path / "v" / "verdict.json").read_text())["verdict"] == "removed"
     main(["verdict", str(bed.folder / "original"), *common, "--retain", str(retain)])
     told = capsys.readouterr().out
     assert "very weights" in told

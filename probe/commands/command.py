@@ -82,10 +82,11 @@ class Measurement(Command, Rows, Compute, Resumed):
         """Where results go: ``out``, or results/NAME."""
         return self.out or Path("results") / name
 
-    def study(self, **models: str | None) -> "Study":
+    def study(self, *, distinct: bool = True, **models: str | None) -> "Study":
         """The models that the options name and the rows, or the testbed.
 
         Args:
+            distinct: whether two models may not have the same weights.
             models: more models by name; None is passed over.
 
         Raises:
@@ -99,11 +100,11 @@ class Measurement(Command, Rows, Compute, Resumed):
         if original is None:
             bed = testbed(limit=self.limit, device=self.device, dtype=self.dtype)
             bed = with_dictionary(bed, bed.sae, bed.sae_site) if isinstance(self, DictionaryOptions) else bed
-            return with_models(bed, found, self) if found else bed
+            return with_models(bed, found, self, distinct=distinct) if found else bed
         retrained = getattr(self, "retrained", None)
         found = {"original": original, **({} if retrained is None else {"retrained": retrained}), **found}
         dictionary = self if isinstance(self, DictionaryOptions) else DictionaryOptions()
-        return load_study(found, self, self, dictionary, tokenizer=getattr(self, "tokenizer", None))
+        return load_study(found, self, self, dictionary, tokenizer=getattr(self, "tokenizer", None), distinct=distinct)
 
     @contextmanager
     def writing(self, name: str, **models: str | None) -> Iterator[tuple["Run", "Study"]]:

@@ -101,14 +101,17 @@ class Evaluate(Retrained, Tokenizer, Generated, Measurement):
         return self._evaluate()
 
     def _evaluate(self) -> str:
-        from probe.checkpoints import load_tokenizer
+        from probe.checkpoints import check_tokenizer, load_tokenizer
         from probe.runs.folder import content_of, results
+        from probe.study.loading import has_tokenizer
         from probe.study.templates import check_log, chosen
 
         # A mistake in a file should not cost the loading of a model.
         rows = self._rows()
         theirs = self._retrained_log(rows)
         tokenizer = load_tokenizer(self.tokenizer or self.model)
+        if self.tokenizer is not None and has_tokenizer(self.model):
+            check_tokenizer(tokenizer, load_tokenizer(self.model))
         template = chosen(self, tokenizer, [self.model, self.retrained])
         if theirs is not None:
             check_log(Path(str(self.retrained)), template, tokenizer)

@@ -125,7 +125,7 @@ class Unlearn(Original, Unlearned, Retrained, DictionaryOptions, TrainingOptions
         found = [self._measured(name) for name in self.measure if method.makes in ("model", "mixture")]
         return "\n".join([f"{summary(self.folder())}{self.folder()}", *found])
 
-    def study(self, **models: str | None) -> "Study":
+    def study(self, *, distinct: bool = True, **models: str | None) -> "Study":
         """The original and the rows; other models and the dictionary are loaded where the method takes them."""
         return replace(self, unlearned=(), retrained=None, sae=None, layer=None)._plain()
 

@@ -46,16 +46,22 @@ class Verdict(Original, Retrained, Tokenizer, Measurement):
         """Examine original, model and retrained model alike."""
         import torch
 
+        from probe.datasets import read_rows
         from probe.modes import threads
-        from probe.runs.folder import content_of, results
+        from probe.runs.folder import content_of, free, results
         from probe.verdict.judge import FITTED, load_judge
+        from probe.verdict.rows import check_verdict_rows
         from probe.verdict.verdict import verdict
 
         self.check()
+        free(self.folder())
         judge = load_judge(self.fitted or FITTED)
+        if self.forget is not None:
+            # Before any model: what no verdict can be made of should not cost the loading of three.
+            check_verdict_rows(read_rows(self.forget), read_rows(self.retain) if self.retain else [])
         with results(self.folder(), self, resumes=True) as run, threads(self.threads or torch.get_num_threads()):
             names = {"model": self.model, "original": self.original, "retrained": self.retrained}
-            study = self.study(model=self.model)
+            study = self.study(distinct=False, model=self.model)
             run.about(
                 contents={role: content_of(name) for role, name in names.items() if name is not None},
                 **study.described(),
@@ -65,6 +71,9 @@ class Verdict(Original, Retrained, Tokenizer, Measurement):
             (run.folder / "verdict.json").write_text(content, encoding="utf-8")
             name = self.model.rstrip("/").split("/")[-1]
             notes = [f"note: {note}" for note in study.notes]
+            weights = run.manifest["weights"]
+            if weights["model"] == weights["original"]:
+                notes.insert(0, "note: the model has the very weights of the original; nothing was unlearned")
             text = self.write(run, (), found.rows(name), "\n".join([*notes, found.text()]))
         return f"{text}\n{self.folder()}"
 

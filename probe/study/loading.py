@@ -30,6 +30,7 @@ def load_study(
     dictionary: DictionaryOptions = DictionaryOptions(),
     *,
     tokenizer: str | None = None,
+    distinct: bool = True,
 ) -> Study:
     """A user's models with the user's rows.
 
@@ -39,6 +40,7 @@ def load_study(
         compute: device and dtype.
         dictionary: of the original; that it fits is measured.
         tokenizer: where the tokenizer lies, if not beside the original.
+        distinct: whether two models may not have the same weights.
 
     Raises:
         FileNotFoundError: no such file.
@@ -66,7 +68,7 @@ def load_study(
         notes=(template.note, *_trial(rows)),
         files={on: file_hash(path) for on, path in files.items() if path is not None},
     )
-    study.check()
+    study.check(distinct=distinct)
     if sae is None:
         return study
     return with_dictionary(study, sae, None if dictionary.layer is None else Site(dictionary.layer))
@@ -211,7 +213,9 @@ def named_by_folder(models: str | Sequence[str] | Mapping[str, str]) -> dict[str
     return dict(models)
 
 
-def with_models(study: Study, models: Mapping[str, str], compute: Compute = Compute()) -> Study:
+def with_models(
+    study: Study, models: Mapping[str, str], compute: Compute = Compute(), *, distinct: bool = True
+) -> Study:
     """The study with more unlearned models, loaded and checked.
 
     Raises:
@@ -223,7 +227,7 @@ def with_models(study: Study, models: Mapping[str, str], compute: Compute = Comp
             check_tokenizer(study.tokenizer, load_tokenizer(name))
     loaded = {name: load_model(path, dtype=dtype, device=compute.device) for name, path in models.items()}
     more = replace(study, unlearned={**study.unlearned, **loaded})
-    more.check()
+    more.check(distinct=distinct)
     return more
 
 

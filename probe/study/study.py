@@ -117,8 +117,11 @@ class Study:
         )
         return model if makes in ("model", "mixture") else made
 
-    def check(self) -> None:
+    def check(self, *, distinct: bool = True) -> None:
         """Refuse what could only give nonsense.
+
+        Args:
+            distinct: whether two models may not have the same weights.
 
         Raises:
             ValueError: broken weights, a tokenizer of another model, rows beyond the context, models of different
@@ -132,8 +135,9 @@ class Study:
                 check_same_architecture(self.original, model)
             except ValueError as error:
                 raise ValueError(f"the {name} model cannot be compared with the original: {error}") from None
-            check_different(self.original, model, ("original", name))
-            if self.retrained is not None and name != "retrained":
+            if distinct:
+                check_different(self.original, model, ("original", name))
+            if distinct and self.retrained is not None and name != "retrained":
                 check_different(self.retrained, model, ("retrained", name))
 
     def described(self) -> dict[str, Any]:
