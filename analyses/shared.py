@@ -32,13 +32,13 @@ def command(package: str | None, *mains: Callable[..., Any], prefixes: bool = Fa
         mains: functions whose annotations declare the options.
         prefixes: whether options inside others keep the outer one's name, as where two have the same.
     """
-    about = {"prog": f"python -m {package}", "description": sys.modules[str(package)].__doc__}
-    config = () if prefixes else (tyro.conf.OmitArgPrefixes,)
+    prog, about = f"python -m {package}", sys.modules[str(package)].__doc__
+    config = [] if prefixes else [tyro.conf.OmitArgPrefixes]
     if len(mains) == 1:
-        tyro.cli(mains[0], config=config, **about)
+        tyro.cli(mains[0], prog=prog, description=about, config=config)
     else:
         parts = {main.__module__.rpartition(".")[2].replace("_", "-"): main for main in mains}
-        tyro.extras.subcommand_cli_from_dict(parts, config=config, **about)
+        tyro.extras.subcommand_cli_from_dict(parts, prog=prog, description=about, config=config)
 
 
 def choice_of(chosen: Iterable[str], known: Iterable[str]) -> None:
@@ -70,7 +70,7 @@ def over_seeds(values: Iterable[float | None], within: tuple[float, float] = ANY
     return interval(known, within=within) if known else Interval(math.nan, *within, 0)
 
 
-def paired(first: Sequence[float], second: Sequence[float], within: tuple[float, float] = DIFFERENCE) -> Interval:
+def paired(first: Iterable[float], second: Iterable[float], within: tuple[float, float] = DIFFERENCE) -> Interval:
     """Mean of first - second, seed by seed, with its interval.
 
     Raises:
@@ -117,8 +117,9 @@ def seed_row(
 ) -> Row:
     """Mean over seeds with its t-interval; one seed has no interval, and no seed no number."""
     found = over_seeds(values, within)
-    ends = {"low": found.low, "high": found.high} if found.n > 1 else {}
-    return Row(name, diagnostic, quantity, found.mean if found.n else None, on, n=found.n, **ends, **where)
+    low, high = (found.low, found.high) if found.n > 1 else (None, None)
+    mean = found.mean if found.n else None
+    return Row(name, diagnostic, quantity, mean, on, low=low, high=high, n=found.n, **where)
 
 
 def range_row(name: str, diagnostic: str, quantity: str, values: Sequence[float], on: str = "", **where: Any) -> Row:

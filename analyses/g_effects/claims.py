@@ -77,7 +77,8 @@ def _g2(runs: Sequence[Record]) -> list[str]:
         # The net harm has signs, so a part of it may be more than the whole.
         for k, within in (("share", SHARE), ("share of harm", ANY), ("share of size", SHARE))
     )
-    excess = paired(*([_last(r, f"forgotten tokens/{k}") for r in own] for k in ("share of size", "share")))
+    sizes, shares = ([_last(r, f"forgotten tokens/{k}") for r in own] for k in ("share of size", "share"))
+    excess = paired(sizes, shares)
     return [
         f"G2 GA's harm comes from tokens already forgotten: {verdict(excess)} (at the end of GA, tokens with p < 0.1 "
         f"are {share:.3g} of all, and do {harm:.3g} of the net retain harm, {size:.3g} of its absolute size)."
@@ -144,8 +145,9 @@ def _g5(runs: Sequence[Record]) -> list[str]:
     keys = [step for step in steps_of(own[0]) if f"{step}/NPO weight/mean" in own[0]]
     weight = [_over(own, lambda r, s=s: r[f"{s}/NPO weight/mean"], _WEIGHT) for s in keys]
     p = [_over(own, lambda r, s=s: r[f"{s}/NPO weight/p"], SHARE) for s in keys]
-    fall = paired(*([r[f"{s}/NPO weight/mean"] for r in own] for s in (keys[0], keys[-1])), _WEIGHTS)
-    inside = paired(*([r[f"{keys[-1]}/NPO weight/quarter {q}/weight"] for r in own] for q in (3, 0)), _WEIGHTS)
+    first, end = (f"{step}/NPO weight" for step in (keys[0], keys[-1]))
+    fall = _over(own, lambda r: r[f"{first}/mean"] - r[f"{end}/mean"], _WEIGHTS)
+    inside = _over(own, lambda r: r[f"{end}/quarter 3/weight"] - r[f"{end}/quarter 0/weight"], _WEIGHTS)
     falls, ends = fall.side() > 0, weight[-1].side(0.1) < 0
     told = HOLDS if falls and ends else "holds in direction only" if falls else UNKNOWN
     return [

@@ -187,7 +187,7 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
     def observe(step: int, model: nn.Module) -> None:
         rows.extend(squeezing(model, bands).rows(name, step))
         ratio_N = at.suite(model, at.sample.split.forget_rows).truth_ratio_N
-        quality = forget_quality(ratio_N, at.sample.truth_ratio_retrained_N)
+        quality = forget_quality(ratio_N, at.sample.forget_retrained.truth_ratio_N)
         rows.append(Row(name, "checkpoint", "forget_quality_ln_p", quality.ln_p, "forget", item=step, n=quality.n))
         rows.append(Row(name, "checkpoint", "model_utility", at.utility(model), item=step))
 

@@ -47,8 +47,8 @@ def draw(runs: Sequence[Record], out: Path, subject: str, venue: str = "neurips"
         figure = new_figure(sizes.page, 2.9)
         data = growing_spans(together, figure, metric=PROBABILITY, label=PROBABILITY)
         saved("growing", figure, data, f"Spans of unlearned blocks that grow from either end. {banded}.")
-    for method, own in by_method(runs).items():
-        changed_texts(examples(own[0]), against="original").write(out / "tables", f"texts_{method}")
+    for method, (first, *_) in by_method(runs).items():
+        changed_texts(examples(first), against="original").write(out / "tables", f"texts_{method}")
 
 
 def map_rows(method: str, runs: Sequence[Record], metric: str = PROBABILITY) -> list[Row]:
@@ -60,13 +60,13 @@ def map_rows(method: str, runs: Sequence[Record], metric: str = PROBABILITY) -> 
             continue
         one = over_seeds((r[key] for r in runs), SHARE)
         # One seed has no interval.
-        ends = {"low": one.low, "high": one.high} if one.n > 1 else {"low": None, "high": None}
+        low, high = (one.low, one.high) if one.n > 1 else (None, None)
         if pieces[0] in ("original", "unlearned") and len(pieces) == 5:
             first, last = map(int, pieces[2].split("-"))
-            where = {"first": first, "last": last, "part": pieces[1], "into": pieces[0]}
-            rows.append(span_row(method, metric, one.mean, pieces[3], **where, **ends, n=one.n))
+            where: dict[str, Any] = {"first": first, "last": last, "part": pieces[1], "into": pieces[0]}
+            rows.append(span_row(method, metric, one.mean, pieces[3], **where, low=low, high=high, n=one.n))
         elif pieces[0] == "whole" and pieces[1] != "retrained":
-            rows.append(span_row(method, metric, one.mean, pieces[2], into=pieces[1], **ends, n=one.n))
+            rows.append(span_row(method, metric, one.mean, pieces[2], into=pieces[1], low=low, high=high, n=one.n))
     return rows
 
 

@@ -36,15 +36,22 @@ Where = tuple[str, str]
 def compared(rows: list[Row], high: str, low: str, where: Where) -> tuple[str, str]:
     """Whether ``high`` is the higher one, and both numbers; where intervals over seeds overlap, nobody knows."""
     found = {(r.intervention, r.on, r.quantity): r for r in rows}
-    a, b = found.get((high, *where)), found.get((low, *where))
-    if a is None or b is None or a.value is None or b.value is None:
+    one, other = (_interval(found.get((name, *where))) for name in (high, low))
+    if one is None or other is None:
         return "not measured", ""
     # One seed has no interval; the references are no draws and need none.
-    seeded = all((r.n or 0) > 1 or r.intervention in ("original", "retrained") for r in (a, b))
-    one, other = (Interval(r.value, *((r.value, r.value) if r.low is None else (r.low, r.high)), r.n) for r in (a, b))
+    seeded = all(x.n > 1 or name in ("original", "retrained") for name, x in ((high, one), (low, other)))
     apart = seeded and (one.low > other.high or other.low > one.high)
     verdict = UNKNOWN if not apart else HOLDS if one.mean > other.mean else FAILS
     return verdict, f"{high} {one}; {low} {other}; {where[0]} {where[1]} probability"
+
+
+def _interval(row: Row | None) -> Interval | None:
+    """A row's numbers; its mean alone where it has no ends."""
+    if row is None or row.value is None:
+        return None
+    low, high = (row.value if end is None else end for end in (row.low, row.high))
+    return Interval(row.value, low, high, row.n or 0)
 
 
 def of_methods(rows: list[Row]) -> str:

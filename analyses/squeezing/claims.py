@@ -206,7 +206,8 @@ def _b3(records: Sequence[Record]) -> list[str]:
             ):
                 parts = []
                 for other, theirs in rivals.items():
-                    apart = paired(*([share(r, GROUPS[group]) for r in own] for own in (runs, theirs)))
+                    ours, others = ([share(r, GROUPS[group]) for r in own] for own in (runs, theirs))
+                    apart = paired(ours, others)
                     word = {1: "more than", -1: "less than", 0: "cannot be told apart from"}
                     parts.append(f"{word[apart.side()]} {other} ({apart})")
                 own = fmean(share(r, GROUPS[group]) for r in runs)

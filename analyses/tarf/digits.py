@@ -89,7 +89,7 @@ def _plain(method: Callable[..., Any], **more: Callable[[Case], Any]) -> Run:
     """A method whose settings are its own arguments; ``more`` are arguments that follow from the case."""
 
     def run(model: nn.Module, at: Case, setting: Setting) -> None:
-        method(model, _split(at), **_common(at, setting) | setting, **{name: of(at) for name, of in more.items()})
+        method(model, _split(at), **_common(at, setting) | dict(setting), **{name: of(at) for name, of in more.items()})
 
     return run
 

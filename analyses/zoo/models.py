@@ -202,7 +202,7 @@ def _by(method: str, steps: int, lr: float, **settings: Any) -> Callable[[Ground
     """A method of the catalogue on the original."""
 
     def act(model: Any, given: Ground) -> None:
-        common = {"steps": steps, "lr": lr, "batch_size": 16, "seed": given.seed}
+        common: dict[str, Any] = {"steps": steps, "lr": lr, "batch_size": 16, "seed": given.seed}
         supplies = {"original": given.original}
         run_method(method, model, given.split, given.tokenizer, supplies=supplies, **common, **settings)
 
