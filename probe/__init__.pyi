@@ -48,9 +48,9 @@ from probe.diagnostics import load_tuned_lens as load_tuned_lens
 from probe.diagnostics import localisation as localisation
 from probe.diagnostics import logit_collapse as logit_collapse
 from probe.diagnostics import logit_lens as logit_lens
-from probe.diagnostics import project as project
 from probe.diagnostics import replaced_texts as replaced_texts
 from probe.diagnostics import replacement_map as replacement_map
+from probe.diagnostics import representation_pca as representation_pca
 from probe.diagnostics import reweighting_map as reweighting_map
 from probe.diagnostics import ridge_probes as ridge_probes
 from probe.diagnostics import sample_effects as sample_effects

@@ -67,6 +67,10 @@ class Batch:
     def __len__(self) -> int:
         return self.tokens_BT.shape[0]
 
+    def __repr__(self) -> str:
+        n_targets = int(self.target_BT[:, 1:].sum())
+        return f"Batch({len(self)} rows of at most {self.tokens_BT.shape[1]} tokens, {n_targets} of them targets)"
+
     @property
     def ending_BT(self) -> MaskBT:
         """True where a target ends its row's answer: eos, or a chat's end of turn."""
@@ -160,6 +164,9 @@ class Split:
     retain_rows: tuple[QA, ...] = ()
     template: Template = field(default_factory=Template)
     max_length: int = 256
+
+    def __repr__(self) -> str:
+        return f"Split({len(self.forget)} forget and {len(self.retain)} retain rows)"
 
 
 def make_split(

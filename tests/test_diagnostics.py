@@ -14,7 +14,7 @@ from probe.data import QA, Batch, Split
 from probe.diagnostics.fragility import layer_map
 from probe.diagnostics.g_effect import g_effect, token_g_effects
 from probe.diagnostics.logit_collapse import Thresholds, logit_collapse
-from probe.diagnostics.representation_pca import fit_axes, project
+from probe.diagnostics.representation_pca import fit_axes, representation_pca
 from probe.diagnostics.separability import separability, words_alone
 from probe.diagnostics.states import last_prompt_token, mean_answer, pooled_states
 from probe.hooks import edited
@@ -370,12 +370,14 @@ def test_axes_agree_with_scikit_learn_and_place_another_model():
     x_ND = torch.cat([pooled_states(model, b, [2], last_prompt_token, 32)[2] for b in both]).numpy()
     pca = PCA(2, svd_solver="full").fit(x_ND)
     assert axes[2].explained == pytest.approx(pca.explained_variance_ratio_)
-    own = project(model, split, axes)[2]
+    own = representation_pca(model, split, axes=axes)[2]
     np.testing.assert_allclose(torch.cat([own.forget_N2, own.retain_N2]).numpy(), pca.transform(x_ND), atol=1e-9)
     y_ND = pooled_states(other, split.retain, [2], last_prompt_token, 32)[2].numpy()
-    np.testing.assert_allclose(project(other, split, axes)[2].retain_N2.numpy(), pca.transform(y_ND), atol=1e-9)
+    np.testing.assert_allclose(
+        representation_pca(other, split, axes=axes)[2].retain_N2.numpy(), pca.transform(y_ND), atol=1e-9
+    )
     with pytest.raises(ValueError, match="0 positions"):
-        project(model, split, {})
+        representation_pca(model, split, axes={})
 
 
 # --- logit collapse -------------------------------------------------------------------------------------------

@@ -85,10 +85,10 @@ def test_a_watched_run_is_the_run_that_nobody_watched(bed, rows, questions, tmp_
     assert not model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert found.steps == (0, 2, 4, 6)
-    norms = [row for row in found.rows if row.diagnostic == "norms"]
+    norms = [row for row in found.rows() if row.diagnostic == "norms"]
     assert [(row.intervention, row.item, row.layer) for row in norms] == [("NLL", step, 1) for step in (0, 2, 4, 6)]
     assert norms[-1].value == plain.lm_head.weight.norm().item()
-    assert {row.quantity for row in found.rows if row.diagnostic == "relearning"} == {"probability", "match"}
+    assert {row.quantity for row in found.rows() if row.diagnostic == "relearning"} == {"probability", "match"}
 
 
 def test_a_method_that_samples_from_the_model_can_be_watched(bed, rows, questions):
@@ -148,7 +148,7 @@ def test_a_question_that_fails_loses_neither_the_run_nor_the_others(bed):
 
     with pytest.warns(UserWarning, match="'fails' failed at step 2: ValueError: no such thing"):
         found = dynamics(run, model, {"fails": fails, "one": lambda m: {"x": 1}}, at=(2,), name="GA")
-    failed, other = found.rows
+    failed, other = found.rows()
     assert (failed.value, failed.item, failed.status) == (None, 2, "ValueError: no such thing")
     assert (other.diagnostic, other.quantity, other.value, other.item) == ("one", "x", 1.0, 2)
 

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import inspect
 import pkgutil
 from importlib import import_module
 from pathlib import Path
@@ -50,7 +51,12 @@ def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
     told: list[str] = []
     found = import_module(module)
-    for test in doctest.DocTestFinder().find(found, globs={**vars(found), **session}):
+    finder, names = doctest.DocTestFinder(), {**vars(found), **session}
+    # What is wrapped elsewhere counts to the other module, so it is looked for by itself.
+    wrapped = [one.__wrapped__ for one in vars(found).values() if getattr(one, "__module__", "") == module
+               and getattr(one, "__wrapped__", None) is not None and inspect.isfunction(one)]  # fmt: skip
+    tests = {test.name: test for one in (found, *wrapped) for test in finder.find(one, globs=names)}
+    for test in tests.values():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             runner.run(test, out=told.append)

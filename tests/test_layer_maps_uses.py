@@ -176,8 +176,8 @@ def test_texts_of_replaced_layers_are_those_of_blended_models(bed):
     found = replaced_texts(
         original,
         unlearned,
-        bed.tokenizer,
         rows,
+        tokenizer=bed.tokenizer,
         known_words=known,
         max_new_tokens=12,
         template=bed.split.template,
@@ -245,7 +245,7 @@ def test_texts_refuse_bad_input(bed):
 
     def ask(original=bed.original, unlearned=bed.retrained, rows=rows, **changes):
         given = {"known_words": known, "max_new_tokens": 2, **changes}
-        return replaced_texts(original, unlearned, bed.tokenizer, rows, **given)
+        return replaced_texts(original, unlearned, rows, tokenizer=bed.tokenizer, **given)
 
     for make, message in (
         (lambda: ask(unlearned=other), "different architecture"),

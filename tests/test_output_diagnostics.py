@@ -97,15 +97,15 @@ def test_fluency_is_the_reference_models_word(bed):
 
 def test_the_original_answers_and_the_retrained_guesses(bed):
     rows = bed.split.forget_rows[:20]
-    known = spurious_unlearning(bed.original, bed.tokenizer, rows)
-    never = spurious_unlearning(bed.retrained, bed.tokenizer, rows)
+    known = spurious_unlearning(bed.original, rows, tokenizer=bed.tokenizer)
+    never = spurious_unlearning(bed.retrained, rows, tokenizer=bed.tokenizer)
     assert known.still_told > 0.9
     assert never.shares["wrong"] > 0.6
     assert sum(never.shares.values()) == pytest.approx(1)
     assert tuple(never.shares) == KINDS
     assert len(never.texts) == len(never.kinds) == 20
     with pytest.raises(ValueError, match="0 given"):
-        spurious_unlearning(bed.original, bed.tokenizer, [])
+        spurious_unlearning(bed.original, [], tokenizer=bed.tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,10 @@ def test_scores_at_both_ends_and_the_formula_between():
     original, retrained, unlearned = tiny_gpt2(), tiny_gpt2(1), tiny_gpt2(2)
     batch = random_batch(rows=6)
     settings = {"threshold": 1e-4, "batch_size": 4}
-    assert depth_score(original, original, retrained, batch, **settings).score == 0
-    same = depth_score(original, retrained, retrained, batch, **settings)
+    assert depth_score(original, original, batch, retrained=retrained, **settings).score == 0
+    same = depth_score(original, retrained, batch, retrained=retrained, **settings)
     assert same.score == pytest.approx(1)
-    found = depth_score(original, unlearned, retrained, batch, **settings)
+    found = depth_score(original, unlearned, batch, retrained=retrained, **settings)
     one, two = found.retrained_LB, found.unlearned_LB
     for i in range(6):
         kept = [k for k in range(3) if one[k, i] > 1e-4]
@@ -42,7 +42,7 @@ def test_scores_at_both_ends_and_the_formula_between():
             continue
         top = sum(float(one[k, i] * (two[k, i] / one[k, i]).clamp(0, 1)) for k in kept)
         assert found.score_B[i].item() == pytest.approx(top / sum(float(one[k, i]) for k in kept))
-    again = depth_score(original, unlearned, retrained, batch, retrained_LB=one, **settings)
+    again = depth_score(original, unlearned, batch, retrained=retrained, retrained_LB=one, **settings)
     assert again.score == found.score
     assert our_hooks(original) == our_hooks(retrained) == []
 
@@ -50,14 +50,14 @@ def test_scores_at_both_ends_and_the_formula_between():
 def test_depth_refuses_models_without_a_gap():
     original, batch = tiny_gpt2(), random_batch()
     with pytest.raises(ValueError, match="or the retrained model does"):
-        depth_score(original, tiny_gpt2(1), original, batch)
+        depth_score(original, tiny_gpt2(1), batch, retrained=original)
     with pytest.raises(ValueError, match="expected 3 layers and 4 rows"):
-        depth_score(original, original, original, batch, retrained_LB=torch.zeros(2, 4))
+        depth_score(original, original, batch, retrained=original, retrained_LB=torch.zeros(2, 4))
     with pytest.raises(ValueError, match="architecture"):
-        depth_score(original, tiny_gpt2(n_layers=2), original, batch)
+        depth_score(original, tiny_gpt2(n_layers=2), batch, retrained=original)
     empty = replace(batch, target_BT=batch.target_BT & (torch.arange(4) > 0)[:, None], warn=False)
     with pytest.raises(ValueError, match="1 of 4 rows have no target"):
-        depth_score(original, original, original, empty)
+        depth_score(original, original, empty, retrained=original)
 
 
 def test_groups_part_the_real_tokens():
@@ -103,12 +103,10 @@ def test_patching_all_tokens_of_the_last_block_is_the_other_trunk():
 
 def test_depth_and_places_on_the_testbed(bed):
     batch = value_batch(bed.tokenizer, bed.split.forget_rows[:20])
-    found = depth_score(bed.original, bed.original, bed.retrained, batch, layers=[0, 4, 7])
+    found = depth_score(bed.original, bed.original, batch, retrained=bed.retrained, layers=[0, 4, 7])
     assert found.score == 0
     assert found.n_scored >= 18
-    other = depth_score(
-        bed.original, bed.retrained, bed.retrained, batch, layers=[0, 4, 7], retrained_LB=found.retrained_LB
-    )
+    other = depth_score(bed.original, bed.retrained, batch, layers=[0, 4, 7], retrained_LB=found.retrained_LB)
     assert other.score == pytest.approx(1)
     places = localisation(bed.original, bed.retrained, batch, layers=[0, 7])
     # At the last block only the tokens that predict the value matter, and they lie in the answer.

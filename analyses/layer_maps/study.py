@@ -183,8 +183,8 @@ def study(chosen: Subject, words: frozenset[str]) -> Any:
         written = replaced_texts(
             chosen.original,
             model,
-            chosen.tokenizer,
             asked,
+            tokenizer=chosen.tokenizer,
             known_words=words,
             max_new_tokens=NEW_TOKENS[chosen.name],
             template=chosen.split.template,

@@ -61,7 +61,7 @@ def cell(given: Material, share: float, method: str, seed: int) -> dict[str, Any
     common = {**COMMON, **settings, "supplies": supplies, "seed": seed}
     run = partial(run_method, name, model, study.split, study.tokenizer, **common)
     at = [round(part * settings["steps"]) for part in AT]
-    rows = dynamics(run, model, asked, at=at, name=method).rows
+    rows = dynamics(run, model, asked, at=at, name=method).rows()
     values: dict[str, Any] = {f"{row.item}/{row.diagnostic}/{row.quantity}": row.value for row in rows}
     values |= {f"raw/drawn/{key}": value for key, value in drawn(model, given, seed).items()}
     alpha = uwc(study.original, model, lambda m: probability(m, given.choosing), share=share, tolerance=0.02).alpha

@@ -105,6 +105,10 @@ def divided(
 
     Raises:
         ValueError: a share outside (0, 1), an unknown ``by``, or a side that would stay empty.
+
+    >>> facts = probe.divided(s.tokenizer, s.split.forget_rows, share=0.5, by="group")
+    >>> {row.group for row in facts.shown} & {row.group for row in facts.held}
+    set()
     """
     if not 0 < share < 1:
         raise ValueError(f"share must lie between 0 and 1, both excluded, so that rows are held out; got {share}")
@@ -140,6 +144,10 @@ def facts_of(
 
     Raises:
         ValueError: as ``divided``.
+
+    >>> facts = probe.attacks.facts_of(s)
+    >>> len(facts.shown), len(facts.held)
+    (10, 10)
     """
     if isinstance(study, Facts):
         return study

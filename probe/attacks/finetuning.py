@@ -49,6 +49,10 @@ def finetune(
     Raises:
         ValueError: no ``data`` beside facts of your own, a row of it is one of the facts, or as ``minimise``.
         FloatingPointError: the attack diverged; lower its learning rate.
+
+    >>> curves = probe.finetune(s.original, s, steps=2, lr=5e-4, batch_size=8)
+    >>> curves.attack, [row.item for row in curves.rows("original") if row.intervention == "original"]
+    ('fine-tuning', [0, 2])
     """
     facts, never = prepared(study, retrained)
     if data is None:

@@ -85,6 +85,10 @@ def gcg(
 
     Raises:
         ValueError: a number out of range, or a tokenizer without room for tokens.
+
+    >>> found = probe.gcg(s.original, s, length=2, steps=1, top_k=8, candidates=4)
+    >>> len(found.model.found["tokens"]), len(found.model.found["losses"])
+    (2, 2)
     """
     search = Search(length, steps, top_k, candidates, seed, batch_size=batch_size)
     facts, never = prepared(study, retrained)

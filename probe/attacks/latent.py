@@ -56,6 +56,10 @@ def latent(
 
     Raises:
         ValueError: negative numbers, or a push that has no effect on the answers.
+
+    >>> found = probe.latent(s.original, s, epsilon=0.5, steps=2).model.found
+    >>> bool(found["delta_D"].norm() <= found["radius"] * 1.001)
+    True
     """
     _check(epsilon, steps, step_size)
     facts, never = prepared(study, retrained)
@@ -106,6 +110,10 @@ def latent_each(
 
     Raises:
         ValueError: as ``latent``.
+
+    >>> found = probe.latent_each(s.retrained, s, epsilon=0.5, steps=2)
+    >>> found.gain().mean > 0
+    True
     """
     _check(epsilon, steps, step_size)
     facts, never = prepared(study, retrained)

@@ -109,6 +109,10 @@ def mix_back(
 
     Raises:
         ValueError: no original, an alpha outside [0, 1], or models that do not fit together.
+
+    >>> line = probe.mix_back(s.retrained, s, alphas=[0.5, 1.0])
+    >>> line.alphas, bool(line.curve()[-1] > line.curve()[0])
+    ((0.0, 0.5, 1.0), True)
     """
     facts, never = prepared(study, retrained)
     target = original_of(study, original)

@@ -77,6 +77,9 @@ def few_shot(rows: Sequence[QA], n: int) -> Prompt:
 
     Raises:
         ValueError: fewer rows than ``n``, or no example asked for.
+
+    >>> probe.few_shot(s.split.retain_rows, 2).name
+    '2-shot'
     """
     if not 1 <= n <= len(rows):
         raise ValueError(f"n must lie between 1 and the {len(rows)} rows given, got {n}")
@@ -129,6 +132,10 @@ def prompted(
 
     Raises:
         ValueError: no prompts, two of one name, or what a prompt refuses.
+
+    >>> found = probe.prompted(s.original, s, probe.JAILBREAKS[:2])
+    >>> list(found.each)
+    ['sure', 'of course']
     """
     facts, never = prepared(study, retrained)
     if prompts is None:

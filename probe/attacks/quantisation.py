@@ -63,6 +63,10 @@ def quantise(
     Raises:
         ValueError: as ``rounded_weights``.
         ImportError: a library's scheme without the library.
+
+    >>> found = probe.quantise(s.original, s, bits=8)
+    >>> abs(found.gain().mean) < 0.05
+    True
     """
 
     facts, never = prepared(study, retrained)
@@ -98,6 +102,10 @@ def rounded_weights(
     Raises:
         ValueError: bits that the scheme does not have, a group below 1, an unknown scheme, or a quantised model.
         ImportError: the library is not installed.
+
+    >>> with probe.rounded_weights(s.original, bits=4) as names:
+    ...     len(names)
+    56
     """
     if quantised(model):
         raise ValueError("the model is quantised already; load it without a quantization_config")

@@ -189,6 +189,10 @@ def check_never_known(retrained: nn.Module, facts: Facts, *, limit: float) -> fl
 
     Raises:
         ValueError: more than ``limit`` is known, or a limit outside [0, 1).
+
+    >>> facts = probe.attacks.facts_of(s)
+    >>> probe.attacks.check_never_known(s.retrained, facts, limit=0.5) < 0.5
+    True
     """
     if not 0 <= limit < 1:
         raise ValueError(f"limit must be at least 0 and below 1, got {limit}")

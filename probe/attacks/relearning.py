@@ -59,6 +59,10 @@ def relearn(
     Raises:
         ValueError: as ``minimise``, or a retrained model's curves that another attack made.
         FloatingPointError: the attack diverged; lower its learning rate.
+
+    >>> curves = probe.relearn(s.retrained, s, steps=2, lr=5e-4, batch_size=8)
+    >>> curves.steps, curves.attack
+    ((0, 2), 'relearning')
     """
     facts, never = prepared(study, retrained)
     training = Training(steps, lr, batch_size, tuple(at), tuple(seeds), parameters)

@@ -101,6 +101,10 @@ def reactivate(
 
     Raises:
         ValueError: nothing to try, more features than the SAE has, or an SAE that does not belong to ``site``.
+
+    >>> found = probe.reactivate(s.retrained, s, n_features=[2])
+    >>> len(found.model.found["features"])
+    2
     """
     facts, never = prepared(study, retrained)
     original = original_of(study, original)

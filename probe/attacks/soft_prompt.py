@@ -52,6 +52,10 @@ def soft_prompt(
     Raises:
         ValueError: negative numbers, or a tokenizer without room for vectors.
         FloatingPointError: the loss is not finite; lower lr.
+
+    >>> found = probe.soft_prompt(s.original, s, length=2, steps=2, lr=0.05, batch_size=4)
+    >>> found.model.found["vectors_PD"].shape
+    torch.Size([2, 128])
     """
     if steps < 0 or not lr > 0 or batch_size < 1:
         raise ValueError(f"expected steps >= 0, lr > 0 and rows in a batch, got {steps}, {lr} and {batch_size}")

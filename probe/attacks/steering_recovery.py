@@ -93,6 +93,10 @@ def steer_back(
 
     Raises:
         ValueError: nothing to try, an unknown mode, or models that do not fit together.
+
+    >>> found = probe.steer_back(s.retrained, s, layers=[4])
+    >>> found.model.found["layer"], found.model.found["mode"] in ("subtract", "ablate")
+    (4, True)
     """
     facts, never = prepared(study, retrained)
     before_unlearning = original_of(study, original)

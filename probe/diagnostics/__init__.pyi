@@ -36,8 +36,9 @@ from probe.diagnostics.replaced_texts import replaced_texts as replaced_texts
 from probe.diagnostics.replaced_texts import words_in as words_in
 from probe.diagnostics.representation_pca import Axes2 as Axes2
 from probe.diagnostics.representation_pca import Projected as Projected
+from probe.diagnostics.representation_pca import Projections as Projections
 from probe.diagnostics.representation_pca import fit_axes as fit_axes
-from probe.diagnostics.representation_pca import project as project
+from probe.diagnostics.representation_pca import representation_pca as representation_pca
 from probe.diagnostics.reweighting import Reweighting as Reweighting
 from probe.diagnostics.reweighting import Weighting as Weighting
 from probe.diagnostics.reweighting import best_weighting as best_weighting

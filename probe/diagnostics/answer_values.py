@@ -91,6 +91,10 @@ def value_split(tokenizer: Any, split: Split) -> Split:
 
     Raises:
         ValueError: a split without texts, or a value beyond ``max_length``.
+
+    >>> values = probe.value_split(s.tokenizer, s.split)
+    >>> bool(values.forget.target_BT.sum() < s.split.forget.target_BT.sum())
+    True
     """
     for batch, rows, side in ((split.forget, split.forget_rows, "forget"), (split.retain, split.retain_rows, "retain")):
         if len(rows) != len(batch):

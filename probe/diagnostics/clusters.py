@@ -92,6 +92,10 @@ def clusters(
 
     Raises:
         ValueError: a side with fewer than two rows, with the counts.
+
+    >>> found = probe.clusters(s.original, s.split)
+    >>> found["forget", "retain"].silhouette_L.shape
+    torch.Size([8])
     """
     states = split_states(model, split, unseen=unseen, batch_size=batch_size) if states is None else states
     counts = {name: side_LND.shape[1] for name, side_LND in states.sides.items()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from probe.axes import PerLayerL
 from probe.context import check_rows
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.display import Result, ResultTable
 from probe.hooks import captured, edited
 from probe.interventions.replacement import Replace
@@ -66,9 +66,9 @@ class DepthScore(Result):
 def depth_score(
     original: nn.Module,
     unlearned: nn.Module,
-    retrained: nn.Module,
-    batch: Batch,
+    on: Split | Batch,
     *,
+    retrained: nn.Module | None = None,
     layers: Sequence[int] | None = None,
     threshold: float = THRESHOLD,
     retrained_LB: LossLB | None = None,
@@ -89,17 +89,25 @@ def depth_score(
         original: what is patched; it must know the facts.
         unlearned, retrained: whose states are put in. The retrained model must not know the facts; one that does
             leaves no gap.
-        batch: forget rows.
+        on: forget rows, or a split with them.
         layers: blocks to patch; None patches each.
         threshold: least d1 that counts as a gap, nats per token.
         retrained_LB: from an earlier result on the same rows, so that d1 is computed once for many unlearned models.
         batch_size: rows per forward pass.
 
     Raises:
-        ValueError: other architectures, rows without a target, no row with a gap, or NaN.
+        ValueError: no retrained model and no losses of one, other architectures, rows without a target, no row with a
+            gap, or NaN.
+
+    >>> few = s.split.forget.select(range(4))
+    >>> probe.depth_score(s.original, s.original, few, retrained=s.retrained, layers=[4, 7]).score
+    0.0
     """
     chosen = tuple(range(n_layers(original))) if layers is None else tuple(layers)
+    batch = on.forget if isinstance(on, Split) else on
     if retrained_LB is None:
+        if retrained is None:
+            raise ValueError("a depth is measured against a model that never knew; pass retrained= or retrained_LB=")
         retrained_LB = patched_loss(original, retrained, batch, chosen, batch_size=batch_size)
     if retrained_LB.shape != (len(chosen), len(batch)):
         raise ValueError(

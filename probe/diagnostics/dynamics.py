@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from probe.checkpoints import weights_hash
+from probe.display import Result, ResultTable
 from probe.hooks import foreign_hooks, our_hooks
 from probe.rows import Row
 from probe.train import History
@@ -21,19 +22,30 @@ Question = Callable[[nn.Module], Mapping[str, float] | Sequence[Row]]
 
 
 @dataclass(frozen=True, eq=False)
-class Dynamics:
+class Dynamics(Result):
     """What a run went through.
 
     Args:
         history: losses of the run, as ``minimise`` returned them.
-        rows: what was found; ``item`` is the step, ``diagnostic`` the question's name unless its rows have their own.
-            A question that raised has one row without a value, quantity "failed", whose ``status`` says why.
+        found: what was found, as rows; ``item`` is the step, ``diagnostic`` the question's name unless its rows have
+            their own. A question that raised has one row without a value, quantity "failed", whose ``status`` says why.
         steps: the steps at which the model was asked.
     """
 
     history: History
-    rows: tuple[Row, ...] = field(repr=False)
+    found: tuple[Row, ...] = field(repr=False)
     steps: tuple[int, ...]
+
+    def rows(self, name: str | None = None) -> list[Row]:
+        """What was found, under the run's own name unless another is given."""
+        return [row if name is None else replace(row, intervention=name) for row in self.found]
+
+    def table(self) -> ResultTable:
+        """The value of each quantity at each step, where it is one number."""
+        heads = list(dict.fromkeys(f"{row.diagnostic}: {row.quantity}" for row in self.found if row.layer is None))
+        value = {(row.item, f"{row.diagnostic}: {row.quantity}"): row.value for row in self.found if row.layer is None}
+        columns = {head: [value.get((step, head)) for step in self.steps] for head in heads}
+        return ResultTable({"step": self.steps, **columns})
 
 
 def dynamics(

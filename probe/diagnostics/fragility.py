@@ -88,6 +88,10 @@ def layer_map(
     Raises:
         ValueError: neither rows nor a score are given, the models are identical or of different architecture, a layer
             lies outside the model, or the score's names change from call to call.
+
+    >>> found = probe.layer_map(s.original, s.retrained, s.split, layers=[0, 7])
+    >>> found.layers, sorted(found.score_L)
+    ((0, 7), ['forget', 'retain'])
     """
     quantity = "probability" if score is None else "score"
     score = _probability(on, batch_size) if score is None else score

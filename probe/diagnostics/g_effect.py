@@ -153,6 +153,11 @@ def g_effect(
 
     Raises:
         ValueError: a parameter is frozen or quantised, or the objective has no gradient.
+
+    >>> few = s.split.forget.select(range(4))
+    >>> effect = probe.g_effect(s.original, probe.ga, few, over=few)
+    >>> effect.total < 0, round(effect.cosine, 3)
+    (True, -1.0)
     """
     return g_effects(model, {"L": objective}, on, {"R": (risk, over)}, batch_size=batch_size)["L"]["R"]
 
@@ -189,6 +194,11 @@ def g_effects(
 
     Raises:
         ValueError: no objective or no risk, a parameter is frozen or quantised, or an objective has no gradient.
+
+    >>> few = s.split.forget.select(range(4))
+    >>> found = probe.g_effects(s.original, {"GA": probe.ga}, few, {"forget": (probe.nll, few)})
+    >>> len(found["GA"]["forget"].layer_L)
+    8
     """
     if not objectives or not risks:
         raise ValueError(f"got {len(objectives)} objectives and {len(risks)} risks; give at least one of each")

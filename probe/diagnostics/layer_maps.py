@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from probe.axes import PerLayerL
 from probe.context import check_context
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.diagnostics.span_tree import Loans, Span, measured_spans, replaceable
 from probe.display import Result, ResultTable
 from probe.metrics.forward import device_of
-from probe.metrics.teacher_forced import Metric
+from probe.metrics.teacher_forced import Metric, loss_and_probability
 from probe.modes import evaluating
 from probe.replay import check_replay
 from probe.rows import Row, span_row
@@ -132,8 +132,8 @@ def from_head(depth: int) -> tuple[Span, ...]:
 def replacement_map(
     original: nn.Module,
     unlearned: nn.Module,
-    on: Batch | Mapping[str, Batch],
-    metric: Metric,
+    on: Split | Batch | Mapping[str, Batch],
+    metric: Metric = loss_and_probability,
     *,
     spans: Sequence[Span] | None = None,
     parts: Sequence[Part] = ("block",),
@@ -154,7 +154,7 @@ def replacement_map(
 
     Args:
         original, unlearned: of the same architecture; bit-identical afterwards.
-        on: rows with targets; several sets by name. One set without a name is called "".
+        on: rows with targets; several sets by name, a split's are "forget" and "retain", one alone is called "".
         metric: from the numbers of every target token to named numbers, ``TeacherForced`` for example.
         spans: (first, last) block, both included; None is ``single_layers``.
         parts: ``"block"`` (with its norms), ``"attention"`` or ``"mlp"`` alone.
@@ -167,10 +167,17 @@ def replacement_map(
         ValueError: identical blocks, another architecture, quantised or offloaded weights, spans outside the model, a
             part that the family does not have, nothing asked for, or rows without targets or longer than the context.
         CannotReplay: a model that is more than blocks one after another; the message names what to use.
+
+    >>> few = s.split.forget.select(range(4))
+    >>> found = probe.replacement_map(s.original, s.retrained, few, spans=probe.single_layers(8))
+    >>> found.score_L("", "probability").shape
+    torch.Size([8])
     """
     check_exchangeable(original, unlearned)
     depth = n_layers(original)
     wanted = single_layers(depth) if spans is None else tuple(dict.fromkeys(spans))
+    if isinstance(on, Split):
+        on = {"forget": on.forget, "retain": on.retain}
     named = {"": on} if isinstance(on, Batch) else dict(on)
     _check_asked(wanted, parts, into, depth, batch_size)
     _check_rows(original, named)

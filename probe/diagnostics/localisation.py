@@ -112,6 +112,10 @@ def localisation(
 
     Raises:
         ValueError: other architectures, rows without a target, no groups, or NaN.
+
+    >>> few = s.split.forget.select(range(4))
+    >>> probe.localisation(s.original, s.retrained, few, layers=[0, 7]).effect_LG.shape
+    torch.Size([2, 3])
     """
     check_same_architecture(model, source)
     empty = (~batch.target_BT[:, 1:].any(1)).nonzero().flatten().tolist()

@@ -153,6 +153,11 @@ def logit_collapse(
 
     Raises:
         ValueError: only one of tokenizer and prompts, or no prompts.
+
+    >>> probe.logit_collapse(s.original, s.split.forget).verdict
+    'intact'
+    >>> probe.logit_collapse(s.original, s.split)["retain"].verdict
+    'intact'
     """
     if (tokenizer is None) != (prompts is None):
         raise ValueError("pass tokenizer and prompts together, or neither; repetition is measured on generated text")

@@ -125,6 +125,10 @@ def logit_lens(
     Raises:
         ValueError: rows without a target, a lens without a layer asked for, a layer outside the model, NaN, or a model
             whose output is not head(norm(last block)).
+
+    >>> found = probe.logit_lens(s.original, s.split.forget)
+    >>> bool(found.probability_L[-1] > found.probability_L[0])
+    True
     """
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
     if lens is not None and not set(chosen) <= set(lens.layers):

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from tqdm.auto import tqdm
 
-from probe.data import QA, Template
+from probe.data import QA, Split, Template
 from probe.diagnostics.layer_maps import check_spans, single_layers
 from probe.diagnostics.span_tree import Span, replaceable
 from probe.display import Result, ResultTable
@@ -127,12 +127,12 @@ def words_in(texts: Iterable[str]) -> frozenset[str]:
 def replaced_texts(
     original: nn.Module,
     unlearned: nn.Module,
-    tokenizer: Any,
-    rows: Sequence[QA],
+    on: Split | Sequence[QA],
     *,
-    known_words: frozenset[str],
-    max_new_tokens: int,
-    template: Template = Template(),
+    tokenizer: Any,
+    known_words: frozenset[str] | None = None,
+    max_new_tokens: int = 32,
+    template: Template | None = None,
     spans: Sequence[Span] | None = None,
     into: Literal["original", "unlearned"] = "original",
     batch_size: int = 32,
@@ -145,11 +145,11 @@ def replaced_texts(
 
     Args:
         original, unlearned: of the same architecture; bit-identical afterwards.
+        on: questions with answers; of a split its forget rows.
         tokenizer: of both models; not altered.
-        rows: questions with answers.
-        known_words: lower-case words that count as spelt right, ``words_in`` the data for example.
+        known_words: lower-case words that count as spelt right; those of all rows given unless given (``words_in``).
         max_new_tokens: most tokens of an answer.
-        template: how a question becomes a prompt.
+        template: how a question becomes a prompt; the split's unless given, or the plain one.
         spans: (first, last) block, both included; None is every block alone.
         into: which model the blocks are put into.
         batch_size: prompts per pass.
@@ -158,7 +158,19 @@ def replaced_texts(
     Raises:
         ValueError: no rows, no known words, identical blocks, spans outside the model, another architecture, and
             what ``generate`` refuses.
+
+    >>> few = s.split.forget_rows[:1]
+    >>> short = {"spans": [(7, 7)], "max_new_tokens": 4}
+    >>> found = probe.replaced_texts(s.original, s.retrained, few, tokenizer=s.tokenizer, **short)
+    >>> [text.model for text in found.texts]
+    ['original', 'unlearned', 'into original']
     """
+    rows = on.forget_rows if isinstance(on, Split) else on
+    if template is None:
+        template = on.template if isinstance(on, Split) else Template()
+    if known_words is None:
+        known = (*on.forget_rows, *on.retain_rows) if isinstance(on, Split) else rows
+        known_words = words_in(text for row in known for text in (row.question, row.answer))
     check_exchangeable(original, unlearned)
     depth = n_layers(original)
     wanted = single_layers(depth) if spans is None else tuple(dict.fromkeys(spans))

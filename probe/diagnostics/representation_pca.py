@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from probe.axes import DirectionD, HiddenND
 from probe.data import Split
 from probe.diagnostics.states import Position, last_prompt_token, pooled_states
+from probe.display import Result, ResultTable
+from probe.rows import Row
+from probe.sites import n_layers
 
 # Both sides meet in one value and need not have as many rows: the first axis is not bound.
 PointsN2 = Float[Tensor, "_ 2"]
@@ -46,7 +49,7 @@ class Projected:
 def fit_axes(
     model: nn.Module,
     split: Split,
-    layers: Sequence[int],
+    layers: Sequence[int] | None = None,
     *,
     position: Position = last_prompt_token,
     batch_size: int = 32,
@@ -56,15 +59,20 @@ def fit_axes(
     Args:
         model: the original model. Axes fitted to each model anew would turn and could not be compared.
         split: both sides enter with the weight of their rows.
-        layers: block indices.
+        layers: block indices; all unless given.
         position: makes one vector of a row.
         batch_size: rows per forward pass.
 
     Raises:
         ValueError: a layer outside the model, or hidden states that are not finite.
+
+    >>> axes = probe.fit_axes(s.original, s.split, [4])
+    >>> axes[4].axis_2D.shape
+    torch.Size([2, 128])
     """
     from sklearn.decomposition import PCA
 
+    layers = range(n_layers(model)) if layers is None else layers
     sides = [pooled_states(model, batch, layers, position, batch_size) for batch in (split.forget, split.retain)]
     found = {}
     for layer in layers:
@@ -75,18 +83,66 @@ def fit_axes(
     return found
 
 
-def project(model: nn.Module, split: Split, axes: Mapping[int, Axes2], *, batch_size: int = 32) -> dict[int, Projected]:
-    """States of any model of the same width on axes that ``fit_axes`` made.
+@dataclass(frozen=True, eq=False)
+class Projections(Result):
+    """Where the states of one model lie.
+
+    Args:
+        axes: by layer.
+        points: by layer; ``found[layer]`` is one of them.
+    """
+
+    axes: Mapping[int, Axes2]
+    points: Mapping[int, Projected]
+
+    def __getitem__(self, layer: int) -> Projected:
+        return self.points[layer]
+
+    def rows(self, name: str = "model") -> list[Row]:
+        """Both coordinates of every row (``item``) of either side, and what share of the variance the axes explain."""
+        rows = []
+        for layer, axes in self.axes.items():
+            rows += [Row(name, "pca", f"explained{k}", share, layer=layer) for k, share in enumerate(axes.explained, 1)]
+        for layer, both in self.points.items():
+            for on, point_N2 in (("forget", both.forget_N2), ("retain", both.retain_N2)):
+                for item, point in enumerate(point_N2.tolist()):
+                    rows += [Row(name, "pca", f"pc{k}", x, on, layer=layer, item=item) for k, x in enumerate(point, 1)]
+        return rows
+
+    def table(self) -> ResultTable:
+        """How far apart the sides' means lie along both axes."""
+        gaps = [(both.forget_N2.mean(0) - both.retain_N2.mean(0)).tolist() for both in self.points.values()]
+        columns = {f"{side} axis": [gap[k] for gap in gaps] for k, side in enumerate(("first", "second"))}
+        return ResultTable({"layer": self.points, **columns}, note="mean of forget less mean of retain states")
+
+
+def representation_pca(
+    model: nn.Module,
+    split: Split,
+    *,
+    axes: Mapping[int, Axes2] | None = None,
+    layers: Sequence[int] | None = None,
+    batch_size: int = 32,
+) -> Projections:
+    """States of a model of either side on two principal axes a layer.
 
     Args:
         model: measured in eval mode and left as it was.
         split: the rows to place.
-        axes: by layer.
+        axes: by layer, of any model of the same width: fit them on the original (``fit_axes``) to compare models;
+            the model's own unless given.
+        layers: where axes are fitted; all unless given.
         batch_size: rows per forward pass.
 
     Raises:
         ValueError: no axes, axes of different positions, or a layer outside the model.
+
+    >>> axes = probe.fit_axes(s.original, s.split, [4])
+    >>> probe.representation_pca(s.retrained, s.split, axes=axes)[4].forget_N2.shape
+    torch.Size([20, 2])
     """
+    if axes is None:
+        axes = fit_axes(model, split, layers, batch_size=batch_size)
     positions = {one.position for one in axes.values()}
     if len(positions) != 1:
         raise ValueError(f"expected axes fitted at one position, got {len(positions)} positions; project them apart")
@@ -94,4 +150,4 @@ def project(model: nn.Module, split: Split, axes: Mapping[int, Axes2], *, batch_
     forget, retain = (
         pooled_states(model, batch, tuple(axes), position, batch_size) for batch in (split.forget, split.retain)
     )
-    return {layer: Projected(one(forget[layer]), one(retain[layer])) for layer, one in axes.items()}
+    return Projections(axes, {layer: Projected(one(forget[layer]), one(retain[layer])) for layer, one in axes.items()})

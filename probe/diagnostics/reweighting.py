@@ -101,6 +101,11 @@ def reweighting_map(effects: TokenEffects, objectives: Mapping[Name, Objective])
     Raises:
         ValueError: an objective that is no reweighting of log-probabilities (KL, RMU, maximal entropy): its G-effect
             is computed by ``g_effect``; or one that depends on no log-probability.
+
+    >>> effects = probe.token_effects(s.original, s.split)
+    >>> found = probe.reweighting_map(effects, {"GA": probe.ga})
+    >>> found["GA"].effect["forget"] < 0
+    True
     """
     return {name: _reweighting(effects, name, objective) for name, objective in objectives.items()}
 
@@ -176,6 +181,11 @@ def best_weighting(
     Raises:
         ValueError: an unknown risk, a paired batch, a peak below 1, a risk without gradient, or a bound that no
             weighting meets, with the least that one does.
+
+    >>> effects = probe.token_effects(s.retrained, s.split)
+    >>> best = probe.best_weighting(effects, unlearn="forget", retain="retain", peak=5.0)
+    >>> best.harm <= 1e-6
+    True
     """
     forget_N, harm_N, n = _programme(effects, unlearn, retain, peak)
     least = harm_N @ _filled(harm_N, peak / n)

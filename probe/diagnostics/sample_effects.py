@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.diagnostics.gradients import Gradient, Logprobs, Rows, gradients, pieces, refuse_without_gradient
 from probe.diagnostics.parameter_groups import Group, groups
 from probe.diagnostics.watched import Watch
@@ -16,6 +16,7 @@ from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.objectives.logprobs import target_logprobs
 from probe.objectives.objective import Objective
+from probe.objectives.token import nll
 from probe.rows import Row
 from probe.sites import n_layers
 
@@ -66,8 +67,8 @@ class SampleEffects(Result):
 def sample_effects(
     model: nn.Module,
     objective: Objective,
-    on: Batch,
-    risks: Mapping[str, tuple[Objective, Rows]],
+    on: Split | Batch,
+    risks: Mapping[str, tuple[Objective, Rows]] | None = None,
     *,
     batch_size: int = 32,
 ) -> SampleEffects:
@@ -84,14 +85,21 @@ def sample_effects(
     Args:
         model: measured in eval mode and left as it was, ``.grad`` included.
         objective: L.
-        on: the rows; with preferred answers, row b is the pair.
-        risks: by name R and the rows it is computed on.
+        on: the rows, of a split its forget rows; with preferred answers, row b is the pair.
+        risks: by name R and the rows it is computed on; with a split the loss of either side unless given.
         batch_size: rows per pass.
 
     Raises:
         ValueError: frozen or quantised parameters, mixture-of-experts blocks (tokens leave their rows), a parameter
             used in a way that cannot be split by row or watched, or no risk.
+
+    >>> found = probe.sample_effects(s.original, probe.ga, s.split)
+    >>> found.total_B("retain").shape
+    torch.Size([20])
     """
+    if isinstance(on, Split):
+        risks = {"forget": (nll, on.forget), "retain": (nll, on.retain)} if risks is None else risks
+        on = on.forget
     if not risks:
         raise ValueError("no risk was given; name at least one, such as {'retain': (nll, retain)}")
     refuse_without_gradient(model)

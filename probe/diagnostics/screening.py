@@ -82,6 +82,10 @@ def screened(
 
     Raises:
         ValueError: frozen weights in a block, and what ``replacement_map`` refuses.
+
+    >>> few = s.split.forget.select(range(4))
+    >>> sorted(probe.screened(s.original, s.retrained, few).order())
+    [0, 1, 2, 3, 4, 5, 6, 7]
     """
     check_exchangeable(original, unlearned)
     stack, others = blocks(original), blocks(unlearned)

@@ -114,6 +114,10 @@ def separability(
     Raises:
         ValueError: a class with fewer than two groups (with the counts), a layer outside the model, or hidden
             states that are not finite.
+
+    >>> found = probe.separability(s.original, s.split, layers=[4], repeats=1)
+    >>> 0 <= float(found.auc_L[0]) <= 1
+    True
     """
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
     generator = np.random.default_rng(seed)
@@ -154,6 +158,9 @@ def words_alone(model: nn.Module, split: Split, *, repeats: int = 3, seed: int =
 
     Raises:
         ValueError: as ``separability``.
+
+    >>> 0 <= probe.words_alone(s.original, s.split, repeats=1).mean <= 1
+    True
     """
     forget_N, retain_N = side_groups(split)
     _check_groups(forget_N, retain_N, named=True)

@@ -101,6 +101,10 @@ def similarity(
 
     Raises:
         ValueError: another depth, fewer than four rows, a layer outside the models, or NaN.
+
+    >>> found = probe.similarity(s.original, s.retrained, s.split)
+    >>> bool(found["retain"].cka_L[0] > 0.5)
+    True
     """
     both = [stacked_states(model, batch, layers, position, batch_size) for model in (unlearned, original)]
     return states_similarity(both[0], both[1], layers)
@@ -123,6 +127,9 @@ def spread(
 
     Raises:
         ValueError: fewer than two rows, a layer outside the model, or NaN.
+
+    >>> probe.spread(s.original, s.split.forget).effective_rank_L.shape
+    torch.Size([8])
     """
     return states_spread(stacked_states(model, batch, layers, position, batch_size), layers)
 

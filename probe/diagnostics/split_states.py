@@ -63,6 +63,10 @@ def split_states(
 
     Raises:
         ValueError: a layer outside the model, rows without a target, or states with NaN or infinity.
+
+    >>> states = probe.split_states(s.original, s.split, layers=[0, 4])
+    >>> states.forget_LND.shape
+    torch.Size([2, 20, 128])
     """
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from probe.data import QA, Template, encode
+from probe.data import QA, Split, Template, encode
 from probe.datasets import REFUSALS
 from probe.diagnostics.answer_values import values
 from probe.display import Result, ResultTable
@@ -102,14 +102,14 @@ def says_value(row: QA, text: str) -> bool:
 
 def spurious_unlearning(
     model: nn.Module,
-    tokenizer: Any,
-    rows: Sequence[QA],
+    on: Split | Sequence[QA],
     *,
+    tokenizer: Any,
     judge: Judge = says_value,
     fluent: Judge | None = None,
     rules: Rules = Rules(),
     refusals: Sequence[str] = REFUSALS,
-    template: Template = Template(),
+    template: Template | None = None,
     max_new_tokens: int = 40,
     batch_size: int = 32,
 ) -> SpuriousUnlearning:
@@ -120,20 +120,27 @@ def spurious_unlearning(
 
     Args:
         model: measured in eval mode and left as it was; edits and blends that are in force act here too.
+        on: questions with answers; of a split its forget rows.
         tokenizer: of the model.
-        rows: questions with answers.
         judge: ``(row, generation) -> bool``: whether the generation entails the answer.
         fluent: ``(row, generation) -> bool``: whether it is language at all, ``fluent_under`` say; rules see loops and
             odd characters, not words in no order.
         rules: thresholds.
         refusals: texts that count as refusals, beside common phrases.
-        template: how a question becomes a prompt.
+        template: how a question becomes a prompt; the split's unless given, or the plain one.
         max_new_tokens: longest answer.
         batch_size: prompts per pass.
 
     Raises:
         ValueError: no rows.
+
+    >>> few = s.split.forget_rows[:4]
+    >>> probe.spurious_unlearning(s.original, few, tokenizer=s.tokenizer, max_new_tokens=12).still_told
+    1.0
     """
+    rows = on.forget_rows if isinstance(on, Split) else on
+    if template is None:
+        template = on.template if isinstance(on, Split) else Template()
     if not rows:
         raise ValueError("no rows to ask about (0 given)")
     prompts = [template.asked(row.question) for row in rows]

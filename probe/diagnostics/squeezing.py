@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from probe.data import QA, Batch, Template, encode
+from probe.data import QA, Batch, Split, Template, encode
 from probe.display import Result, ResultTable
 from probe.metrics.intervals import interval
 from probe.metrics.memorisation import answer_stats
@@ -68,17 +68,24 @@ class Squeezing(Result):
         return {name: now - then for name, now, then in pairs}
 
 
-def squeezing(model: nn.Module, responses: Mapping[str, Batch], *, batch_size: int = 64) -> Squeezing:
+def squeezing(model: nn.Module, responses: Split | Batch | Mapping[str, Batch], *, batch_size: int = 64) -> Squeezing:
     """log p of each set of responses at this moment; call it at checkpoints (``minimise(every=, observe=)``).
 
     Args:
         model: measured in eval mode and left as it was; edits and blends that are in force act here too.
-        responses: batches by name: "target", and bands made by ``sampled_bands`` or rows of one's own.
+        responses: batches by name: "target", and bands made by ``sampled_bands`` or rows of one's own. A batch is the
+            target alone; of a split that is its forget rows.
         batch_size: rows per pass.
 
     Raises:
         ValueError: no responses, rows without a target token, or a model that gives NaN.
+
+    >>> known, never = (probe.squeezing(model, s.split) for model in (s.original, s.retrained))
+    >>> never.gain(known)["target"] < 0
+    True
     """
+    if isinstance(responses, Split | Batch):
+        responses = {"target": responses.forget if isinstance(responses, Split) else responses}
     if not responses:
         raise ValueError("no responses are given; pass at least the target's batch")
     found, per_token = {}, []

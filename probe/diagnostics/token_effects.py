@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from probe.axes import LogpBT
 from probe.context import check_rows
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.diagnostics.forward_mode import forward_mode
 from probe.diagnostics.gradients import Gradient, Rows, gradients, pieces, refuse_without_gradient
 from probe.display import Result, ResultTable
@@ -19,6 +19,7 @@ from probe.metrics.forward import device_of
 from probe.modes import evaluating
 from probe.objectives.logprobs import before_targets, predicted_targets, scattered, target_logprobs
 from probe.objectives.objective import Objective
+from probe.objectives.token import nll
 from probe.rows import Row
 from probe.sites import Site, layer_of, n_layers, place_of, unwrapped
 
@@ -79,8 +80,8 @@ class TokenEffects(Result):
 
 def token_effects(
     model: nn.Module,
-    on: Batch,
-    risks: Mapping[str, tuple[Objective, Rows]],
+    on: Split | Batch,
+    risks: Mapping[str, tuple[Objective, Rows]] | None = None,
     *,
     by_layer: bool = False,
     batch_size: int = 32,
@@ -98,8 +99,8 @@ def token_effects(
 
     Args:
         model: measured in eval mode and left as it was; tied weights move together.
-        on: the rows whose tokens are asked about; preferred answers are included.
-        risks: by name R and the rows it is computed on.
+        on: the rows whose tokens are asked about, preferred answers included; of a split its forget rows.
+        risks: by name R and the rows it is computed on; with a split the loss of either side unless given.
         by_layer: split every effect over decoder blocks too, by one forward-mode pass for each: about 1.5 forwards
             a block for one risk, 2.5 for two.
         batch_size: rows per pass.
@@ -108,7 +109,14 @@ def token_effects(
     Raises:
         ValueError: no risk, a parameter is frozen or quantised, or a risk depends on no parameter.
         NotImplementedError: another operation without a forward-mode rule (Bloom's GELU).
+
+    >>> effects = probe.token_effects(s.original, s.split)
+    >>> sorted(effects.pg_BT), effects.pg_BT["forget"].shape == s.split.forget.tokens_BT.shape
+    (['forget', 'retain'], True)
     """
+    if isinstance(on, Split):
+        risks = {"forget": (nll, on.forget), "retain": (nll, on.retain)} if risks is None else risks
+        on = on.forget
     if not risks:
         raise ValueError("no risk was given; name at least one, such as {'retain': (nll, retain)}")
     refuse_without_gradient(model)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from probe.axes import HiddenND
-from probe.data import Batch
+from probe.data import Batch, Split
 from probe.display import Result, ResultTable
 from probe.harvest import visit
 from probe.model_files import check_safetensors
@@ -87,9 +87,9 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
 
 def fit_tuned_lens(
     model: nn.Module,
-    batch: Batch,
+    on: Split | Batch,
     *,
-    penalty: float,
+    penalty: float = 0.01,
     layers: Sequence[int] | None = None,
     positions: Positions = not_first,
     batch_size: int = 32,
@@ -102,7 +102,7 @@ def fit_tuned_lens(
 
     Args:
         model: measured in eval mode and left as it was.
-        batch: text to fit on: retain text, so that no forget fact is taught to the lens.
+        on: text to fit on: retain text, so that no forget fact is taught to the lens; of a split its retain rows.
         penalty: in units of the mean variance of a stream's entries.
         layers: blocks to translate; None takes all.
         positions: tokens to fit on.
@@ -110,9 +110,14 @@ def fit_tuned_lens(
 
     Raises:
         ValueError: a penalty that is not positive, no token, a layer outside the model, or NaN or infinity.
+
+    >>> lens = probe.fit_tuned_lens(s.original, s.split, penalty=0.1, layers=[0, 4, 7])
+    >>> probe.logit_lens(s.original, s.split.forget, layers=[0, 4], lens=lens).tuned
+    True
     """
     if not penalty > 0:
         raise ValueError(f"penalty must be positive, got {penalty}; without one rare directions would be inverted")
+    batch = on.retain if isinstance(on, Split) else on
     chosen = tuple(range(n_layers(model))) if layers is None else tuple(layers)
     last = Site(n_layers(model) - 1)
     sites = list(dict.fromkeys((*(Site(layer) for layer in chosen), last)))

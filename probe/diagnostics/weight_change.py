@@ -83,8 +83,8 @@ def weight_change(
     unlearned: nn.Module,
     split: Split,
     *,
-    n_gradients: int,
-    batch_size: int,
+    n_gradients: int = 4,
+    batch_size: int = 16,
     rows_per_pass: int | None = None,
     risk: Callable[[nn.Module, Batch], Scalar] = nll,
 ) -> WeightChange:
@@ -104,6 +104,10 @@ def weight_change(
 
     Raises:
         ValueError: other architectures, weights that are not loaded or frozen, or fewer retain rows than one a batch.
+
+    >>> found = probe.weight_change(s.original, s.retrained, s.split, n_gradients=1)
+    >>> found.whole.relative > 0, len(found.layers)
+    (True, 8)
     """
     check_same_architecture(original, unlearned)
     for model, name in ((original, "original model"), (unlearned, "unlearned model")):

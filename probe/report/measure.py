@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from probe.data import QA, Batch, Split, encode
 from probe.diagnostics.g_effect import g_effect
 from probe.diagnostics.logit_collapse import logit_collapse
-from probe.diagnostics.representation_pca import fit_axes, project
+from probe.diagnostics.representation_pca import fit_axes, representation_pca
 from probe.diagnostics.separability import Separability, separability, words_alone
 from probe.metrics.intervals import grouped_share
 from probe.metrics.suite import SuiteResult, answer_suite
@@ -236,14 +235,6 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
 
 
 def _pca(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
-    if name == "original":
-        for layer in sample.pca_layers:
-            for component in (0, 1):
-                share = float(sample.pca_axes[layer].explained[component])
-                yield Row(name, "pca", f"explained{component + 1}", share, layer=layer)
-    states = project(model, sample.split, sample.pca_axes)
-    for layer in sample.pca_layers:
-        for on, point_NK in (("forget", states[layer].forget_N2), ("retain", states[layer].retain_N2)):
-            for item, point in enumerate(torch.as_tensor(point_NK).tolist()):
-                for component, value in enumerate(point):
-                    yield Row(name, "pca", f"pc{component + 1}", value, on, layer=layer, item=item)
+    found = representation_pca(model, sample.split, axes=sample.pca_axes).rows(name)
+    # The axes are the original's.
+    return (row for row in found if name == "original" or not row.quantity.startswith("explained"))

@@ -89,8 +89,8 @@ def _texts(model: nn.Module, given: VerdictRows) -> dict[str, float]:
         step = max(1, len(rows) // most)
         said = spurious_unlearning(
             model,
-            given.tokenizer,
             rows[::step][:most],
+            tokenizer=given.tokenizer,
             template=split.template,
             max_new_tokens=given.protocol.new_tokens,
         ).shares
