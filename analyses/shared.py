@@ -109,7 +109,7 @@ def seed_row(
     name: str,
     diagnostic: str,
     quantity: str,
-    values: Sequence[float | None],
+    values: Iterable[float | None],
     on: str = "",
     *,
     within: tuple[float, float] = SHARE,

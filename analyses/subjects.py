@@ -74,7 +74,7 @@ class Where:
 class Options:
     """What studies on a subject take."""
 
-    subject: Literal["testbed", "stories"] = "testbed"
+    subject: Name = "testbed"
     """What is unlearned from."""
     out: Path | None = None
     """Folder of the study; results/STUDY_SUBJECT by default."""

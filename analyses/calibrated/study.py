@@ -12,7 +12,7 @@ from analyses.calibrated.measures import measuring
 from analyses.calibrated.methods import settings, unlearned
 from analyses.calibrated.pictures import draw
 from analyses.shared import choice_of, conclude, finished
-from analyses.subjects import Name, Options, Subject, subject
+from analyses.subjects import Options, Subject, subject
 from probe.data import encode
 from probe.methods.uwc import mixed, uwc
 from probe.modes import threads
@@ -26,7 +26,6 @@ ALPHAS = (0.25, 0.5, 0.75)
 class Arguments(Options):
     """What is run."""
 
-    subject: Name = "testbed"
     share: float = 0.95
     """Share of the original's retain extraction strength that a calibrated model keeps."""
     methods: tuple[str, ...] = ()

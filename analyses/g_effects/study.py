@@ -13,7 +13,7 @@ from torch import nn
 from analyses.g_effects.claims import judged, smaller_is_harder
 from analyses.g_effects.pictures import draw
 from analyses.shared import choice_of, conclude, finished, probability
-from analyses.subjects import Name, Options, Subject, subject
+from analyses.subjects import Options, Subject, subject
 from probe.data import Batch, encode
 from probe.diagnostics.g_effect import GEffect, g_effects
 from probe.diagnostics.reweighting import Weighting, best_weighting, best_weightings, reweighting_map, weighting_of
@@ -51,7 +51,6 @@ SIZED, SIZES = ("GA", "GA + NLL"), (10, 50, 100)
 class Arguments(Options):
     """What is run."""
 
-    subject: Name = "testbed"
     steps: int = 50
     """Optimiser steps of methods with a retain term; a fifth of it for those without."""
     lr: float = 3e-4

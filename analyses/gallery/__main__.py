@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from analyses.g_effects.pictures import rows_of as gradients
 from analyses.gallery import rows, studies
 from analyses.shared import command
 from probe.figures.catalogue import EVERY
@@ -63,7 +64,7 @@ def measure(arguments: Arguments) -> None:
         for name, make in parts.items():
             rows.part(testbed / name, partial(make, at))
     for folder, study, made in (
-        ("gradients", "g_effects", studies.gradients),
+        ("gradients", "g_effects", gradients),
         ("layers", "layer_maps", studies.maps),
         ("calibrated", "calibrated", studies.calibrated),
     ):

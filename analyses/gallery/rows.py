@@ -37,7 +37,7 @@ from probe.study.study import Study
 
 SETTINGS = replace(TESTBED, measuring=Measuring(rows=50, generated=10, new_tokens=12))
 ATTACKED = ("GradDiff", "NPO", "RMU")
-ATTACK = {"steps": 24, "lr": 1e-4, "batch_size": 8, "at": (3, 6, 12, 18), "seeds": (0, 1, 2)}
+ATTACK: dict[str, Any] = {"steps": 24, "lr": 1e-4, "batch_size": 8, "at": (3, 6, 12, 18), "seeds": (0, 1, 2)}
 # BS-T and BS-S beside NPO as the report runs it; settings were not searched.
 SQUEEZED: dict[str, tuple[str, dict[str, Any]]] = {
     "NPO": ("npo", {"beta": 0.1, "retain_weight": 10.0}),

@@ -1,6 +1,7 @@
 """Each method unlearns; layer maps, CRU's choice and texts of what it did."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -31,6 +32,14 @@ RULES: tuple[Literal["rank_sum", "pareto"], ...] = ("rank_sum", "pareto")
 N_TEXTS = 12
 NEW_TOKENS = {"testbed": 24, "stories": 100}
 SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Options):
+    """What is run."""
+
+    subject: Literal["testbed", "stories"] = "testbed"
+    """What is unlearned from."""
 
 
 def recipes(name: str) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -213,7 +222,7 @@ def known_words(chosen: Subject, where: Where) -> frozenset[str]:
     return words_in(texts)
 
 
-def main(arguments: Options) -> None:
+def main(arguments: Arguments) -> None:
     """Run what is missing, then draw and judge."""
     out = arguments.folder("layer_maps")
     with threads(1):

@@ -9,7 +9,7 @@ from typing import Any
 from analyses.sae import dose_response
 from analyses.sae.claims import control_claims
 from analyses.sae.dose_response import as_record, report
-from analyses.sae.subjects import Given, given, trained
+from analyses.sae.subjects import Given, Name, given, trained
 from analyses.subjects import Options, Where
 from probe.attacks.facts import divided
 from probe.features.activity import observe
@@ -32,6 +32,8 @@ N_ORTHOGONAL, RATIO = 30, 3.0
 class Arguments(Options):
     """What is run."""
 
+    subject: Name = "testbed"
+    """What is suppressed in."""
     seeds: int = 2
     """Divisions of the people into halves, each with its own random features and dictionary."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analyses.sae.claims import dose_claims
-from analyses.sae.subjects import Given, given
+from analyses.sae.subjects import Given, Name, given
 from analyses.shared import conclude, finished
 from analyses.subjects import Options
 from probe.features.attribution import ByEffect
@@ -35,6 +35,8 @@ STRENGTHS = (
 class Arguments(Options):
     """What is run."""
 
+    subject: Name = "testbed"
+    """What is suppressed in."""
     seeds: int = 1
     """Divisions of the people into halves."""
 

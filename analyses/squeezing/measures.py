@@ -27,7 +27,7 @@ GROUPS = {"rephrased": ("rephrased",), "collapsed": ("gibberish", "empty"), "wro
 LONGEST = 16
 DRAWS = 4
 # A short attack: what is asked is whether knowledge is near, not how much of it a long one brings back.
-RELEARNING = {"steps": 8, "lr": 3e-4, "batch_size": 12}
+RELEARNING: dict[str, Any] = {"steps": 8, "lr": 3e-4, "batch_size": 12}
 
 
 @dataclass(frozen=True, eq=False)

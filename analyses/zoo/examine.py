@@ -13,7 +13,7 @@ from analyses.zoo.claims import METHOD_FAMILIES, extras
 from analyses.zoo.models import MEMBERS, Ground, Label, Member, Subject, ground
 from probe.attacks.facts import Facts
 from probe.attacks.relearning import relearn
-from probe.attacks.score import Score
+from probe.attacks.score import Measure, Score
 from probe.data import QA
 from probe.datasets import rows_hash
 from probe.metrics.intervals import Interval, grouped
@@ -62,7 +62,7 @@ def both_ways(
     return asked, other
 
 
-def beyond(score: Score, never: Score, facts: Facts, quantity: str) -> Interval:
+def beyond(score: Score, never: Score, facts: Facts, quantity: Measure) -> Interval:
     """How much more than a model that never knew: a mean over rows, its interval over their groups."""
     return grouped(score.of(quantity) - never.of(quantity), facts.held_groups, within=(-1.0, 1.0))
 
@@ -116,5 +116,5 @@ def part_of(out: Path, models: Path, seed: int, part: int) -> Path:
 def relearned(model: Any, other: VerdictRows) -> Score:
     """Held-out scores at the end of relearning, on rows that the verdict's own relearning only shows."""
     p = other.protocol
-    settings = {"steps": p.late, "lr": p.lr, "batch_size": p.batch_size}
+    settings: dict[str, Any] = {"steps": p.late, "lr": p.lr, "batch_size": p.batch_size}
     return relearn(model, other.facts, seeds=(p.seed + 1,), **settings).model.held[0][-1]
