@@ -1,12 +1,12 @@
 """The examples of docstrings run as printed, after `import probe` and `s = probe.testbed()`."""
 
 import copy
+import dataclasses
 import doctest
 import inspect
 import pkgutil
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,26 +27,18 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.fixture(scope="module")
-def session(bed):
-    """What an example finds: the package, torch, and the testbed with a tenth of its rows."""
-    rows = (bed.split.forget_rows[::5], bed.split.retain_rows[:900:45])
-    split = make_split(bed.tokenizer, *rows)
-    s = SimpleNamespace(**{name: getattr(bed, name) for name in ("original", "retrained", "tokenizer", "sae_site")})
-    s.split, s.world, s.sae, s.unlearned = split, bed.world[:8], bed.sae, {}
-
-    def unlearn(method, **arguments):
-        model, supplies = copy.deepcopy(s.original), {"environment": s.world, "sae": s.sae, "site": s.sae_site}
-        made = run_method(method, model, split, s.tokenizer, supplies=supplies, **arguments)
-        return model if method_named(method).makes in ("model", "mixture") else made
-
-    s.unlearn = unlearn
+def session():
+    """What an example finds: the package, torch, and a testbed with a tenth of its rows."""
+    whole = probe.testbed()
+    split = make_split(whole.tokenizer, whole.split.forget_rows[::5], whole.split.retain_rows[:900:45])
+    s = dataclasses.replace(whole, split=split, world=whole.world[:8])
     return {"probe": probe, "torch": torch, "copy": copy, "s": s, "study": s}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(probe, "testbed", lambda: session["s"], raising=False)
+    monkeypatch.setattr(probe, "testbed", lambda: session["s"])
     before = weights_hash(session["s"].original)
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
     told: list[str] = []
