@@ -41,6 +41,11 @@ def load_model(name: str | Path, *, dtype: torch.dtype = torch.float32, device: 
         ValueError: a path that does not exist, what ``check_folder`` refuses, a config of which no model can be made,
             weights that are missing, unexpected or of another shape than the config says, a device that is not here.
         OSError: the disk is full.
+
+    >>> probe.save_model(s.original, "my-model", tokenizer=s.tokenizer)
+    >>> model = probe.load_model("my-model")
+    >>> probe.weights_hash(model) == probe.weights_hash(s.original)
+    True
     """
     check_device(device)
     source = named_folder(name)
@@ -84,6 +89,10 @@ def load_tokenizer(name: str | Path) -> Any:
 
     Raises:
         ValueError: a path that does not exist, a file, or a tokenizer that cannot be read.
+
+    >>> probe.save_model(s.original, "my-model", tokenizer=s.tokenizer)
+    >>> len(probe.load_tokenizer("my-model")) == len(s.tokenizer)
+    True
     """
     source = named_folder(name)
     from transformers import AutoTokenizer
@@ -105,6 +114,10 @@ def save_model(model: Any, folder: str | Path, *, tokenizer: Any = None) -> None
     Raises:
         ValueError: the model carries hooks that are not ours, or adapters.
         OSError: the disk is full.
+
+    >>> probe.save_model(s.original, "saved", tokenizer=s.tokenizer)
+    >>> probe.load_model("saved").config.num_hidden_layers
+    8
     """
     from safetensors import SafetensorError
 
@@ -147,6 +160,12 @@ def weights_hash(model: nn.Module) -> str:
 
     Raises:
         ValueError: a weight on the meta device.
+
+    >>> before = probe.weights_hash(s.original)
+    >>> with probe.blended(s.original, s.retrained, probe.one_layer(3, 8)):
+    ...     inside = probe.weights_hash(s.original)
+    >>> inside == before, probe.weights_hash(s.original) == before
+    (False, True)
     """
     digest = hashlib.sha256()
     for name, weight in sorted(_weights(model), key=itemgetter(0)):

@@ -32,6 +32,10 @@ class Batch:
     Raises:
         ValueError: no rows, or no target behind a first token anywhere. Single rows without one are warned about:
             they count in no mean over tokens. Or ``preferred`` has another number of rows.
+
+    >>> batch = probe.encode(s.tokenizer, s.split.forget_rows[:4])
+    >>> tuple(batch.tokens_BT.shape), len(batch), len(batch.select([0, 2]))
+    ((4, 26), 4, 2)
     """
 
     tokens_BT: TokensBT
@@ -139,6 +143,11 @@ def paired(preferred: Batch, dispreferred: Batch, *, same_prompt: bool = True) -
 
     Raises:
         ValueError: another number of rows, prompts that differ, or a batch that is paired already.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.forget_rows, seed=0))
+    >>> batch = probe.paired(refusals, s.split.forget)
+    >>> len(batch), len(batch.preferred)
+    (20, 20)
     """
     if preferred.preferred is not None or dispreferred.preferred is not None:
         raise ValueError("one of the batches is paired already; pair the plain ones")
@@ -156,7 +165,11 @@ def paired(preferred: Batch, dispreferred: Batch, *, same_prompt: bool = True) -
 
 @dataclass(frozen=True)
 class Split:
-    """What must be forgotten and what must not, as batches and as the rows they were made from."""
+    """What must be forgotten and what must not, as batches and as the rows they were made from.
+
+    >>> len(s.split.forget), len(s.split.retain), s.split.forget_rows[0].question
+    (20, 20, 'In which town was Wendel Upwood born?')
+    """
 
     forget: Batch
     retain: Batch
@@ -182,6 +195,10 @@ def make_split(
 
     Raises:
         ValueError: a side is empty, or rows lie on both sides and ``allow_overlap`` is not set.
+
+    >>> split = probe.make_split(s.tokenizer, s.split.forget_rows[:4], s.split.retain_rows[:8])
+    >>> len(split.forget), len(split.retain)
+    (4, 8)
     """
     for name, rows in (("forget", forget), ("retain", retain)):
         if not rows:
@@ -205,6 +222,10 @@ def encode(tokenizer: Any, rows: Sequence[QA], *, template: Template = Template(
 
     Raises:
         ValueError: no rows, what ``coded`` refuses, or rows that lose their whole answer at ``max_length``.
+
+    >>> batch = probe.encode(s.tokenizer, [probe.QA("Who wrote it?", "Ann did.")])
+    >>> s.tokenizer.decode(batch.tokens_BT[batch.target_BT])
+    ' Ann did.</s>'
     """
     if not rows:
         raise ValueError("no rows to encode (0 given); check the file or the filter that made them")
@@ -231,6 +252,10 @@ def encode_text(tokenizer: Any, texts: Sequence[str], *, max_length: int = 256, 
 
     Raises:
         ValueError: no text has two tokens, ``max_length`` leaves nothing to predict, or a text holds control tokens.
+
+    >>> batch = probe.encode_text(s.tokenizer, ["Any text at all."])
+    >>> int(batch.target_BT.sum()) == batch.tokens_BT.shape[1] - 1
+    True
     """
     if max_length < 2:
         raise ValueError(f"max_length must be at least 2, one token to read and one to predict, got {max_length}")

@@ -125,6 +125,10 @@ def read_rows(path: str | Path) -> list[QA]:
         FileNotFoundError: no such file.
         ValueError: not UTF-8, not JSON (with line and column) or what ``probe.records.parsed`` refuses, a missing or
             misspelt field, a field of another type, an empty question or answer (each with path and line), or no rows.
+
+    >>> probe.write_rows("forget.jsonl", s.split.forget_rows)
+    >>> probe.read_rows("forget.jsonl") == list(s.split.forget_rows)
+    True
     """
     return [qa_row(record) for record in read_records(path)]
 
@@ -145,7 +149,12 @@ def qa_row(record: Record) -> QA:
 
 
 def write_rows(path: str | Path, rows: Sequence[QA]) -> None:
-    """Write rows as JSON lines in TOFU's layout."""
+    """Write rows as JSON lines in TOFU's layout.
+
+    >>> probe.write_rows("mine.jsonl", [probe.QA("Who wrote it?", "Ann did.")])
+    >>> probe.read_rows("mine.jsonl")[0].answer
+    'Ann did.'
+    """
     lines = []
     for row in rows:
         record = {name: getattr(row, name) for name in FIELDS if getattr(row, name)}
@@ -174,6 +183,10 @@ def idk_rows(rows: Sequence[QA], seed: int, refusals: Sequence[str] = REFUSALS) 
 
     Raises:
         ValueError: no rows, one string instead of a list, an empty list, or an empty sentence in it.
+
+    >>> refusals = probe.idk_rows(s.split.forget_rows, seed=0)
+    >>> refusals[0].question == s.split.forget_rows[0].question, refusals[0].answer
+    (True, "I don't think I can answer that.")
     """
     if not rows:
         raise ValueError("no rows to refuse (0 given); check the file or the filter that made them")

@@ -53,6 +53,11 @@ def captured(
     Raises:
         ValueError: a site outside the model, a compiled model, weights that are not loaded (meta device), or a site
             inside a block under reentrant gradient checkpointing, where states carry no gradient.
+
+    >>> with torch.no_grad(), probe.captured(s.original, [probe.Site(4)]) as hidden:
+    ...     _ = s.original(**s.split.forget.inputs)
+    >>> tuple(hidden[probe.Site(4)].shape)
+    (20, 27, 128)
     """
     _check(model)
     states: dict[Site, Tensor] = {}
@@ -103,6 +108,11 @@ def edited(model: nn.Module, edits: Mapping[Site, Intervention | Sequence[Interv
     Raises:
         ValueError: a site outside the model, an edit whose vector has another width than the model, a compiled
             model, or gradient checkpointing together with an edit inside a block (its gradients would be wrong).
+
+    >>> with probe.edited(s.original, {probe.Site(4): probe.Scale(0.0)}):
+    ...     without = probe.nll(s.original, s.split.retain)
+    >>> bool(without > probe.nll(s.original, s.split.retain))
+    True
     """
     _check(model)
     listed = [(site, one) for site, some in edits.items() for one in (some if isinstance(some, Sequence) else (some,))]

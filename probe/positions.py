@@ -45,27 +45,53 @@ Positions = Callable[[Tokens], MaskBT]
 
 
 def everywhere(tokens: Tokens) -> MaskBT:
-    """Every real token."""
+    """Every real token.
+
+    >>> with torch.no_grad(), probe.captured(s.original, [probe.Site(4)], positions=probe.everywhere) as hidden:
+    ...     _ = s.original(**s.split.forget.inputs)
+    >>> len(hidden[probe.Site(4)]) == int(s.split.forget.attention_BT.sum())
+    True
+    """
     return tokens.real_BT
 
 
 def not_first(tokens: Tokens) -> MaskBT:
-    """Every real token but each row's first: that one sees no context, and its norm may be hundreds of times larger."""
+    """Every real token but each row's first: that one sees no context, and its norm may be hundreds of times larger.
+
+    >>> hidden = probe.harvest(s.original, [s.split.forget], [probe.Site(4)], positions=probe.not_first)
+    >>> len(hidden[probe.Site(4)]) == int(s.split.forget.attention_BT.sum()) - len(s.split.forget)
+    True
+    """
     return tokens.real_BT & (tokens.index_BT > 0)
 
 
 def prompt(tokens: Tokens) -> MaskBT:
-    """The tokens that generation was started with."""
+    """The tokens that generation was started with.
+
+    >>> steer = probe.At(probe.Steer(torch.ones(128), scale=0.1), probe.prompt)
+    >>> with probe.edited(s.original, {probe.Site(4): steer}):
+    ...     (text,) = probe.generate(s.original, s.tokenizer, ["Where was Wendel Upwood born?"], max_new_tokens=8)
+    """
     return tokens.real_BT & (tokens.index_BT < tokens.prompt_B[:, None])
 
 
 def generated(tokens: Tokens) -> MaskBT:
-    """The tokens that generation added, as they are fed back. Nothing in a plain forward; see ``From``."""
+    """The tokens that generation added, as they are fed back. Nothing in a plain forward; see ``From``.
+
+    >>> steer = probe.At(probe.Steer(torch.ones(128), scale=0.1), probe.generated)
+    >>> with probe.edited(s.original, {probe.Site(4): steer}):
+    ...     (text,) = probe.generate(s.original, s.tokenizer, ["Where was Wendel Upwood born?"], max_new_tokens=8)
+    """
     return tokens.real_BT & (tokens.index_BT >= tokens.prompt_B[:, None])
 
 
 def last(tokens: Tokens) -> MaskBT:
-    """The prompt's last real token: the one from which the first new token is predicted."""
+    """The prompt's last real token: the one from which the first new token is predicted.
+
+    >>> hidden = probe.harvest(s.original, [s.split.forget], [probe.Site(4)], positions=probe.last)
+    >>> tuple(hidden[probe.Site(4)].shape)
+    (20, 128)
+    """
     return tokens.real_BT & (tokens.index_BT == tokens.prompt_B[:, None] - 1)
 
 
@@ -75,6 +101,10 @@ class Before:
 
     Raises:
         ValueError: a negative length, or lengths for another number of rows.
+
+    >>> hidden = probe.harvest(s.original, [s.split.forget], [probe.Site(4)], positions=probe.Before(3))
+    >>> len(hidden[probe.Site(4)]) == 3 * len(s.split.forget)
+    True
     """
 
     length: int | tuple[int, ...]
@@ -92,6 +122,9 @@ class From:
 
     Raises:
         ValueError: a negative start, or starts for another number of rows.
+
+    >>> prompts = tuple(s.split.forget.prompt_B.tolist())
+    >>> answers = probe.harvest(s.original, [s.split.forget], [probe.Site(4)], positions=probe.From(prompts))
     """
 
     start: int | tuple[int, ...]
@@ -109,6 +142,10 @@ class Only:
 
     Raises:
         ValueError: no index, or a negative or repeated one.
+
+    >>> hidden = probe.harvest(s.original, [s.split.forget], [probe.Site(4)], positions=probe.Only((1, 2)))
+    >>> len(hidden[probe.Site(4)]) == 2 * len(s.split.forget)
+    True
     """
 
     indices: tuple[int, ...]
@@ -123,7 +160,12 @@ class Only:
 
 @dataclass(frozen=True)
 class NotIds:
-    """Real tokens whose id is none of ``ids``: bos, eos and other special tokens, say."""
+    """Real tokens whose id is none of ``ids``: bos, eos and other special tokens, say.
+
+    >>> text = probe.NotIds(tuple(s.tokenizer.all_special_ids))
+    >>> probe.count_rows([s.split.forget], text) < probe.count_rows([s.split.forget])
+    True
+    """
 
     ids: tuple[int, ...]
 
@@ -139,6 +181,9 @@ class Mask:
 
     Raises:
         ValueError: another number of rows than the model sees (beams of one row share its mask).
+
+    >>> probe.count_rows([s.split.forget], probe.Mask(s.split.forget.target_BT)) == int(s.split.forget.target_BT.sum())
+    True
     """
 
     mask_BT: MaskBT = field(repr=False)
@@ -157,6 +202,12 @@ class At:
     Args:
         intervention: what to do; it is given all tokens of the forward and must not mix them.
         positions: which tokens keep the result.
+
+    >>> edit = probe.At(probe.Scale(0.0), probe.not_first)
+    >>> with probe.edited(s.original, {probe.Site(4): edit}):
+    ...     harmed = probe.nll(s.original, s.split.retain)
+    >>> bool(harmed > probe.nll(s.original, s.split.retain))
+    True
     """
 
     intervention: Intervention

@@ -16,6 +16,10 @@ class QA:
         perturbed_answer: wrong answers.
         group: what must never lie on both sides of a probe's split: the author, say.
         entity: the words of the answer that carry the fact ("1932", a name), as annotated; see ``answer_values``.
+
+    >>> row = probe.QA("Who wrote it?", "Ann did.", perturbed_answer=("Bob did.",), group="Ann")
+    >>> row.question, row.entity
+    ('Who wrote it?', '')
     """
 
     question: str

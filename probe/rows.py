@@ -28,6 +28,9 @@ class Row:
         dose: strength of the intervention, where it was varied.
         low, high: ends of the interval, if any.
         n: how many examples or folds the number is a mean over.
+
+    >>> probe.Row("NPO", "separability", "auc", 0.91, layer=4, low=0.85, high=0.95, n=20).value
+    0.91
     """
 
     intervention: str

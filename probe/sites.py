@@ -38,6 +38,9 @@ class Site:
     Raises:
         ValueError: a negative layer (indices never wrap around), an unknown part, or a side or head that the part
             does not have.
+
+    >>> probe.Site(4), probe.Site(4, "attention", "in"), probe.Site(2, "heads", head=1)
+    (Site(4), Site(4, 'attention', side='in'), Site(2, 'heads', head=1))
     """
 
     layer: int
@@ -135,7 +138,11 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def n_layers(model: nn.Module) -> int:
-    """How many decoder blocks the model has."""
+    """How many decoder blocks the model has.
+
+    >>> probe.n_layers(s.original)
+    8
+    """
     return len(blocks(model))
 
 
@@ -295,6 +302,10 @@ def matching_parameters(model: nn.Module, pattern: str) -> dict[str, nn.Paramete
 
 
 def parameters_by_layer(model: nn.Module) -> Iterator[tuple[int | None, str, Tensor]]:
-    """(layer or None, name, tensor) of every parameter; tied weights come once."""
+    """(layer or None, name, tensor) of every parameter; tied weights come once.
+
+    >>> [name for layer, name, _ in probe.parameters_by_layer(s.original) if layer is None]
+    ['model.embed_tokens.weight', 'model.norm.weight', 'lm_head.weight']
+    """
     for name, parameter in model.named_parameters():
         yield layer_of(model, name), name, parameter

@@ -50,6 +50,12 @@ def blended(
     Raises:
         ValueError: architectures differ, ``alpha_L`` has another length than the model, a number outside [0, 1], or
             weights that are quantised, offloaded or not loaded; or what ``swapped`` raises.
+
+    >>> alpha_L = probe.layers([0, 1], probe.n_layers(s.original))
+    >>> with probe.blended(s.original, s.retrained, alpha_L):
+    ...     mixed = probe.nll(s.original, s.split.forget)
+    >>> bool(mixed > probe.nll(s.original, s.split.forget))
+    True
     """
     model, other = unwrapped(model), unwrapped(other)
     check_exchangeable(model, other)
@@ -131,6 +137,12 @@ def negated(model: nn.Module, tuned: nn.Module, scale: float) -> Iterator[None]:
     Raises:
         ValueError: architectures differ, a scale that is negative or not finite, or weights that are quantised,
             offloaded or not loaded.
+
+    >>> tuned = copy.deepcopy(s.original)
+    >>> term = probe.Term(1.0, probe.nll, s.split.forget, "forget")
+    >>> _ = probe.minimise(tuned, [term], steps=2, lr=1e-4, batch_size=8, seed=0)
+    >>> with probe.negated(s.original, tuned, scale=5.0):
+    ...     away = probe.nll(s.original, s.split.forget)
     """
     model = unwrapped(model)
     theirs = _vector_parts(model, tuned, scale)
@@ -166,7 +178,11 @@ def _away(ours: Tensor, theirs: Tensor, scale: float) -> Tensor:
 
 
 def one_layer(layer: int, depth: int) -> PerLayerL:
-    """``alpha_L`` that takes one block from the other model."""
+    """``alpha_L`` that takes one block from the other model.
+
+    >>> probe.one_layer(2, 4)
+    tensor([0., 0., 1., 0.])
+    """
     return layers((layer,), depth)
 
 
@@ -175,6 +191,9 @@ def layers(chosen: Sequence[int], depth: int) -> PerLayerL:
 
     Raises:
         ValueError: a layer outside 0..depth-1.
+
+    >>> probe.layers([1, 3], 4)
+    tensor([0., 1., 0., 1.])
     """
     alpha_L = torch.zeros(depth)
     for layer in chosen:

@@ -14,8 +14,6 @@ import torch
 import probe
 from probe.checkpoints import weights_hash
 from probe.data import make_split
-from probe.methods.catalogue import method_named
-from probe.methods.running import run_method
 
 ROOT = Path(probe.__file__).parent
 MODULES = [
@@ -38,7 +36,7 @@ def session():
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(probe, "testbed", lambda: session["s"])
+    monkeypatch.setattr(probe, "testbed", lambda **_: session["s"])
     before = weights_hash(session["s"].original)
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
     told: list[str] = []

@@ -29,6 +29,10 @@ class BST:
 
     Raises:
         ValueError: a weight outside [0, 1], or k below 1 or above the vocabulary.
+
+    >>> loss = probe.BST(weight=0.5, k=3)
+    >>> bool(loss(s.retrained, s.split.forget) < 0)
+    True
     """
 
     weight: float
@@ -74,6 +78,10 @@ class BSTW:
 
     Raises:
         ValueError: a beta that is not positive, or what ``BST`` raises.
+
+    >>> loss = probe.BSTW(s.original, weight=0.5, k=3, beta=0.1)
+    >>> tuple(loss(s.original, s.split.forget).shape)
+    ()
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -107,6 +115,11 @@ class BSS:
 
     Raises:
         ValueError: a weight outside [0, 1].
+
+    >>> draw = probe.Sampled(1, max_new_tokens=4, eos_id=s.tokenizer.eos_token_id, generator=torch.Generator())
+    >>> loss = probe.BSS(probe.ga, weight=0.5, draw=draw)
+    >>> tuple(loss(s.original, s.split.forget).shape)
+    ()
     """
 
     objective: Objective
@@ -137,6 +150,10 @@ class Sampled:
     Raises:
         ValueError: a size below 1, or a temperature that is not positive; when called, prompts that leave no room
             for ``max_new_tokens`` in the model's context.
+
+    >>> draw = probe.Sampled(1, max_new_tokens=4, eos_id=s.tokenizer.eos_token_id, generator=torch.Generator())
+    >>> len(draw(s.original, s.split.forget)) == len(s.split.forget)
+    True
     """
 
     n: int

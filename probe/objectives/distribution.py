@@ -30,6 +30,10 @@ class KLToUniform:
     Args:
         positions: where. The code takes its labels; its runs label all, padding too: ``all_but_last``.
         normalise: how positions are averaged.
+
+    >>> loss = probe.KLToUniform()
+    >>> 0 <= float(loss(s.original, s.split.forget)) <= 6.94  # at most log V, V = 1024 tokens
+    True
     """
 
     positions: TokenChoice = before_targets
@@ -52,6 +56,9 @@ class KLFromUniform:
     Args:
         positions: where. The code takes its labels; its runs label all, padding too: ``all_but_last``.
         normalise: how positions are averaged.
+
+    >>> bool(probe.KLFromUniform()(s.original, s.split.forget) > probe.KLToUniform()(s.original, s.split.forget))
+    True
     """
 
     positions: TokenChoice = before_targets
@@ -84,6 +91,10 @@ class UNDIAL:
     Raises:
         ValueError: beta is negative, the vocabularies differ or lack ``elsewhere``, or a position without a next token
             is chosen.
+
+    >>> loss = probe.UNDIAL(s.original, beta=10.0)
+    >>> bool(loss(s.original, s.split.forget) > probe.nll(s.original, s.split.forget))
+    True
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -122,6 +133,10 @@ class CEU:
 
     Raises:
         ValueError: skip is negative, or leaves no target in the batch.
+
+    >>> loss = probe.CEU()(s.original, s.split.forget)
+    >>> bool(loss > probe.nll(s.original, s.split.forget))
+    True
     """
 
     skip: int = 1
@@ -154,6 +169,9 @@ class LogitMargin:
             position later than ``before_targets``, so the first answer token is not flattened and what follows the
             end of the text is.
         normalise: how positions are averaged.
+
+    >>> bool(probe.LogitMargin()(s.original, s.split.forget) > 0)
+    True
     """
 
     positions: TokenChoice = before_targets
@@ -185,6 +203,11 @@ class ELMErase:
 
     Raises:
         ValueError: eta is not positive, leading is negative, or the vocabularies differ.
+
+    >>> expert, novice = (tuple(s.tokenizer(text).input_ids) for text in ("An expert:", "A novice:"))
+    >>> loss = probe.ELMErase(s.original, expert, novice, eta=500.0, leading=1)
+    >>> tuple(loss(s.original, s.split.forget).shape)
+    ()
     """
 
     original: nn.Module = field(repr=False)

@@ -68,6 +68,11 @@ class FeatureActivity:
 
     Raises:
         ValueError: no sites, or a negative spread.
+
+    >>> from probe.objectives import WatchedFeatures
+    >>> watched = WatchedFeatures(s.sae_site, s.sae, (3, 5))
+    >>> bool(probe.FeatureActivity((watched,), spread=0.1)(s.original, s.split.forget) >= 0)
+    True
     """
 
     watched: tuple[WatchedFeatures, ...]
@@ -110,6 +115,11 @@ class LiftedActivity:
 
     Raises:
         ValueError: no sites, a negative lift, or a dictionary whose pre-activations are not defined.
+
+    >>> from probe.objectives import WatchedFeatures
+    >>> watched = WatchedFeatures(s.sae_site, s.sae, (3, 5))
+    >>> tuple(probe.LiftedActivity((watched,), s.original, lift=1.0)(s.original, s.split.forget).shape)
+    ()
     """
 
     watched: tuple[WatchedFeatures, ...]
@@ -162,6 +172,10 @@ class StatesHeld:
 
     Raises:
         ValueError: no sites.
+
+    >>> loss = probe.StatesHeld(s.original, (probe.Site(3),), over="entries")
+    >>> float(loss(s.original, s.split.retain)), bool(loss(s.retrained, s.split.retain) > 0)
+    (0.0, True)
     """
 
     original: nn.Module = field(repr=False)
@@ -198,6 +212,12 @@ class UpdateOutside:
 
     Raises:
         ValueError: no weights, a weight without an axis or of another width, or columns that are not orthonormal.
+
+    >>> weight = "model.layers.3.mlp.down_proj.weight"
+    >>> before = {weight: s.original.state_dict()[weight].clone()}
+    >>> loss = probe.UpdateOutside(before, {weight: 0}, torch.eye(128)[:, :8])
+    >>> float(loss(s.original, s.split.retain))
+    0.0
     """
 
     before: Mapping[str, Tensor] = field(repr=False)

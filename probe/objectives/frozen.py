@@ -85,6 +85,11 @@ class NearCached:
         original: states of the model before unlearning, of every row of the term.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
+
+    >>> from probe.objectives import CachedOriginal
+    >>> kept = CachedOriginal(s.original, s.split.retain, probe.Site(3))
+    >>> abs(float(probe.NearCached(kept)(s.original, s.split.retain))) < 1e-6
+    True
     """
 
     original: CachedOriginal

@@ -31,6 +31,10 @@ class GenericLabels:
 
     Raises:
         ValueError: alpha is negative, or the vocabularies differ.
+
+    >>> loss = probe.GenericLabels(s.original, reinforced=s.retrained, alpha=5.0)
+    >>> tuple(loss(s.original, s.split.forget).shape)
+    ()
     """
 
     original: nn.Module = field(repr=False)

@@ -20,6 +20,10 @@ class InvertedHinge:
 
     Args:
         normalise: how tokens are averaged.
+
+    >>> loss = probe.InvertedHinge()  # between 0 and 2
+    >>> bool(loss(s.retrained, s.split.forget) < loss(s.original, s.split.forget))
+    True
     """
 
     normalise: Normalise = token_mean

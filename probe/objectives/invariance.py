@@ -20,6 +20,9 @@ def irm_penalty(model: nn.Module, batch: Batch) -> Scalar:
         model: trained, through the logits.
         batch: rows of one environment; the square is of the mean over all of its target tokens, so a batch in pieces
             gives another value.
+
+    >>> bool(probe.irm_penalty(s.original, s.split.retain) >= 0)
+    True
     """
     logits_NV = logits_at(model, batch, before_targets(batch))
     targets_N = batch.tokens_BT[predicted_targets(batch)]

@@ -34,6 +34,10 @@ class JensenShannonToText:
 
     Raises:
         ValueError: when called, an id outside the vocabulary.
+
+    >>> refusal = tuple(s.tokenizer(" I do not know.", add_special_tokens=False).input_ids)
+    >>> round(float(probe.JensenShannonToText(refusal)(s.original, s.split.forget)), 1)  # at most log 2
+    0.7
     """
 
     text_ids: tuple[int, ...] = ()
@@ -69,6 +73,10 @@ class JensenShannon:
 
     Raises:
         ValueError: the vocabularies differ.
+
+    >>> loss = probe.JensenShannon(s.original)
+    >>> 0 <= float(loss(s.retrained, s.split.retain)) < 0.694  # at most log 2
+    True
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)

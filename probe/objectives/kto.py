@@ -33,6 +33,11 @@ class KTO:
 
     Raises:
         ValueError: beta is not positive, or the batch is not paired.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.forget_rows, seed=0))
+    >>> batch = probe.paired(refusals, s.split.forget)
+    >>> round(float(probe.KTO(s.original, beta=0.1)(s.original, batch)), 2)  # one half before the first step
+    0.5
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)

@@ -25,6 +25,10 @@ class TowardsMasked:
         kept_D: m; True where h stays.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
+
+    >>> loss = probe.TowardsMasked(probe.Site(3), torch.arange(128) % 2 == 0)
+    >>> bool(loss(s.original, s.split.forget) > 0)
+    True
     """
 
     site: Site

@@ -41,6 +41,11 @@ class OriginalAnswers:
     Raises:
         ValueError: ``full`` or ``states`` needs more than ``limit_gib``, both are asked for, weights that are not
             loaded, or a model whose head cannot be run by itself (compared on the first rows).
+
+    >>> kept = probe.OriginalAnswers(s.original, s.split.forget)  # from here on without passes of the original
+    >>> by_table, by_model = (probe.NPO(original, beta=0.1) for original in (kept, s.original))
+    >>> bool(torch.isclose(by_table(s.retrained, s.split.forget), by_model(s.retrained, s.split.forget)))
+    True
     """
 
     original: InitVar[nn.Module]

@@ -45,6 +45,11 @@ def idk(model: nn.Module, batch: Batch) -> Scalar:
     """L = -(1/n) sum_i log p_i over the preferred answers alone (TM): preference optimisation, PO or IDK.
 
     TOFU, arXiv 2401.06121, where preferred answers are refusals; the dispreferred ones are not read.
+
+    >>> idk_rows = probe.idk_rows(s.split.forget_rows, seed=0)
+    >>> batch = probe.paired(probe.encode(s.tokenizer, idk_rows), s.split.forget)
+    >>> bool(probe.idk(s.original, batch) == probe.nll(s.original, batch.preferred))
+    True
     """
     return nll(model, preferred_of(batch))
 
@@ -54,6 +59,11 @@ def idk_with_retain(model: nn.Module, batch: Batch) -> Scalar:
 
     One token mean over both (arXiv 2401.06121), so that longer retain answers weigh more; two ``Term``s weigh each
     side alike. Data: ``paired(refusals, retain, same_prompt=False)``.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.forget_rows, seed=0))
+    >>> batch = probe.paired(refusals, s.split.retain, same_prompt=False)
+    >>> round(float(probe.idk_with_retain(s.original, batch)), 1)
+    6.7
     """
     sides = (preferred_of(batch), batch)
     n = sum(predicted_targets(side).sum() for side in sides)
@@ -75,6 +85,11 @@ class DPO:
 
     Raises:
         ValueError: beta is not positive, or the batch is not paired.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.forget_rows, seed=0))
+    >>> batch = probe.paired(refusals, s.split.forget)
+    >>> round(float(probe.DPO(s.original, beta=0.1)(s.original, batch)), 2)  # (2 / beta) log 2 before the first step
+    13.86
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -104,6 +119,11 @@ class AnswerPreservation:
 
     Raises:
         ValueError: beta is not positive, or the batch is not paired.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.retain_rows, seed=0))
+    >>> batch = probe.paired(s.split.retain, refusals)
+    >>> bool(probe.AnswerPreservation(beta=0.1)(s.original, batch) >= 0)
+    True
     """
 
     beta: float
@@ -150,6 +170,11 @@ class FLAT:
 
     Raises:
         ValueError: an unknown divergence, or the batch is not paired.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.forget_rows, seed=0))
+    >>> loss = probe.FLAT("kl")(s.original, probe.paired(refusals, s.split.forget))
+    >>> tuple(loss.shape)
+    ()
     """
 
     divergence: Divergence
@@ -175,6 +200,11 @@ class BatchFLAT:
 
     Raises:
         ValueError: an unknown divergence, or the batch is not paired.
+
+    >>> refusals = probe.encode(s.tokenizer, probe.idk_rows(s.split.forget_rows, seed=0))
+    >>> loss = probe.BatchFLAT("total-variation")(s.original, probe.paired(refusals, s.split.forget))
+    >>> tuple(loss.shape)
+    ()
     """
 
     divergence: Divergence

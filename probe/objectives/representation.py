@@ -59,6 +59,10 @@ class TowardsTarget:
         target_D: u, one fixed vector; RMU takes a random direction times a coefficient.
         tokens: which positions are averaged over: ``all_positions``, ``real_tokens`` or ``answer_tokens``.
         normalise: how they are averaged.
+
+    >>> loss = probe.TowardsTarget(probe.Site(3), torch.zeros(128))
+    >>> bool(loss(s.original, s.split.forget) > 0)
+    True
     """
 
     site: Site
@@ -80,6 +84,10 @@ class NearOriginal:
         site: where both hidden states are read.
         tokens: which positions are averaged over.
         normalise: how they are averaged.
+
+    >>> loss = probe.NearOriginal(s.original, probe.Site(3))
+    >>> float(loss(s.original, s.split.retain)), bool(loss(s.retrained, s.split.retain) > 0)
+    (0.0, True)
     """
 
     original: nn.Module = field(repr=False)
@@ -110,6 +118,10 @@ class OrthogonalToOriginal:
 
     Raises:
         ValueError: no sites.
+
+    >>> loss = probe.OrthogonalToOriginal(s.original, (probe.Site(3), probe.Site(5)))
+    >>> round(float(loss(s.original, s.split.forget)), 3)  # cosine 1 where nothing has changed
+    1.0
     """
 
     original: nn.Module = field(repr=False)
@@ -141,6 +153,10 @@ class DistanceFromOriginal:
 
     Raises:
         ValueError: no sites.
+
+    >>> loss = probe.DistanceFromOriginal(s.original, (probe.Site(3), probe.Site(5)))
+    >>> float(loss(s.original, s.split.retain)), bool(loss(s.retrained, s.split.retain) > 0)
+    (0.0, True)
     """
 
     original: nn.Module = field(repr=False)
@@ -174,6 +190,10 @@ class HiddenStatesFromOriginal:
 
     Raises:
         ValueError: a depth outside the model.
+
+    >>> loss = probe.HiddenStatesFromOriginal(s.original)
+    >>> float(loss(s.original, s.split.retain)), bool(loss(s.retrained, s.split.retain) > 0)
+    (0.0, True)
     """
 
     original: nn.Module = field(repr=False)

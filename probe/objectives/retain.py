@@ -34,6 +34,10 @@ class ForwardKL:
 
     Raises:
         ValueError: the vocabularies differ.
+
+    >>> loss = probe.ForwardKL(s.original)
+    >>> abs(float(loss(s.original, s.split.retain))) < 1e-6, bool(loss(s.retrained, s.split.forget) > 0.1)
+    (True, True)
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -58,6 +62,10 @@ class ReverseKL:
 
     Raises:
         ValueError: the vocabularies differ.
+
+    >>> loss = probe.ReverseKL(s.original)
+    >>> abs(float(loss(s.original, s.split.retain))) < 1e-6, bool(loss(s.retrained, s.split.forget) > 0.1)
+    (True, True)
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)

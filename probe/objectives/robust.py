@@ -82,6 +82,10 @@ class HardestRows:
 
     Raises:
         ValueError: a share out of range, or an unknown way to choose.
+
+    >>> hard = probe.HardestRows(probe.nll, share=0.5)
+    >>> bool(hard(s.retrained, s.split.forget) > 0)
+    True
     """
 
     objective: Objective

@@ -42,6 +42,12 @@ class NPO:
 
     Raises:
         ValueError: beta is not positive.
+
+    >>> loss = probe.NPO(s.original, beta=0.1)
+    >>> round(float(loss(s.original, s.split.forget)), 2)  # (2 / beta) log 2 before the first step
+    13.86
+    >>> bool(loss(s.retrained, s.split.forget) < loss(s.original, s.split.forget))
+    True
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -70,6 +76,10 @@ class BatchNPO:
 
     Raises:
         ValueError: beta is not positive.
+
+    >>> loss = probe.BatchNPO(s.original, beta=0.1)
+    >>> bool(loss(s.retrained, s.split.forget) < loss(s.original, s.split.forget))
+    True
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -96,6 +106,10 @@ class LogitNPO:
 
     Raises:
         ValueError: beta is not positive, or the vocabularies differ.
+
+    >>> loss = probe.LogitNPO(s.original, beta=0.1)
+    >>> round(float(loss(s.original, s.split.forget)), 2)  # (2 / beta) log 2 where nothing has changed
+    13.86
     """
 
     original: nn.Module = field(repr=False)
@@ -128,6 +142,10 @@ class SimNPO:
 
     Raises:
         ValueError: beta is not positive, a margin is negative, or both are given.
+
+    >>> loss = probe.SimNPO(beta=2.5, gamma=0.0)
+    >>> bool(loss(s.retrained, s.split.forget) < loss(s.original, s.split.forget))
+    True
     """
 
     beta: float
@@ -158,6 +176,10 @@ class BatchSimNPO:
 
     Raises:
         ValueError: beta is not positive.
+
+    >>> loss = probe.BatchSimNPO(beta=2.5)
+    >>> bool(loss(s.retrained, s.split.forget) < loss(s.original, s.split.forget))
+    True
     """
 
     beta: float

@@ -52,12 +52,21 @@ def mixed_rows(value_BT: LogpBT, chosen_BT: MaskBT) -> Scalar:
 
 
 def nll(model: nn.Module, batch: Batch) -> Scalar:
-    """L = -(1/n) sum_i log p_i: the negative log-likelihood per target token (nats); HF's own loss."""
+    """L = -(1/n) sum_i log p_i: the negative log-likelihood per target token (nats); HF's own loss.
+
+    >>> round(float(probe.nll(s.original, s.split.forget)), 1), round(float(probe.nll(s.retrained, s.split.forget)), 1)
+    (0.0, 1.2)
+    """
     return -token_mean(target_logprobs(model, batch), predicted_targets(batch))
 
 
 def ga(model: nn.Module, batch: Batch) -> Scalar:
-    """L = (1/n) sum_i log p_i: gradient ascent on the NLL (Jang et al., arXiv 2210.01504; TOFU, arXiv 2401.06121)."""
+    """L = (1/n) sum_i log p_i: gradient ascent on the NLL (Jang et al., arXiv 2210.01504; TOFU, arXiv 2401.06121).
+
+    >>> bool(probe.ga(s.original, s.split.forget) == -probe.nll(s.original, s.split.forget))
+    True
+    >>> effect = probe.g_effect(s.retrained, probe.ga, s.split.forget, over=s.split.retain)
+    """
     return -nll(model, batch)
 
 
@@ -73,6 +82,12 @@ class GA:
 
     Raises:
         ValueError: the temperature is not positive.
+
+    >>> bool(probe.GA()(s.original, s.split.forget) == probe.ga(s.original, s.split.forget))
+    True
+    >>> from probe.objectives import sequence_mean
+    >>> round(float(probe.GA(temperature=2.0, normalise=sequence_mean)(s.original, s.split.forget)), 1)
+    -0.4
     """
 
     temperature: float = 1.0
@@ -97,6 +112,10 @@ class WGA:
 
     Raises:
         ValueError: beta is negative.
+
+    >>> loss = probe.WGA(beta=1.0)  # log-likelihoods, of tokens that are still likely above all
+    >>> bool(probe.ga(s.retrained, s.split.forget) < loss(s.retrained, s.split.forget) < 0)
+    True
     """
 
     beta: float
@@ -125,6 +144,10 @@ class TNPO:
 
     Raises:
         ValueError: beta is not positive or epsilon is negative.
+
+    >>> loss = probe.TNPO(s.original, beta=0.5)
+    >>> bool(probe.ga(s.retrained, s.split.forget) < loss(s.retrained, s.split.forget) < 0)
+    True
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -155,6 +178,10 @@ class WTNPO:
 
     Raises:
         ValueError: beta is not positive, or alpha or epsilon is negative.
+
+    >>> loss = probe.WTNPO(s.original, beta=0.5, alpha=1.0)
+    >>> bool(probe.ga(s.retrained, s.split.forget) < loss(s.retrained, s.split.forget) < 0)
+    True
     """
 
     original: nn.Module | OriginalAnswers = field(repr=False)
@@ -194,6 +221,10 @@ class SatImp:
 
     Raises:
         ValueError: an exponent is negative.
+
+    >>> loss = probe.SatImp(beta1=5.0, beta2=1.0)
+    >>> bool(probe.ga(s.retrained, s.split.forget) < loss(s.retrained, s.split.forget) < 0)
+    True
     """
 
     beta1: float
@@ -211,12 +242,20 @@ class SatImp:
 
 
 def sim_sat(beta: float) -> SatImp:
-    """L = (1/n) sum_i sg[p_i^beta] log p_i: saturation alone (Yang et al., arXiv 2505.11953); the formula of WGA."""
+    """L = (1/n) sum_i sg[p_i^beta] log p_i: saturation alone (Yang et al., arXiv 2505.11953); the formula of WGA.
+
+    >>> bool(probe.sim_sat(1.0)(s.original, s.split.forget) == probe.WGA(1.0)(s.original, s.split.forget))
+    True
+    """
     return SatImp(beta, 0.0)
 
 
 def sim_imp(beta: float) -> SatImp:
-    """L = (1/n) sum_i sg[(1 - p_i)^beta] log p_i: importance alone (Yang et al., arXiv 2505.11953)."""
+    """L = (1/n) sum_i sg[(1 - p_i)^beta] log p_i: importance alone (Yang et al., arXiv 2505.11953).
+
+    >>> round(float(probe.sim_imp(1.0)(s.retrained, s.split.forget)), 1)
+    -1.1
+    """
     return SatImp(0.0, beta)
 
 
@@ -235,6 +274,10 @@ class SelectedTokens:
 
     Raises:
         ValueError: not exactly one of share and count, or one out of range.
+
+    >>> unlikely = probe.SelectedTokens(probe.nll, keep="unlikely", share=0.2)
+    >>> bool(unlikely(s.retrained, s.split.forget) > probe.nll(s.retrained, s.split.forget))
+    True
     """
 
     objective: Objective

@@ -178,9 +178,12 @@ def open(
         FileNotFoundError: no such file.
         ValueError: rows or models that cannot be used, or that do not belong together.
 
-    >>> study = probe.open(model_folder, forget=forget_file, retain=retain_file, limit=8)
-    >>> len(study.split.forget)
-    8
+    >>> probe.save_model(s.original, "my-model", tokenizer=s.tokenizer)
+    >>> probe.write_rows("forget.jsonl", s.split.forget_rows)
+    >>> probe.write_rows("retain.jsonl", s.split.retain_rows)
+    >>> study = probe.open("my-model", forget="forget.jsonl", retain="retain.jsonl")
+    >>> len(study.split.forget), len(study.split.retain)
+    (20, 20)
     """
     rows = Rows(forget=Path(forget), retain=Path(retain), template=template, **more)  # type: ignore[arg-type]
     models = {

@@ -28,6 +28,11 @@ class Template:
     Raises:
         ValueError: no {question} in the prompt or no {answer} in the answer, the other way round, or half of a
             surrogate pair.
+
+    >>> chat = probe.Template(prompt="User: {question} Bot:", answer=" {answer}")
+    >>> batch = probe.encode(s.tokenizer, s.split.forget_rows[:1], template=chat)
+    >>> s.tokenizer.decode(batch.tokens_BT[0])
+    '<s>User: In which town was Wendel Upwood born? Bot: The home town was Rivenna.</s>'
     """
 
     prompt: str = "Question: {question}\nAnswer:"
