@@ -1,252 +1,102 @@
-"""What a run leaves on disk: nothing, what it had finished, or all; and nothing of another run is touched."""
+"""What every result can do: a line, a table, rows that reports take, and a figure where there is one."""
 
-import os
-import signal
-import sys
-import time
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 
-from probe.cli.signals import signals_raised
-from probe.rows import read_manifest
-from probe.runs.folder import Run, free, results
+import probe
+from probe.data import make_split
+from probe.display import Result, ResultTable
+from probe.rows import Row
 
-
-@dataclass(frozen=True)
-class Asked:
-    strength: float = 1.0
-    out: Path | None = None
-    resume: bool = True
-
-
-class Killed(Exception):
-    pass
-
-
-def work(run: Run, made: list[int], *, of: str = "rows", until: int = 5, kill=None) -> None:
-    """Five parts, each made once; ``kill`` is called when ``until`` of them are kept."""
-    run.about(data=of, weights={"model": "abc"})
-    for k in range(5):
-        if k == until and kill is not None:
-            kill()
-        part = run.kept(f"part {k}", lambda k=k: made.append(k) or {"value": [0.1 + k, float("nan")]})
-        with (run.folder / "rows.jsonl").open("a") as handle:
-            handle.write(f"{part['value'][0]}\n")
-
-
-def whole(out: Path, settings: Asked = Asked(), **more) -> list[int]:
-    made: list[int] = []
-    with results(out, settings, resumes=True) as run:
-        (run.folder / "rows.jsonl").unlink(missing_ok=True)
-        work(run, made, **more)
-    return made
-
-
-def stop() -> None:
-    raise Killed("the power went")
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_r9_a_finished_run_is_never_touched(tmp_path):
-    out = tmp_path / "run"
-    assert whole(out) == [0, 1, 2, 3, 4]
-    assert names(out) == ["manifest.json", "rows.jsonl"]
-    assert names(tmp_path) == ["run"]
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(ValueError, match="run exists and is not empty; choose another --out"):
-        whole(out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+LINE = 420
+FEW = {"layers": [0, 4, 7]}
+# What is asked of the original, the retrained model, the split of a few rows, four forget rows and the testbed.
+RESULTS = {
+    "separability": lambda o, r, split, few, bed: probe.separability(o, split, layers=[4], repeats=1),
+    "ridge_probes": lambda o, r, split, few, bed: probe.ridge_probes(o, split, shuffles=2),
+    "clusters": lambda o, r, split, few, bed: probe.clusters(o, split),
+    "similarity": lambda o, r, split, few, bed: probe.similarity(o, r, split),
+    "spread": lambda o, r, split, few, bed: probe.spread(o, few),
+    "depth_score": lambda o, r, split, few, bed: probe.depth_score(o, r, few, retrained=r, layers=[4, 7]),
+    "localisation": lambda o, r, split, few, bed: probe.localisation(o, r, few, layers=[4, 7]),
+    "layer_map": lambda o, r, split, few, bed: probe.layer_map(o, r, split, **FEW),
+    "replacement_map": lambda o, r, split, few, bed: probe.replacement_map(o, r, split, spans=probe.every_span(8)),
+    "screened": lambda o, r, split, few, bed: probe.screened(o, r, few),
+    "g_effect": lambda o, r, split, few, bed: probe.g_effect(o, probe.ga, few, over=few),
+    "token_effects": lambda o, r, split, few, bed: probe.token_effects(o, few, {"forget": (probe.nll, few)}),
+    "sample_effects": lambda o, r, split, few, bed: probe.sample_effects(o, probe.ga, split),
+    "logit_collapse": lambda o, r, split, few, bed: probe.logit_collapse(o, few),
+    "both sides": lambda o, r, split, few, bed: probe.logit_collapse(o, split),
+    "logit_lens": lambda o, r, split, few, bed: probe.logit_lens(o, few),
+    "tuned_lens": lambda o, r, split, few, bed: probe.fit_tuned_lens(o, few, **FEW),
+    "squeezing": lambda o, r, split, few, bed: probe.squeezing(o, split),
+    "weight_change": lambda o, r, split, few, bed: probe.weight_change(o, r, split, n_gradients=1),
+    "representation_pca": lambda o, r, split, few, bed: probe.representation_pca(o, split, layers=[4]),
+    "spurious_unlearning": lambda o, r, split, few, bed: probe.spurious_unlearning(
+        o, split.forget_rows[:2], tokenizer=bed.tokenizer, max_new_tokens=4
+    ),
+    "relearn": lambda o, r, split, few, bed: probe.relearn(
+        o, facts(split, bed), steps=1, lr=1e-4, batch_size=4, retrained=r
+    ),
+    "mix_back": lambda o, r, split, few, bed: probe.mix_back(r, facts(split, bed), alphas=[0.5], original=o),
+    "quantise": lambda o, r, split, few, bed: probe.quantise(o, facts(split, bed), retrained=r),
+    "prompted": lambda o, r, split, few, bed: probe.prompted(o, facts(split, bed), probe.JAILBREAKS[:1], retrained=r),
+}
+WITHOUT_FIGURE = {"token_effects", "sample_effects", "spurious_unlearning", "quantise", "prompted"}
 
 
-def test_r9_a_mistake_costs_nothing_that_was_kept(tmp_path):
-    out, part = tmp_path / "run", tmp_path / ".run.part"
-    with pytest.raises(Killed):
-        whole(out, until=3, kill=stop)
-    kept = (part / "journal.jsonl").read_bytes()
-    with pytest.raises(FileNotFoundError), results(out, Asked(), resumes=True):
-        raise FileNotFoundError("--original is misspelt")
-    with pytest.raises(ValueError, match=r"unfinished run of something else \(settings\.strength: 1\.0 then, 2\.0 now"):
-        whole(out, Asked(2.0))
-    with pytest.raises(ValueError, match=r"something else \(data: 'rows' then, 'other rows' now"):
-        whole(out, of="other rows")
-    with pytest.raises(ValueError, match="unfinished run of something else"), results(out, Asked()):
-        pass  # a command that does not resume
-    assert (part / "journal.jsonl").read_bytes() == kept
-    # The folder may be written otherwise.
-    assert whole(out, Asked(out=out)) == [3, 4]
+def facts(split, bed):
+    return probe.divided(bed.tokenizer, split.forget_rows[:6], by="group", choices=False)
 
 
-@pytest.mark.parametrize("until", range(6))
-def test_r23_a_killed_run_goes_on_where_it_was(tmp_path, until):
-    out = tmp_path / "run"
-    child = os.fork()
-    if child == 0:
-        # Killed at a place of the work, never at a time.
-        with results(out, Asked(), resumes=True) as run:
-            work(run, [], until=until, kill=lambda: os.kill(os.getpid(), signal.SIGKILL))
-            os.kill(os.getpid(), signal.SIGKILL)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    assert not out.exists()
-    assert read_manifest(tmp_path / ".run.part")["status"] == "unfinished"
-    assert whole(out) == list(range(until, 5))
-    whole(tmp_path / "at once")
-    assert (out / "rows.jsonl").read_bytes() == (tmp_path / "at once" / "rows.jsonl").read_bytes()
-    assert names(out) == ["manifest.json", "rows.jsonl"]
+@pytest.fixture(scope="module")
+def split(bed):
+    return make_split(bed.tokenizer, bed.split.forget_rows[::10], bed.split.retain_rows[:900:90])
 
 
-def test_r23_half_a_line_is_no_part(tmp_path):
-    with pytest.raises(Killed):
-        whole(tmp_path / "run", until=3, kill=stop)
-    journal = tmp_path / ".run.part" / "journal.jsonl"
-    journal.write_bytes(journal.read_bytes()[:-9])
-    assert whole(tmp_path / "run") == [2, 3, 4]
-    with pytest.raises(Killed):
-        whole(tmp_path / "other", until=3, kill=stop)
-    (tmp_path / ".other.part" / "journal.jsonl").write_text("[]\n")
-    with pytest.raises(ValueError, match=r"journal\.jsonl:1: damaged; remove .*\.other\.part to begin anew"):
-        whole(tmp_path / "other")
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_result_is_a_line_a_table_rows_and_a_figure(bed, split, name):
+    result = RESULTS[name](bed.original, bed.retrained, split, split.forget.select(range(4)), bed)
+    assert isinstance(result, Result)
+    assert len(repr(result)) <= LINE
+    assert "tensor(" not in repr(result)
+    assert isinstance(result.table(), ResultTable)
+    assert str(result)
+    rows = result.rows("NPO")
+    assert rows
+    assert all(isinstance(row, Row) for row in rows)
+    assert {row.intervention for row in rows} <= {"NPO", "original", "retrained"}
+    json.dumps([asdict(row) for row in rows], allow_nan=False)
+    if name in WITHOUT_FIGURE:
+        with pytest.raises(ValueError, match=r"no figure of a .*\.rows\(name\)"):
+            result.plot()
+    else:
+        assert isinstance(result.plot("NPO"), Figure)
+    page = result._repr_html_()
+    assert "<table>" in page
+    assert ("data:image/svg+xml" in page) == (name not in WITHOUT_FIGURE)
 
 
-def test_r10_two_at_once_are_one_too_many(tmp_path):
-    with results(tmp_path / "run", Asked(), resumes=True) as run:
-        with pytest.raises(BlockingIOError, match=rf"is being written by process {os.getpid()} on .* since"):
-            whole(tmp_path / "run")
-        work(run, [])
-    assert len((tmp_path / "run" / "rows.jsonl").read_text().splitlines()) == 5
+def test_facts_of_rows_that_are_groups_of_their_own_are_divided_by_groups(bed, split):
+    study = SimpleNamespace(tokenizer=bed.tokenizer, split=split, original=bed.original, retrained=None)
+    found = probe.attacks.facts_of(study)
+    assert (len(found.shown), len(found.held)) == (5, 5)
+    with pytest.raises(ValueError, match="pass original="):
+        probe.mix_back(bed.original, found)
+    with pytest.raises(ValueError, match="pass data="):
+        probe.finetune(bed.original, found, steps=1, lr=1e-4, batch_size=4)
+    with pytest.raises(ValueError, match="no SAE to set features of"):
+        probe.reactivate(bed.original, study, n_features=[1])
 
 
-def test_r11_f41_complete_is_written_last_and_what_failed_says_so(tmp_path):
-    out, part = tmp_path / "run", tmp_path / ".run.part"
-    with pytest.raises(Killed) as caught:
-        whole(out, until=3, kill=stop)
-    assert "what was finished is kept in" in caught.value.__notes__[0]
-    told = read_manifest(part)
-    assert (told["status"], told["stopped"]) == ("unfinished", "Killed: the power went")
-    # Nothing is left to measure, and drawing fails.
-    with pytest.raises(Killed), results(out, Asked(), resumes=True) as run:
-        complete_and_stop(run)
-    assert not out.exists()
-    assert read_manifest(part)["status"] == "unfinished"
-    assert whole(out) == []
-    told = read_manifest(out)
-    assert (told["status"], "stopped" in told, told["continued"]) == ("complete", False, True)
-
-
-def complete_and_stop(run: Run) -> None:
-    work(run, [])
-    run.complete()
-    stop()
-
-
-def test_r12_what_a_killed_run_leaves_is_swept_or_reported(tmp_path):
-    """A folder of the same name, as equal process ids on two hosts gave, is never written on."""
-    part = tmp_path / ".run.part"
-    (part / "model").mkdir(parents=True)
-    (part / "model" / "weights").write_text("of a killed process")
-    (part / "rows.jsonl").write_text("stale\n")
-    with results(tmp_path / "run", Asked()) as run:
-        assert names(run.folder) == ["lock", "manifest.json"]
-    assert names(tmp_path) == ["run"]
-    with pytest.raises(Killed), results(tmp_path / "next", Asked()) as run:
-        stop()
-    assert names(tmp_path) == ["run"]
-    part.mkdir()
-    with pytest.warns(UserWarning, match=r"also holds 1 unfinished: \.run\.part"):
-        whole(tmp_path / "next")
-    # One that is under way is not unfinished business.
-    part.rmdir()
-    with results(tmp_path / "again", Asked()), warnings.catch_warnings():
-        warnings.simplefilter("error")
-        whole(tmp_path / "beside")
-
-
-def test_r19_a_place_that_cannot_take_results_is_refused_before_the_work(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "loop").symlink_to("loop")
-    for out, message in (
-        (Path(), "is the folder you are in"),
-        (Path(""), "is the folder you are in"),
-        (Path("file"), "file is a file; choose another"),
-        (Path("loop"), "leads nowhere"),
-        (Path("/proc"), "a disk is mounted"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            free(out)
-    assert free(Path("folder")) == tmp_path / "folder"
-    with pytest.raises(ValueError, match="cannot write to file/below"):
-        whole(Path("file/below"))
-
-
-@pytest.mark.parametrize("there", [True, False], ids=["to an empty folder", "to nothing"])
-def test_r19_a_link_is_followed(tmp_path, there):
-    target, out = tmp_path / "disk" / "target", tmp_path / "link"
-    target.parent.mkdir()
-    if there:
-        target.mkdir()
-    out.symlink_to(target)
-    whole(out)
-    assert out.is_symlink()
-    assert names(target) == ["manifest.json", "rows.jsonl"]
-    assert names(target.parent) == ["target"]
-
-
-def test_what_was_begun_is_left_behind_if_a_run_is_not_to_be_resumed(tmp_path):
-    with pytest.raises(Killed), results(tmp_path / "run", Asked(), resumes=True) as run:
-        work(run, [], until=2, kill=stop)
-    assert whole(tmp_path / "run", Asked(resume=False)) == [0, 1, 2, 3, 4]
-
-
-class Interrupted:
-    """Ctrl-C arrives while something is thrown away, where Python forgets what is raised."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        signal.raise_signal(self.number)
-
-
-def lose(number: int) -> None:
-    one = Interrupted(number)
-    del one
-    # Far longer than it takes; without the second signal nothing ends the wait.
-    time.sleep(30)
-
-
-@pytest.mark.parametrize(
-    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)], ids=["ctrl-c", "sigterm"]
-)
-def test_r19_an_interrupt_that_a_destructor_swallows_comes_again(number, error):
-    # A suite that a shell started in the background ignores SIGINT.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    hook = sys.unraisablehook
-    try:
-        with signals_raised():
-            with pytest.raises(error) as caught:
-                lose(number)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert sys.unraisablehook is hook
-    if error is SystemExit:
-        assert caught.value.code == 128 + signal.SIGTERM
-
-
-def test_r19_what_is_no_signal_is_told_as_before(monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
-
-    class Broken:
-        def __del__(self) -> None:
-            raise ValueError("mine")
-
-    with signals_raised():
-        Broken()
-    assert [one.exc_type for one in told] == [ValueError]
+def test_splits_batches_and_histories_are_short(bed):
+    assert repr(bed.split) == "Split(100 forget and 900 retain rows)"
+    assert repr(bed.split.forget.select(range(3))).startswith("Batch(3 rows of at most")
+    found = probe.train.History(("nll", "kl"), ((2.0, 1.0), (1.0, 0.5)))
+    assert repr(found) == "History(names=('nll', 'kl'), losses=[2 entries], stopped=None)"
+    assert [row.value for row in found.rows("GA")] == [2.0, 1.0, 1.0, 0.5]
+    assert isinstance(found.plot(), Figure)

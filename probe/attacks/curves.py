@@ -165,7 +165,9 @@ class Curves(Result):
             for step, value_K in zip(self.steps, curve_KS.T, strict=True):
                 found = interval(value_K, within=(0.0, 1.0))
                 at = (who, "relearning", measure, found.mean, kind)
-                rows.append(Row(*at, item=step, low=found.low, high=found.high, n=found.n))
+                # One seed has no interval.
+                low, high = (found.low, found.high) if found.n > 1 else (None, None)
+                rows.append(Row(*at, item=step, low=low, high=high, n=found.n))
         return rows
 
     def table(self) -> ResultTable:

@@ -134,13 +134,14 @@ def divided(
 
 
 def facts_of(
-    study: Facts | Studied, *, share: float = 0.5, by: Literal["row", "group"] = "row", seed: int = 0
+    study: Facts | Studied, *, share: float = 0.5, by: Literal["row", "group"] | None = None, seed: int = 0
 ) -> Facts:
     """The forget rows of a study, divided by ``divided`` and scored under its own template; facts stay as they are.
 
     Args:
         study: anything with ``tokenizer`` and ``split``.
-        share, by, seed: as in ``divided``; facts are divided already, and these are not read.
+        share, by, seed: as in ``divided``; ``by`` is "row" unless given, or "group" where every row is a group of its
+            own. Facts are divided already, and these are not read.
 
     Raises:
         ValueError: as ``divided``.
@@ -152,6 +153,9 @@ def facts_of(
     if isinstance(study, Facts):
         return study
     split = study.split
+    if by is None:
+        named = [row.group for row in split.forget_rows if row.group]
+        by = "group" if len(set(named)) == len(split.forget_rows) else "row"
     return divided(
         study.tokenizer,
         split.forget_rows,
