@@ -1,8 +1,8 @@
 """One intervention, everywhere: every operation at every part of every family, in forwards, generation and padding.
 
 The judge is the model itself with a module's ``forward`` replaced by one written here, at module names and with
-formulas written here; it shares no line with the package. Every family takes part in every test, with two limits that
-are the models' own: mamba has no attention, mlp or heads and opt no mlp module, and rows padded on the left must be
+formulas written here; it shares no line with the package. Every family takes part in every test, and four unlike ones
+in every case; of the cases of the others two thirds are slow tests. Two limits are the models' own: mamba has no attention, mlp or heads and opt no mlp module, and rows padded on the left must be
 given position ids in a plain forward (gpt2 and gpt_neo number padding otherwise; generation passes them by itself).
 """
 
@@ -265,8 +265,21 @@ def width_at(model, site):
     return states[site].shape[-1]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("name", FAMILIES)
+# Of unlike code: the commonest, the first, one with attention of another kind, one without.
+WHOLE = ("llama", "gpt2", "bloom", "mamba")
+
+
+def with_families(argument, values):
+    """Every family with every value; a third of them in the quick suite, other ones in every family."""
+    cases = [
+        pytest.param(name, value, marks=[pytest.mark.slow] * (name not in WHOLE and (i + j) % 3 > 0))
+        for i, name in enumerate(FAMILIES)
+        for j, value in enumerate(values)
+    ]
+    return pytest.mark.parametrize(("name", argument), cases)
+
+
+@with_families("operation", OPERATIONS)
 def test_every_operation_at_every_part_is_what_a_rewritten_forward_gives(name, operation, models):
     model, before = models(name), hooks_of(models(name))
     bare_BTV = logits(model)
@@ -417,8 +430,7 @@ def judged(model, family_name, name, b, row):
         return logits(model, [row])[0]
 
 
-@pytest.mark.parametrize("choice", [*CHOICES, "mask"])
-@pytest.mark.parametrize("name", FAMILIES)
+@with_families("choice", [*CHOICES, "mask"])
 def test_positions_mean_the_same_in_every_way_of_running(name, choice, models):
     model, steer = models(name), Steer(drawn(32), scale=2.0)
 

@@ -13,9 +13,14 @@ from probe.display import ResultTable
 from probe.objectives.token import ga
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+# Half a minute of processor time and more; what they call has tests of its own.
+LONG = ("is_it_gone", "layer_maps", "sae_suppression")
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LONG), id=path.stem) for path in NOTEBOOKS],
+)
 def test_notebooks_run(path, monkeypatch):
     from nbclient import NotebookClient
 
