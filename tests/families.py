@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 _COMMON: dict[str, Any] = {
@@ -40,6 +41,9 @@ _OWN: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4, "conv_kernel": 3, "expand": 2, "time_step_rank": 4},
 }
 FAMILIES = tuple(_OWN)
+# Families of unlike code; what holds for these is tried on the others by the slow tests.
+UNLIKE = ("llama", "mixtral", "gemma2", "gpt2", "gptj", "bloom", "opt", "mamba")
+EVERY = tuple(name if name in UNLIKE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)
 
 
 def family(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:

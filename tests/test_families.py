@@ -2,8 +2,9 @@
 
 The judge is the model itself with a module's ``forward`` replaced by one written here, at module names and with
 formulas written here; it shares no line with the package. Every family takes part in every test, and four unlike ones
-in every case; of the cases of the others two thirds are slow tests. Two limits are the models' own: mamba has no attention, mlp or heads and opt no mlp module, and rows padded on the left must be
-given position ids in a plain forward (gpt2 and gpt_neo number padding otherwise; generation passes them by itself).
+in every case; of the cases of the others two thirds are slow tests. Two limits are the models' own: mamba has no
+attention, mlp or heads and opt no mlp module, and rows padded on the left must be given position ids in a plain forward
+(gpt2 and gpt_neo number padding otherwise; generation passes them by itself).
 """
 
 import functools

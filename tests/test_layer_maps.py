@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
-from families import FAMILIES, family
+from families import EVERY, family
 
 from probe.checkpoints import weights_hash
 from probe.diagnostics.fragility import layer_map
@@ -73,7 +73,7 @@ def by_hand(host, donor, span, part, batch):
 EVERY_SPAN = ("llama", "gpt2", "gemma2", "phi", "falcon")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_spans_both_ways_and_every_part_equal_whole_forwards(name, pairs):
     original, unlearned = pairs(name)
     batch = rows()

@@ -13,8 +13,8 @@ from probe.display import ResultTable
 from probe.objectives.token import ga
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-# Half a minute of processor time and more; what they call has tests of its own.
-LONG = ("is_it_gone", "layer_maps", "sae_suppression")
+# Each takes 20 to 80 seconds of processor time; what they call has tests of its own.
+LONG = ("first_look", "is_it_gone", "layer_maps", "sae_suppression")
 
 
 @pytest.mark.parametrize(

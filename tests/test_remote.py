@@ -9,7 +9,7 @@ import beartype  # noqa: F401  nnsight gives every object a `save`, which bearty
 import httpx
 import pytest
 import torch
-from families import FAMILIES, family
+from families import EVERY, FAMILIES, family
 from nnsight import CONFIG, NNsight, TransformersModel, save
 from nnsight.intervention.backends.remote import RemoteError
 from nnsight.modeling import huggingface
@@ -93,7 +93,7 @@ def under_hooks(model, edits, inputs):
         return model(**inputs, use_cache=False).logits
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=EVERY)
 def case(request):
     """A model of the family, edits, and the plan of those edits."""
     model = family(request.param)

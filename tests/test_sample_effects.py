@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
-from families import FAMILIES, family
+from families import EVERY, family
 
 from probe.checkpoints import weights_hash
 from probe.data import paired
@@ -53,7 +53,7 @@ def test_llama(tied):
     agrees(tiny_llama(dtype=torch.float64, tie_word_embeddings=tied), 1e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_family_is_exact_or_refused_by_name(name):
     if name == "mixtral":
         with pytest.raises(ValueError, match=r"6 parameters .*experts.* mixture of experts.*g_effect"):
