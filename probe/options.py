@@ -230,3 +230,11 @@ class RuleOptions(Options):
     rules: tuple[str, ...] = ("frequency:0.01", "attribution-ratio")
     """By name, a setting after a colon: frequency:T, mean-square-ratio:P, crisp:N, saeuron:P, mean-difference, auroc,
     attribution, attribution-ratio; squared-mean-ratio:P and crisp-released:N are the released codes' forms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetOptions(Options):
+    """Arguments of a method, an attack or a diagnostic that have no option of their own."""
+
+    set: tuple[str, ...] = ()
+    """Arguments as key=value, lists with commas; they take precedence over --setting, where there is one."""

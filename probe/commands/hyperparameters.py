@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import NoneType
 from typing import Any, Protocol, get_args, get_origin, runtime_checkable
@@ -42,7 +42,7 @@ def hyperparameters(method: Method, options: MethodOptions) -> dict[str, Any]:
             raise ValueError(f"--set {text!r} is no key=value pair; write beta=0.1, say")
         if key not in known or key in _FLAGS:
             raise ValueError(_unknown(method, key, known))
-        values[key] = _read(key, value, known[key].annotation)
+        values[key] = read_value(key, value, known[key].annotation)
     values |= _flags(method, options, known)
     absent = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in values]
     if absent:
@@ -74,11 +74,14 @@ def _written(key: str) -> str:
     return f"--{key.replace('_', '-')}" if key in _FLAGS else f"--set {key}="
 
 
-def _read(key: str, text: str, annotation: Any) -> Any:
+def read_value(key: str, text: str, annotation: Any) -> Any:
     """One value, by the type that the recipe gives it."""
-    if get_origin(annotation) is tuple:
-        return tuple(_read(key, piece, get_args(annotation)[0]) for piece in text.split(","))
+    if get_origin(annotation) in (tuple, Sequence):
+        return tuple(read_value(key, piece, get_args(annotation)[0]) for piece in text.split(","))
     kinds = get_args(annotation) or (annotation,)
+    lists = [kind for kind in kinds if get_origin(kind) is Sequence]
+    if lists and text.lower() != "none":
+        return read_value(key, text, lists[0])
     words = words_of(annotation)
     if text in words:
         return text

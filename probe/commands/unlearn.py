@@ -19,6 +19,7 @@ from probe.options import (
     Retrained,
     Rows,
     Seeded,
+    SetOptions,
     TrainingOptions,
     Unlearned,
 )
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unlearn(Original, Unlearned, Retrained, DictionaryOptions, TrainingOptions, Seeded, Generated, Measurement):
+class Unlearn(
+    SetOptions, Original, Unlearned, Retrained, DictionaryOptions, TrainingOptions, Seeded, Generated, Measurement
+):
     """Unlearn with one method; write model, tokenizer and a manifest of what made them.
 
     Without --original, --forget and --retain the testbed that comes with the package is unlearned. Hyper-parameters
@@ -50,8 +53,6 @@ class Unlearn(Original, Unlearned, Retrained, DictionaryOptions, TrainingOptions
     """What `probe methods` lists."""
     setting: str | None = None
     """Start from published settings, by name (`probe methods` lists them)."""
-    set: tuple[str, ...] = ()
-    """Hyper-parameters as key=value; they take precedence over --setting."""
     schedule: Literal["constant", "linear", "cosine"] | None = None
     """How the learning rate goes on after the warm-up; constant unless given here or by --setting."""
     warmup: Weight | None = None
