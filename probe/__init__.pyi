@@ -228,6 +228,8 @@ from probe.readers import read_tofu as read_tofu
 from probe.remote import check_shapes as check_shapes
 from probe.remote import generate_under as generate_under
 from probe.remote import traced as traced
+from probe.report import TESTBED_METHODS as TESTBED_METHODS
+from probe.report import report as report
 from probe.rows import Row as Row
 from probe.sae import audit as audit
 from probe.sae import candidates as candidates

@@ -89,13 +89,9 @@ class Rows(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute(Options):
-    """Where and how models are computed."""
+class Passes(Options):
+    """How much is computed at once."""
 
-    device: str = "cpu"
-    """Where models run: cpu, cuda, cuda:1, mps."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """What weights are cast to."""
     batch_size: Count | None = None
     """Rows a pass, 32 by default; in training rows of each term a step."""
     threads: Threads | None = None
@@ -106,6 +102,16 @@ class Compute(Options):
     def rows_per_pass(self) -> int:
         """``batch_size``, or its default."""
         return self.batch_size or 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(Passes):
+    """Where and how models are computed."""
+
+    device: str = "cpu"
+    """Where models run: cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What weights are cast to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,8 +197,13 @@ class TrainingOptions(Options):
 class Generated(Options):
     """Texts that models write."""
 
-    max_new_tokens: Count = 200
-    """Longest generation, in tokens (OpenUnlearning's 200)."""
+    max_new_tokens: Count | None = None
+    """Longest generation, in tokens: 200 by default (OpenUnlearning's), in reports 20."""
+
+    @property
+    def longest_generation(self) -> int:
+        """``max_new_tokens``, or its default."""
+        return self.max_new_tokens or 200
 
 
 @dataclass(frozen=True, kw_only=True)

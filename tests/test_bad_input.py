@@ -19,7 +19,6 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
 from jaxtyping import TypeCheckError
-from probe.report.study import Study
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
@@ -45,9 +44,10 @@ from probe.objectives.representation import hidden_at
 from probe.objectives.token import ga, nll
 from probe.quantised import quantised
 from probe.report.measure import draw_sample
-from probe.report.settings import Measuring
+from probe.report.settings import Settings
 from probe.rows import Row, append, load
 from probe.sites import Site, blocks
+from probe.study.study import Study
 from probe.train import Term, minimise
 from probe.weights import blended, layers, one_layer
 
@@ -134,13 +134,13 @@ def test_too_few_retain_rows_for_choosing_are_said(bed):
     """Features and layers are chosen on retain rows that are not reported, as long as there are enough."""
     split = make_split(bed.tokenizer, bed.split.forget_rows[:6], bed.split.retain_rows[:6], template=bed.split.template)
     study = Study(bed.original, bed.tokenizer, split)
-    with pytest.warns(UserWarning, match=r"only 2 retain rows are left for choosing.*lower --measuring\.rows"):
-        sample = draw_sample(study, Measuring(rows=4), seed=0)
+    with pytest.warns(UserWarning, match=r"only 2 retain rows are left for choosing.*lower --sample"):
+        sample = draw_sample(study, Settings(sample=4))
     assert len(sample.choosing.retain_rows) == 4
     assert not set(sample.training.retain_rows) & set(sample.split.retain_rows)
     with pytest.warns(UserWarning, match="only 1 of 6 retain rows are not reported, so methods are trained on"):
-        assert len(draw_sample(study, Measuring(rows=5), seed=0).training.retain_rows) == 6
-    enough = draw_sample(study, Measuring(rows=3), seed=0)
+        assert len(draw_sample(study, Settings(sample=5)).training.retain_rows) == 6
+    enough = draw_sample(study, Settings(sample=3))
     assert not set(enough.choosing.retain_rows) & set(enough.split.retain_rows)
 
 

@@ -52,7 +52,7 @@ def test_r5_whole_numbers_are_numbers(tmp_path):
     assert load(tmp_path / "rows.jsonl") == [Row("GA", "performance", "probability", 1.0, layer=2, n=3)]
 
 
-REPORT = {"settings": {"training": {"seed": 0}, "editing": {}, "measuring": {}}, "status": "complete"}
+REPORT = {"settings": {"seed": 0}, "conditions": [], "status": "complete"}
 
 
 @pytest.mark.parametrize(

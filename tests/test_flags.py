@@ -14,7 +14,7 @@ from probe.unlearning.job import Job
 from probe.checkpoints import check_device, load_model
 from probe.cli import asked, main
 from probe.ranges import Count, Positive, Seed, check_ranges, ranges_in
-from probe.report.settings import TESTBED
+from probe.report.settings import Settings
 from probe.sites import compiled
 
 ROWS = ["--forget", "f.jsonl", "--retain", "r.jsonl"]
@@ -35,11 +35,18 @@ def refused(capsys, *words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["report", "--measuring.rows", "-1"], "--measuring.rows must be a whole number from 1 to 2147483647, got -1"),
-        (["report", "--measuring.generated", "-1"], "--measuring.generated must be a whole number"),
-        (["report", "--training.steps", "0"], "--training.steps must be a whole number"),
-        (["report", "--training.rmu-alpha", "nan"], "--training.rmu-alpha must be at least 0, got nan"),
-        (["report", "--editing.sae-doses", "1", "-2"], "--editing.sae-doses must be at least 0, got -2.0"),
+        (["report", "--sample", "-1"], "--sample must be a whole number from 1 to 2147483647, got -1"),
+        (["report", "--generated", "-1"], "--generated must be a whole number"),
+        (["report", "--methods", "npo:steps=x"], "npo:steps=x cannot be read; expected a finite int"),
+        (["report", "--methods", "rmu:alpha=nan"], "rmu:alpha=nan cannot be read"),
+        (["report", "--methods", "rmu:alfa=3"], "rmu has no hyper-parameter 'alfa'; did you mean 'alpha'?"),
+        (["report", "--methods", "npo:setting=x"], "npo has no setting 'x'; published: open-unlearning"),
+        (["report", "--methods", "npo", "npo:beta=1"], "--methods takes each method once"),
+        (["report", "--methods", "npo", "--original", "m", *ROWS], "npo also needs beta (published: 0.1 in"),
+        (["report", "--measuring.rows", "9"], "--measuring.rows of `probe report` is now --sample"),
+        (["report", "--training.npo-beta=1"], "is now a setting of a method, as in --methods npo:steps=30"),
+        (["report", "--editing.sae-doses", "1"], "--editing.sae-doses of `probe report` is now spelt without editing."),
+        (["report", "--sae-doses", "1", "-2"], "--sae-doses must be at least 0, got -2.0"),
         (["report", "--threads", "1000000000"], f"to {os.cpu_count()}, the cores of this machine, got 1000000000"),
         (["report", "--threads", "0"], "--threads must be a whole number from 1"),
         (["unlearn", "ga", "--out", "o", "--lr", "nan"], "--lr must be above 0, got nan"),
@@ -83,7 +90,7 @@ def test_r7_every_number_of_every_command_states_its_range():
     assert {one for one in vars(asked).values() if is_dataclass(one) and one.__module__ == asked.__name__} <= seen
     assert sum(len(fields(one)) for one in seen) > 150
     assert without == []
-    check_ranges(TESTBED)
+    check_ranges(Settings())
 
 
 @pytest.mark.parametrize(

@@ -420,8 +420,8 @@ FLAGS = {
     ("sae", "suppress"): "sae layer rules counts scales pushes budget most retrained",
     ("sae", "audit"): "sae edited features steps lr layer rows",
     ("sae", "train"): "layer architecture active features steps lr least-variance text",
-    ("report",): "unlearned retrained sae sae-layer prompt max-length device threads training.steps training.rmu-alpha "
-    "measuring.rows editing.sae-features editing.layer",
+    ("report",): "unlearned retrained sae layer prompt max-length device threads methods sample sae-features "
+    "steer-layer",
     ("figures",): "venue only",
     ("doctor",): "device dtype",
     ("methods",): "zork",

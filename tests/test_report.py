@@ -7,28 +7,34 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from probe.commands.folder import Run
-from probe.report.own import testbed_study as make_testbed_study
-from probe.report.study import Study
 
 from probe.checkpoints import weights_hash
 from probe.figures import Drawn
-from probe.methods import baselines
-from probe.report.conditions import unlearned
+from probe.objectives.sequence import NPO
+from probe.objectives.token import WGA, ga
+from probe.report import TESTBED_METHODS, Settings, redraw, report
+from probe.report import run as run_module
+from probe.report.conditions import check_fits, resolved_methods, unlearned
 from probe.report.measure import DIAGNOSED, draw_sample, mean_row
 from probe.report.page import write_page
-from probe.report.run import redraw, run_report
+from probe.report.run import run_report
 from probe.report.sentences import findings, headline, performance_table
-from probe.report.settings import TESTBED, Measuring
 from probe.report.words import word
 from probe.rows import Row, load
+from probe.runs.folder import Run
+from probe.runs.manifest import is_report
+from probe.study.loading import testbed as make_testbed_study
+from probe.study.study import Study
 
-SMALL = replace(
-    TESTBED,
-    training=replace(TESTBED.training, steps=3, ga_steps=2),
-    editing=replace(TESTBED.editing, sae_doses=(0.0, 1.0), sae_features=(5, 20), steer_doses=(0.0, 1.0)),
-    measuring=Measuring(rows=20, generated=3, new_tokens=5),
-)
+SMALL = {
+    "sample": 20,
+    "generated": 3,
+    "max_new_tokens": 5,
+    "sae_doses": (0.0, 1.0),
+    "sae_features": (5, 20),
+    "steer_doses": (0.0, 1.0),
+}
+METHODS = {name: {**values, "steps": 2 if name == "ga" else 3} for name, values in TESTBED_METHODS.items()}
 FIGURES = ("tradeoff", "g_effect", "separability", "u_shape", "logit_collapse", "hidden_states", "dose_response")
 ON_PAGE = (*FIGURES, "logit_lens", "sae_choices")
 
@@ -38,7 +44,7 @@ def run(tmp_path_factory, bed):
     out = tmp_path_factory.mktemp("report") / "run"
     before, hooks = weights_hash(bed.original), hooks_of(bed.original)
     study = Study(bed.original, bed.tokenizer, bed.split, bed.retrained, {}, bed.world, bed.sae, bed.sae_site)
-    run_report(lambda: study, SMALL, out)
+    report(study, out, METHODS, **SMALL)
     assert weights_hash(bed.original) == before
     assert hooks_of(bed.original) == hooks
     return out
@@ -65,6 +71,8 @@ def test_manifest_says_what_made_the_run(run, bed):
     assert manifest["versions"]["torch"]
     assert manifest["threads"] >= 1
     assert len(manifest["data"]["forget"]["sha256"]) == 64
+    assert manifest["methods"]["npo"]["retain_weight"] == 10
+    assert is_report(run)
 
 
 def test_one_row_per_intervention_diagnostic_and_layer(run, bed):
@@ -116,15 +124,70 @@ def test_figures_are_redrawn_from_rows_alone(run, tmp_path, monkeypatch):
 
 
 def test_a_layer_outside_the_model_is_refused_before_training_27(tmp_path):
-    wrong = replace(SMALL, training=replace(SMALL.training, rmu_layer=8))
-    with pytest.raises(ValueError, match=r"--training\.rmu-layer 8 does not exist; the model has layers 0\.\.7"):
-        run_report(make_testbed_study, wrong, tmp_path / "out")
+    wrong = {"rmu": {**TESTBED_METHODS["rmu"], "layer": 8}}
+    with pytest.raises(ValueError, match=r"rmu: layer 8 does not exist; the model has layers 0\.\.7"):
+        run_report(make_testbed_study, Settings(**SMALL), tmp_path / "out", wrong)
+    with pytest.raises(ValueError, match=r"--steer-layer 9 does not exist"):
+        run_report(make_testbed_study, Settings(steer_layer=9), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ({"nppo": {}}, "no method 'nppo'; did you mean 'npo'"),
+        ({"npo": {"beta": 0.1, "strength": 3}}, "npo has no hyper-parameter 'strength'"),
+        ({"npo": {"beta": 0.1}}, "npo also needs"),
+        ({"npo": {"setting": "none"}}, "npo has no setting 'none'; published: open-unlearning"),
+        ({"cru": {"k": 2}}, "cru trains no model and edits no hidden states"),
+    ],
+)
+def test_methods_that_cannot_be_run_are_refused_before_models_are_loaded(tmp_path, methods, message):
+    with pytest.raises(ValueError, match=message):
+        run_report(None, Settings(), tmp_path / "out", methods)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_method_needs_is_asked_for_before_anything_is_trained(bed):
+    study = Study(bed.original, bed.tokenizer, bed.split)
+    with pytest.raises(ValueError, match="sae_suppression needs sae: an SAE"):
+        check_fits(study, {"sae_suppression": {}}, Settings())
+
+
+def test_any_method_enters_with_its_own_loss_or_as_edits(bed):
+    study = make_testbed_study(limit=8)
+    run = {"lr": 3e-4, "steps": 1, "batch_size": 2}
+    methods = {
+        "wga": {"beta": 2.0, "retain_weight": 1.0, **run},
+        "idk": {"retain_weight": 1.0, **run},
+        "sae_suppression": {"rule": "mean-difference", "features": 2, "value": -1.0},
+    }
+    found = list(unlearned(study, resolved_methods(methods, seed=0)))
+    assert [(c.name, c.kind) for c in found] == [
+        *(("WGA", "training"), ("IDK", "training"), ("sae_suppression", "activation")),
+    ]
+    assert [found[0].objective, found[1].objective] == [WGA(2.0), ga]
+    assert found[0].what.startswith("mean sg[p^beta] log p + w NLL(retain); seed 0, beta 2, retain_weight 1, lr 0.0003")
+    before, batch = weights_hash(study.original), study.split.forget
+    plain = study.original(**batch.inputs).logits
+    with found[2].applied() as model:
+        assert not model(**batch.inputs).logits.equal(plain)
+    assert study.original(**batch.inputs).logits.equal(plain)
+    assert weights_hash(study.original) == before
+
+
+def test_what_the_testbed_is_unlearned_by_is_measured_by_its_own_loss(bed):
+    study = make_testbed_study(limit=8)
+    found = {c.name: c.objective for c in unlearned(study, resolved_methods(TESTBED_METHODS, seed=0))}
+    assert list(found) == ["GA", "GradDiff", "WGA", "NPO", "RMU"]
+    assert found["GA"] is found["GradDiff"] is ga
+    assert isinstance(found["NPO"], NPO)
+    assert float(found["RMU"].target_D.norm()) == pytest.approx(20)
 
 
 def test_an_unlearned_model_identical_to_the_original_is_refused_48(bed, tmp_path):
     study = Study(bed.original, bed.tokenizer, bed.split, unlearned={"mine": bed.original})
     with pytest.raises(ValueError, match="original and the mine model are identical"):
-        run_report(lambda: study, SMALL, tmp_path / "out")
+        report(study, tmp_path / "out", **SMALL)
 
 
 def small_study(bed) -> Study:
@@ -132,12 +195,8 @@ def small_study(bed) -> Study:
     return Study(bed.original, bed.tokenizer, split, bed.retrained)
 
 
-TINY = replace(
-    SMALL,
-    training=replace(SMALL.training, steps=1, ga_steps=1, batch_size=2),
-    editing=replace(SMALL.editing, steer_doses=(0.0,)),
-    measuring=Measuring(rows=3, generated=1, new_tokens=1),
-)
+TINY = Settings(**{**SMALL, "sample": 3, "generated": 1, "max_new_tokens": 1, "steer_doses": (0.0,)})
+FEW_STEPS = {name: {**values, "steps": 1, "batch_size": 2} for name, values in TESTBED_METHODS.items()}
 
 
 @pytest.fixture
@@ -145,12 +204,12 @@ def quick(monkeypatch):
     """Diagnostics that only tell which weights they saw, and no figures; counts what is trained and measured."""
     trained, measured = [], []
 
-    def diagnosed(study, sample, condition, model, measuring):
+    def diagnosed(study, sample, condition, model, settings):
         total = sum(float(p.detach().double().sum()) for p in model.parameters())
         for diagnostic in DIAGNOSED:
             yield diagnostic, told(condition.name, diagnostic, total)
 
-    def layers(study, sample, condition, measuring):
+    def layers(study, sample, condition, settings):
         yield from (Row(condition.name, "fragility", "changed", 1.0, layer=layer) for layer in range(4))
         for on in ("forget", "retain"):
             for layer in range(8):
@@ -160,26 +219,25 @@ def quick(monkeypatch):
         measured.append(f"{name}, {diagnostic}")
         yield Row(name, diagnostic, "weights", total)
 
-    for name in ("ga", "grad_diff", "wga", "npo"):
-        recipe = getattr(baselines, name)
+    unlearn = Study.unlearn
 
-        def counted(*args, recipe=recipe, name=name, **more):
-            trained.append(name)
-            return recipe(*args, **more)
+    def counted(self, name, **settings):
+        trained.append(name)
+        return unlearn(self, name, **settings)
 
-        monkeypatch.setattr(baselines, name, counted)
-    monkeypatch.setattr("probe.report.run.single_layers", layers)
-    monkeypatch.setattr("probe.report.run.diagnosed", diagnosed)
-    monkeypatch.setattr("probe.report.run.redraw", lambda folder: None)
+    monkeypatch.setattr(Study, "unlearn", counted)
+    monkeypatch.setattr(run_module, "single_layer_rows", layers)
+    monkeypatch.setattr(run_module, "diagnosed", diagnosed)
+    monkeypatch.setattr(run_module, "redraw", lambda folder: None)
     return trained, measured
 
 
 def test_r23_a_report_that_is_stopped_goes_on_and_gives_the_same_rows(bed, tmp_path, monkeypatch, quick):
     trained, measured = quick
     study, kept = small_study(bed), Run.kept
-    run_report(lambda: study, TINY, tmp_path / "whole")
+    run_report(lambda: study, TINY, tmp_path / "whole", FEW_STEPS)
     every = list(measured)
-    assert trained == ["ga", "grad_diff", "wga", "npo"]
+    assert trained == ["ga", "grad_diff", "wga", "npo", "rmu"]
     for steps in (8, 1, 22):
         taken = []
 
@@ -193,17 +251,17 @@ def test_r23_a_report_that_is_stopped_goes_on_and_gives_the_same_rows(bed, tmp_p
         with monkeypatch.context() as patched:
             patched.setattr(Run, "kept", stopping)
             with pytest.raises(KeyboardInterrupt) as caught:
-                run_report(lambda: study, TINY, tmp_path / "cut")
+                run_report(lambda: study, TINY, tmp_path / "cut", FEW_STEPS)
         assert "the same command goes on" in caught.value.__notes__[0]
         assert not (tmp_path / "cut").exists()
     trained.clear()
     measured.clear()
-    run_report(lambda: study, TINY, tmp_path / "cut")
+    run_report(lambda: study, TINY, tmp_path / "cut", FEW_STEPS)
     assert (tmp_path / "cut" / "rows.jsonl").read_bytes() == (tmp_path / "whole" / "rows.jsonl").read_bytes()
     assert 0 < len(measured) < len(every)
     assert measured == every[-len(measured) :]
     # What is finished is not trained again; CRU, which was under way, takes its layers from GradDiff.
-    assert trained == ["grad_diff", "wga", "npo"]
+    assert trained == ["grad_diff", "wga", "npo", "rmu"]
     conditions = [json.loads((tmp_path / n / "manifest.json").read_text())["conditions"] for n in ("cut", "whole")]
     assert conditions[0] == conditions[1]
 
@@ -235,12 +293,12 @@ def test_r11_an_unfinished_report_says_so(run, tmp_path):
     assert "This report is not finished (out of &lt;memory&gt;)" in (copy / "index.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["original", "retrained", "Steer", "CRU (x)"])
+@pytest.mark.parametrize("name", ["original", "retrained", "Steer", "CRU (x)", "GradDiff"])
 def test_r9_a_model_called_like_a_condition_is_refused(bed, name):
     """Its rows would be taken for those of the other one, which a report that goes on would not measure again."""
     study = Study(bed.original, bed.tokenizer, bed.split, unlearned={name: bed.retrained})
     with pytest.raises(ValueError, match="as the report calls a condition of its own; rename it"):
-        study.check()
+        check_fits(study, TESTBED_METHODS, Settings())
 
 
 def test_own_models_and_rows_through_the_shell(bed, tmp_path):
@@ -256,10 +314,10 @@ def test_own_models_and_rows_through_the_shell(bed, tmp_path):
         save_model(model, tmp_path / name, tokenizer=bed.tokenizer)
     for name, rows in (("forget", bed.split.forget_rows[:12]), ("retain", bed.split.retain_rows[:40])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    sizes = "--measuring.rows 12 --measuring.generated 2 --measuring.new-tokens 3"
+    sizes = "--sample 12 --generated 2 --max-new-tokens 3"
     models = f"--original {tmp_path}/before --unlearned {tmp_path}/after --retrained {tmp_path}/twin"
     data = f"--forget {tmp_path}/forget.jsonl --retain {tmp_path}/retain.jsonl"
-    main(["report", *f"{models} {data} {sizes} --out {tmp_path}/run --training.rmu-layer 99".split()])
+    main(["report", *f"{models} {data} {sizes} --out {tmp_path}/run".split()])
     names = [c["name"] for c in json.loads((tmp_path / "run" / "manifest.json").read_text())["conditions"]]
     assert names == ["original", "retrained", "after", "CRU (after)", "Steer", "Project"]
     assert "after" in (tmp_path / "run" / "index.html").read_text()
@@ -377,13 +435,13 @@ def test_f46_without_a_retrained_model_nothing_is_read_from_separability():
 
 def test_f45_retain_rows_that_are_reported_are_not_trained_on(bed):
     study = make_testbed_study()
-    sample = draw_sample(study, Measuring(rows=20), 0)
+    sample = draw_sample(study, Settings(sample=20))
     reported = set(sample.split.retain_rows)
     assert not reported & set(sample.training.retain_rows)
     assert len(sample.training.retain_rows) == len(study.split.retain_rows) - len(reported)
     assert sample.training.forget_rows == study.split.forget_rows
     assert "may have been trained on the retain rows" in next(
-        c.what for c in unlearned(replace(study, unlearned={"mine": bed.original}), TESTBED)
+        c.what for c in unlearned(replace(study, unlearned={"mine": bed.original}), {})
     )
 
 

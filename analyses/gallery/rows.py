@@ -29,25 +29,24 @@ from probe.metrics.tofu import forget_quality, truth_ratio_known
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare_doses
 from probe.report.measure import Sample, diagnosed, draw_sample, groups_of, mean_row
-from probe.report.settings import TESTBED, Measuring
+from probe.report.settings import TESTBED_METHODS, Settings
 from probe.report.single_layers import reference_fragility, single_layer_rows
 from probe.rows import Row, append
 from probe.study.loading import testbed as testbed_study
 from probe.study.study import Study
 
-SETTINGS = replace(TESTBED, measuring=Measuring(rows=50, generated=10, new_tokens=12))
+SETTINGS = Settings(sample=50, generated=10, max_new_tokens=12)
 ATTACKED = ("GradDiff", "NPO", "RMU")
 ATTACK: dict[str, Any] = {"steps": 24, "lr": 1e-4, "batch_size": 8, "at": (3, 6, 12, 18), "seeds": (0, 1, 2)}
 # BS-T and BS-S beside NPO as the report runs it; settings were not searched.
-SQUEEZED: dict[str, tuple[str, dict[str, Any]]] = {
-    "NPO": ("npo", {"beta": 0.1, "retain_weight": 10.0}),
-    "BS-T": ("bs_t", {"weight": 0.2, "k": 20, "retain_weight": 3.0}),
-    "BS-S": ("bs_s", {"weight": 0.5, "samples": 3, "max_new_tokens": 16, "retain_weight": 3.0}),
+_NPO, _GRAD_DIFF = TESTBED_METHODS["npo"], TESTBED_METHODS["grad_diff"]
+_RUN = {key: _NPO[key] for key in ("lr", "batch_size", "steps")}
+SQUEEZED: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "NPO": ("npo", _NPO),
+    "BS-T": ("bs_t", {"weight": 0.2, "k": 20, "retain_weight": 3.0, **_RUN}),
+    "BS-S": ("bs_s", {"weight": 0.5, "samples": 3, "max_new_tokens": 16, "retain_weight": 3.0, **_RUN}),
 }
-IN_SEQUENCE: dict[str, tuple[str, dict[str, Any]]] = {
-    "GradDiff": ("grad_diff", {"retain_weight": 3.0}),
-    "NPO": ("npo", {"beta": 0.1, "retain_weight": 10.0}),
-}
+IN_SEQUENCE: dict[str, tuple[str, Mapping[str, Any]]] = {"GradDiff": ("grad_diff", _GRAD_DIFF), "NPO": ("npo", _NPO)}
 REQUESTS, STEPS_A_REQUEST = 5, 30
 SAE_FEATURES, SAE_SCALES = 20, (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -77,14 +76,9 @@ class Bench:
         """Of the sample's rows."""
         return groups_of(getattr(self.sample.split, f"{on}_rows"))
 
-    @property
-    def measuring(self) -> Measuring:
-        """How much is measured."""
-        return SETTINGS.measuring
-
     def probabilities(self, model: nn.Module, batch: Batch) -> np.ndarray:
         """Answer probability of each row."""
-        return answer_stats(model, batch, batch_size=self.measuring.batch_size).probability_N
+        return answer_stats(model, batch, batch_size=SETTINGS.rows_per_pass).probability_N
 
     def unlearn(self, method: str, model: nn.Module, split: Split, original: nn.Module, **settings: Any) -> Any:
         """A method of the catalogue, on a model in place."""
@@ -108,22 +102,23 @@ class Bench:
 def bench() -> Bench:
     """Load the testbed and draw the rows."""
     study = testbed_study()
-    return Bench(study, draw_sample(study, SETTINGS.measuring, SETTINGS.training.seed))
+    return Bench(study, draw_sample(study, SETTINGS))
 
 
 def models(at: Bench) -> Iterator[Row]:
     """The report's diagnostics of original, retrained and five unlearned models, with attacks."""
-    yield from reference_fragility(at.study, at.sample, at.measuring)
+    yield from reference_fragility(at.study, at.sample, SETTINGS)
     made = [*conditions.references(at.study)]
     for condition in made:
         with condition.applied() as model:
-            for _, rows in diagnosed(at.study, at.sample, condition, model, at.measuring):
+            for _, rows in diagnosed(at.study, at.sample, condition, model, SETTINGS):
                 yield from rows
             yield from beyond_the_report(at, condition.name, model)
-    for condition in conditions.unlearned(replace(at.study, split=at.sample.training), SETTINGS):
-        yield from single_layer_rows(at.study, at.sample, condition, at.measuring)
+    methods = conditions.resolved_methods(TESTBED_METHODS, SETTINGS.seed)
+    for condition in conditions.unlearned(replace(at.study, split=at.sample.training), methods):
+        yield from single_layer_rows(at.study, at.sample, condition, SETTINGS)
         with condition.applied() as model:
-            for _, rows in diagnosed(at.study, at.sample, condition, model, at.measuring):
+            for _, rows in diagnosed(at.study, at.sample, condition, model, SETTINGS):
                 yield from rows
             yield from beyond_the_report(at, condition.name, model)
     yield from dose_rows(at.study, at.sample, prepare_doses(at.study, at.sample, SETTINGS), SETTINGS)
@@ -193,8 +188,7 @@ def squeezed(at: Bench, name: str) -> Iterator[Row]:
 
     model = copy.deepcopy(at.study.original)
     observe(0, model)
-    common = {"lr": SETTINGS.training.gradient_lr, "batch_size": 16, "seed": 0, "steps": SETTINGS.training.steps}
-    at.unlearn(entry, model, at.study.split, at.study.original, **settings, **common, every=15, observe=observe)
+    at.unlearn(entry, model, at.study.split, at.study.original, **settings, every=15, observe=observe)
     # The end of NPO's run is the model of the report; the others have no place there, so their end is a point too.
     if name != "NPO":
         last = [r for r in rows if r.diagnostic == "checkpoint"][-2:]
@@ -233,8 +227,7 @@ def continual(at: Bench, name: str) -> Iterator[Row]:
         return look(name, model, n) if n else float(at.probabilities(model, split.retain.select(range(100))).mean())
 
     def recipe(model: nn.Module, one: Any, original: nn.Module) -> Any:
-        common = {"lr": SETTINGS.training.gradient_lr, "batch_size": 16, "seed": 0, "steps": STEPS_A_REQUEST}
-        return at.unlearn(entry, model, one, original, **settings, **common)
+        return at.unlearn(entry, model, one, original, **{**settings, "steps": STEPS_A_REQUEST})
 
     model = copy.deepcopy(at.study.original)
     sequential(model, splits, recipe, utility, reference="updated")

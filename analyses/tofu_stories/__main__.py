@@ -1,6 +1,5 @@
 """``python -m analyses.tofu_stories``."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,17 +9,10 @@ from analyses.shared import command
 from analyses.stories import Finetuning, Unlearning, study
 from analyses.subjects import Where
 from probe.report.run import run_report
-from probe.report.settings import TESTBED, Measuring, Settings
+from probe.report.settings import Settings
 
-
-def settings() -> Settings:
-    """What the report measures here: five layers, answers of up to 190 tokens."""
-    return replace(
-        TESTBED,
-        training=replace(TESTBED.training, rmu_layer=2),
-        editing=replace(TESTBED.editing, layer=2),
-        measuring=Measuring(rows=80, generated=20, new_tokens=190, batch_size=16),
-    )
+# What the report measures here: five layers, answers of up to 190 tokens.
+SETTINGS = Settings(sample=80, generated=20, max_new_tokens=190, batch_size=16, steer_layer=2)
 
 
 def main(
@@ -40,7 +32,7 @@ def main(
     """
     if not (where.shared / "models" / "stories260K").is_dir():
         raise SystemExit(f"no models/stories260K in {where.shared}; pass --shared DIR")
-    print(run_report(partial(study, where.shared, where.cache, finetuning, unlearning), settings(), out))
+    print(run_report(partial(study, where.shared, where.cache, finetuning, unlearning), SETTINGS, out))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,20 @@
 
 from collections.abc import Sequence
 
-# By command; "" for every command that has the new one.
+# By command; an old name that ends in a dot stands for all that begin with it.
 _RENAMED: dict[str, dict[str, str]] = {
+    "report": {
+        "--sae-layer": "--layer",
+        "--measuring.rows": "--sample",
+        "--measuring.new-tokens": "--max-new-tokens",
+        "--measuring.batch-size": "--batch-size",
+        "--measuring.layers-replaced": "--cru-layers",
+        "--measuring.generated": "--generated",
+        "--training.seed": "--seed",
+        "--editing.layer": "--steer-layer",
+        "--editing.": "spelt without editing.",
+        "--training.": "a setting of a method, as in --methods npo:steps=30",
+    },
     "unlearn": {"--model": "--original", "--sae-layer": "--layer", "--compare": "--retrained"},
     "g-effect": {"--model": "--unlearned, beside --original", "--rows": "--limit"},
     "layers": {"--rows": "--limit"},
@@ -23,5 +35,7 @@ def check_option_names(command: str, given: Sequence[str]) -> None:
     renamed = _RENAMED.get(command, {})
     for word in given:
         option = word.split("=")[0].replace("_", "-")
-        if option in renamed:
-            raise ValueError(f"{option} of `probe {command}` is now {renamed[option]}")
+        begins = (new for old, new in renamed.items() if old.endswith(".") and option.startswith(old))
+        new = renamed.get(option) or next(begins, None)
+        if new is not None:
+            raise ValueError(f"{option} of `probe {command}` is now {new}")

@@ -75,7 +75,7 @@ def call_arguments(
         if key not in settable:
             listed = ", ".join(settable) or "none"
             raise ValueError(f"{function.__name__} has no argument {key!r} that can be set by --set; it has {listed}")
-        found[key] = read_value(key, value, settable[key])
+        found[key] = read_value(f"--set {key}", value, settable[key])
     absent = [key for key, p in known.items() if p.default is p.empty and key not in found]
     if absent:
         parts = [

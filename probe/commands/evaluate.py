@@ -166,8 +166,8 @@ class Evaluate(Retrained, Tokenizer, Generated, Measurement):
         weights = run.manifest.setdefault("weights", {})
         form: Any = self.mcq_form.replace("-", " ")
         asking = EvaluationSettings(
-            template.template, self.rows_per_pass, self.max_length, self.max_new_tokens, self.generate, choices=form,
-            gradnorm=self.gradnorm,
+            template.template, self.rows_per_pass, self.max_length, self.longest_generation, self.generate,
+            choices=form, gradnorm=self.gradnorm,
         )  # fmt: skip
         with threads(self.threads or torch.get_num_threads()):
             if self.retrained is not None and theirs is None:

@@ -2,11 +2,13 @@
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import NoneType
 from typing import Any, Protocol, get_args, get_origin, runtime_checkable
 
+from probe.methods.catalogue import method_named
 from probe.methods.method import Method, words_of
 from probe.methods.running import missing, published, unknown
 from probe.sites import compiled
@@ -42,7 +44,7 @@ def hyperparameters(method: Method, options: MethodOptions) -> dict[str, Any]:
             raise ValueError(f"--set {text!r} is no key=value pair; write beta=0.1, say")
         if key not in known or key in _FLAGS:
             raise ValueError(_unknown(method, key, known))
-        values[key] = read_value(key, value, known[key].annotation)
+        values[key] = read_value(f"--set {key}", value, known[key].annotation)
     values |= _flags(method, options, known)
     absent = [key for key, p in known.items() if p.default is inspect.Parameter.empty and key not in values]
     if absent:
@@ -74,6 +76,33 @@ def _written(key: str) -> str:
     return f"--{key.replace('_', '-')}" if key in _FLAGS else f"--set {key}="
 
 
+def read_method(text: str) -> tuple[str, dict[str, Any]]:
+    """A method and its settings from "npo:beta=0.1,steps=30" or "npo:setting=open-unlearning".
+
+    >>> read_method("npo:beta=0.1,steps=30")
+    ('npo', {'beta': 0.1, 'steps': 30})
+
+    Raises:
+        ValueError: an unknown method or key, or a value that cannot be read.
+    """
+    name, colon, rest = text.partition(":")
+    method = method_named(name)
+    values: dict[str, Any] = {}
+    # A comma inside of a value is followed by no key.
+    for piece in re.split(r",(?=[^,=]+=)", rest) if colon else ():
+        key, equals, value = piece.partition("=")
+        if not equals:
+            raise ValueError(f"{piece!r} in {text[:60]!r} is no key=value pair; write {name}:steps=30, say")
+        if key == "setting":
+            published(method, value)
+        elif key not in method.hyperparameters:
+            raise ValueError(unknown(method, key, tuple(method.hyperparameters)))
+        values[key] = (
+            value if key == "setting" else read_value(f"{name}:{key}", value, method.hyperparameters[key].annotation)
+        )
+    return name, values
+
+
 def read_value(key: str, text: str, annotation: Any) -> Any:
     """One value, by the type that the recipe gives it."""
     if get_origin(annotation) in (tuple, Sequence):
@@ -86,7 +115,7 @@ def read_value(key: str, text: str, annotation: Any) -> Any:
     if text in words:
         return text
     if words and not any(kind in (int, float, str) for kind in kinds):
-        raise ValueError(f"--set {key}={text}: choose {' or '.join(words)}")
+        raise ValueError(f"{key}={text}: choose {' or '.join(words)}")
     if NoneType in kinds and text.lower() == "none":
         return None
     if bool in kinds and text.lower() in ("true", "false"):
@@ -98,4 +127,4 @@ def read_value(key: str, text: str, annotation: Any) -> Any:
     if str in kinds:
         return text
     listed = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
-    raise ValueError(f"--set {key}={text} cannot be read; expected a finite {listed}")
+    raise ValueError(f"{key}={text} cannot be read; expected a finite {listed}")

@@ -152,7 +152,7 @@ class Unlearn(
         if method.makes not in ("model", "mixture"):
             made = run_method(self.method, model, split, study.tokenizer, **how)
             run.manifest.update(
-                write_answers(method.makes, made, study, self.rows_per_pass, self.max_new_tokens, run.folder)
+                write_answers(method.makes, made, study, self.rows_per_pass, self.longest_generation, run.folder)
             )
             return
         if method.makes == "model":
@@ -160,13 +160,13 @@ class Unlearn(
             print(training_memory(model, others=others), file=sys.stderr)
             how["progress"] = method.name
         size = self.rows_per_pass
-        before, scores = weight_hashes(model), {"before": preview(model, study, size, self.max_new_tokens)}
+        before, scores = weight_hashes(model), {"before": preview(model, study, size, self.longest_generation)}
         result = run_method(self.method, model, split, study.tokenizer, **how)
         run.manifest.update(
             mixture_facts(result, study) if method.makes == "mixture" else {"losses": loss_ends(result)}
         )
         run.manifest.update(_saved(model, study.tokenizer, run.folder, before))
-        scores["after"] = preview(model, study, size, self.max_new_tokens)
+        scores["after"] = preview(model, study, size, self.longest_generation)
         run.manifest["scores"] = scores
         run.manifest["weights"] |= run.manifest.pop("unlearned weights")
 

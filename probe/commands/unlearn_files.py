@@ -103,7 +103,7 @@ def supplies(method: Method, options: Any, study: Study, files: Files) -> dict[s
     if "unlearned" in handed_in(method):
         found["unlearned"] = other("unlearned")
     if "layer_scores" in handed_in(method):
-        size, new = options.rows_per_pass, options.max_new_tokens
+        size, new = options.rows_per_pass, options.longest_generation
         retrained = other("retrained")
         found["layer_scores"] = partial(layer_scores, study, found["unlearned"], retrained, size, new)
     return found

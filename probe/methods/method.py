@@ -40,6 +40,7 @@ class Method:
         training: what takes the keyword arguments that the recipe passes on.
         decides: arguments of the training loop that the recipe gives itself.
         makes: what the recipe leaves behind or returns.
+        loss: gives the forget loss from those arguments of the recipe that it takes, where it is known apart.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Method:
     training: Callable[..., Any] = minimise
     decides: tuple[str, ...] = ()
     makes: Makes = "model"
+    loss: Callable[..., Any] | None = None
 
     @property
     def trains_in_place(self) -> bool:
@@ -104,6 +106,7 @@ def method(
     training: Callable[..., Any] = minimise,
     decides: tuple[str, ...] = (),
     makes: Makes = "model",
+    loss: Callable[..., Any] | None = None,
 ) -> Callable[[Recipe], Recipe]:
     """Enter a recipe in the catalogue; the function stays what it is.
 
@@ -113,7 +116,7 @@ def method(
     ('fine_tune', 'all parameters')
 
     Args:
-        family, formula, source, published, training, decides, makes: see ``Method``.
+        family, formula, source, published, training, decides, makes, loss: see ``Method``.
         name: of the method; the function's unless given.
         trains: which parameters change; all, or none where no model is made, unless given.
     """
@@ -121,7 +124,7 @@ def method(
     def entered(run: Recipe) -> Recipe:
         changed = trains or _TRAINS[makes]
         vars(run)["method"] = Method(
-            name or run.__name__, family, formula, source, changed, run, published or {}, training, decides, makes
+            name or run.__name__, family, formula, source, changed, run, published or {}, training, decides, makes, loss
         )
         return run
 

@@ -42,11 +42,30 @@ class RMUResult:
     target_D: DirectionD = field(repr=False)
 
 
+def towards_random(
+    original: nn.Module,
+    split: Split,
+    layer: int,
+    coefficient: float,
+    seed: int,
+    tokens: TokenChoice | Tokens = real_tokens,
+    normalise: Normalise | Average = token_mean,
+    relative: bool = False,
+) -> TowardsTarget:
+    """RMU's forget term; the arguments are those of ``rmu``."""
+    length = coefficient * retain_norm(original, split.retain, layer) if relative else coefficient
+    target_D = random_target(original, length, seed)
+    return TowardsTarget(
+        Site(layer), target_D, meant("tokens", tokens, TOKENS), meant("normalise", normalise, AVERAGES)
+    )
+
+
 @method(
     "representation",
     "mean (h(forget) - u)^2 + alpha mean (h(retain) - h0)^2",
     "Li et al., arXiv 2403.03218",
     trains=MLP_OUTPUTS,
+    loss=towards_random,
     published={
         "zephyr-7b": Published(
             "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218)",
@@ -100,6 +119,7 @@ def rmu(
     alpha: float,
     seed: int,
     parameters: str | None = None,
+    whole_blocks: bool = False,
     tokens: TokenChoice | Tokens = real_tokens,
     normalise: Normalise | Average = token_mean,
     relative: bool = False,
@@ -119,8 +139,9 @@ def rmu(
         alpha: weight of the retain term.
         seed: fixes u and the order of rows.
         parameters: regular expression over the names of what is trained; ``rmu_parameters(model, layer)`` unless
-            given: the MLP output weights of blocks layer-2 to layer. Where these have too little capacity, as in
-            small models, pass ``block_parameters(model, range(layer - 2, layer + 1))``.
+            given: the MLP output weights of blocks layer-2 to layer.
+        whole_blocks: train every weight of these blocks instead, where MLP outputs have too little capacity, as in
+            small models.
         tokens: which positions are averaged over: ``"real"``, ``"answers"`` (OpenUnlearning) or ``"all"`` (padding
             too; the published code), or a function.
         normalise: how they are averaged: over ``"tokens"``, first within ``"rows"``, or as OpenUnlearning's code does
@@ -139,20 +160,22 @@ def rmu(
     check_original(model, original)
     if not coefficient > 0 or not alpha >= 0:
         raise ValueError(f"coefficient must be above 0 and alpha at least 0, got {coefficient} and {alpha}")
-    site, pattern = Site(layer), parameters or rmu_parameters(model, layer)
-    length = coefficient * retain_norm(original, split.retain, layer) if relative else coefficient
-    target_D = random_target(model, length, seed)
-    counted, average = meant("tokens", tokens, TOKENS), meant("normalise", normalise, AVERAGES)
-    away: Objective = TowardsTarget(site, target_D, counted, average)
-    near: Objective = NearOriginal(original, site, counted, average)
+    if parameters is not None and whole_blocks:
+        raise ValueError(
+            f"whole_blocks chooses what is trained, and so does parameters={parameters!r}; give one of them"
+        )
+    pattern = parameters or (_whole_blocks(model, layer) if whole_blocks else rmu_parameters(model, layer))
+    term = towards_random(original, split, layer, coefficient, seed, tokens, normalise, relative)
+    away: Objective = term
+    near: Objective = NearOriginal(original, term.site, term.tokens, term.normalise)
     if keep_states:
-        near = NearCached(CachedOriginal(original, split.retain, site), counted, average)
+        near = NearCached(CachedOriginal(original, split.retain, term.site), term.tokens, term.normalise)
         lowest = min(layer_of(model, name) or 0 for name in matching_parameters(model, pattern))
         if lowest > 0:
             away = above_frozen(model, away, split.forget, lowest)
             near = above_frozen(model, near, split.retain, lowest)
     terms = [Term(1.0, away, split.forget, "forget"), Term(alpha, near, split.retain, "retain")]
-    return RMUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), target_D)
+    return RMUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), term.target_D)
 
 
 def random_target(model: nn.Module, coefficient: float, seed: int) -> DirectionD:
@@ -199,6 +222,10 @@ def rmu_parameters(model: nn.Module, layer: int) -> str:
     GPT-NeoX.
     """
     return mlp_output_parameters(model, range(max(0, layer - 2), layer + 1))
+
+
+def _whole_blocks(model: nn.Module, layer: int) -> str:
+    return block_parameters(model, range(max(0, layer - 2), layer + 1))
 
 
 def mlp_output_parameters(model: nn.Module, layers: Sequence[int]) -> str:

@@ -13,7 +13,9 @@ from probe.methods.catalogue import method_named
 from probe.methods.cru import Replacement
 from probe.methods.method import Method, words_of, written
 from probe.methods.supplies import handed_in, supplied
+from probe.methods.unlearn import Loss
 from probe.methods.uwc import Calibration
+from probe.objectives.objective import Objective
 from probe.sites import n_layers
 from probe.weights import blended
 
@@ -71,6 +73,31 @@ def run_method(
     if isinstance(result, Calibration | Replacement):
         _mix(model, needed["unlearned"], result)
     return result
+
+
+def forget_objective(method: Method, original: nn.Module, split: Split, values: Mapping[str, Any]) -> Objective | None:
+    """What a method minimises on the forget answers; None where it has rows of its own or needs more than these.
+
+    >>> forget_objective(method_named("wga"), study.original, study.split, {"beta": 1.0}).beta
+    1.0
+
+    Args:
+        method: the method.
+        original: the model before unlearning.
+        split: its rows.
+        values: hyper-parameters by name.
+    """
+    if method.loss is None:
+        return None
+    known = {**values, "original": original, "split": split}
+    own = inspect.signature(method.loss).parameters.values()
+    if any(p.default is p.empty and p.name not in known for p in own):
+        return None
+    built = method.loss(**{p.name: known[p.name] for p in own if p.name in known})
+    if isinstance(built, Loss):
+        return None if built.rows else built.forget
+    found: Objective = built
+    return found
 
 
 def accepts(method: Method) -> tuple[str, ...]:

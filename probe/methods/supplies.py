@@ -79,16 +79,8 @@ def supplied(
     Raises:
         ValueError: something that has to be handed in and is not, or rows that do not go together.
     """
+    check_supplies(method, values)
     here = {name: value for name, value in values.items() if value is not None}
-    absent = [
-        name
-        for need in method.needs
-        for name in _MADE_OF.get(need, (need,))
-        if need not in here and name in HANDED_IN and name not in (*here, *_OPTIONAL)
-    ]
-    if absent:
-        wanted = "; ".join(f"{name}: {HANDED_IN[name]}" for name in dict.fromkeys(absent))
-        raise ValueError(f"{method.name} needs {wanted}")
     if "unlearned" in method.needs:
         check_different(model, here["unlearned"], ("original", "unlearned"))
     texts = here.get("refusals", REFUSALS)
@@ -114,6 +106,24 @@ def supplied(
         if name in ("environment", "traces"):
             found[name] = encode(tokenizer, found[name], template=split.template, max_length=split.max_length)
     return {name: found[name] for name in method.needs}
+
+
+def check_supplies(method: Method, values: Mapping[str, Any]) -> None:
+    """Refuse to go on without what a method must be handed.
+
+    Raises:
+        ValueError: it is missing; what it is stands in the message.
+    """
+    here = {name for name, value in values.items() if value is not None}
+    absent = [
+        name
+        for need in method.needs
+        for name in _MADE_OF.get(need, (need,))
+        if need not in here and name in HANDED_IN and name not in (*here, *_OPTIONAL)
+    ]
+    if absent:
+        wanted = "; ".join(f"{name}: {HANDED_IN[name]}" for name in dict.fromkeys(absent))
+        raise ValueError(f"{method.name} needs {wanted}")
 
 
 def label_tokens(tokenizer: Any, split: Split, labels: str) -> Int[Tensor, " K"]:

@@ -131,7 +131,7 @@ def forget_loss(
         vars(recipe)["__signature__"] = signature
         recipe.__doc__ = f"{inspect.getdoc(loss) or formula}\n\n{_SHARED}"
         recipe.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()} | {"return": History}
-        return method(family, formula, source, published=published, training=unlearn)(recipe)
+        return method(family, formula, source, published=published, training=unlearn, loss=loss)(recipe)
 
     return recipe_of
 

@@ -1,69 +1,118 @@
-"""The interventions of a report, made one after another as they are asked for."""
+"""The conditions of a report: a model as it is, unlearned, edited, or with layers of another one."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
 
 from torch import nn
 
 from probe.axes import PerLayerL
-from probe.interventions.projection import Project
-from probe.interventions.steering import Steer
-from probe.methods import baselines
+from probe.figures.style import written_name
+from probe.hooks import edited
+from probe.methods.catalogue import method_named
 from probe.methods.cru import best_layers
-from probe.methods.rmu import block_parameters, random_target, rmu
-from probe.methods.sae_suppression import suppress
+from probe.methods.method import Method, written
+from probe.methods.running import accepts, forget_objective, resolved, unknown
+from probe.methods.supplies import check_supplies, handed_in
 from probe.objectives.objective import Objective
-from probe.objectives.representation import TowardsTarget, real_tokens
-from probe.objectives.sequence import NPO
-from probe.objectives.token import WGA, ga
-from probe.report.condition import Condition, as_is, trained, with_edits, with_layers
-from probe.report.doses import Doses
-from probe.report.settings import Settings, Training
+from probe.objectives.token import ga
+from probe.positions import Intervention
+from probe.report.settings import Settings
 from probe.sites import Site, n_layers
 from probe.study.study import Study
-from probe.weights import layers
+from probe.weights import blended, layers
 
-# What is trained where no unlearned model is given.
-TRAINED = ("GA", "GradDiff", "WGA", "NPO", "RMU")
+_OWN = ("original", "retrained", "Steer", "Project", "SAE clamp")
+Kind = Literal["reference", "training", "replacement", "activation"]
+Methods = Mapping[str, Mapping[str, Any]]
+"""Settings by method of the catalogue."""
 
 
-def check_layers(study: Study, settings: Settings) -> None:
-    """Refuse settings that do not fit the model, before anything is trained.
+@dataclass(frozen=True)
+class Condition:
+    """One intervention: ``with condition.applied() as model`` gives the model that diagnostics see.
+
+    ``objective`` is the forget loss whose G-effect is reported: the method's own where it has one, otherwise
+    gradient ascent, that is, what further unlearning would do in this state.
+    """
+
+    name: str
+    kind: Kind
+    what: str
+    applied: Callable[[], AbstractContextManager[nn.Module]]
+    objective: Objective = ga
+
+
+def resolved_methods(methods: Methods, seed: int) -> dict[str, dict[str, Any]]:
+    """Every hyper-parameter of every method, checked before anything is loaded.
+
+    Args:
+        methods: settings by method; "setting" among them starts from a published one.
+        seed: where a method is given none.
 
     Raises:
-        ValueError: a layer outside the model.
+        ValueError: an unknown method or setting, a hyper-parameter without a value, or a method that makes nothing
+            that diagnostics could look into.
     """
+    found = {}
+    for name, given in methods.items():
+        method, values = method_named(name), {key: value for key, value in given.items() if key != "setting"}
+        if method.makes not in ("model", "edit"):
+            raise ValueError(f"{name} trains no model and edits no hidden states, so a report cannot look into it")
+        accepted = accepts(method)
+        known = (*accepted, *handed_in(method), *method.needs)
+        odd = [key for key in values if key not in known]
+        if odd:
+            raise ValueError(unknown(method, odd[0], known))
+        found[name] = resolved(method, {"seed": seed, **values} if "seed" in accepted else values, given.get("setting"))
+    return found
+
+
+def check_fits(study: Study, methods: Methods, settings: Settings) -> None:
+    """Refuse what does not fit the study, before anything is trained.
+
+    Raises:
+        ValueError: unlearned models that are called as conditions of the report are, a layer outside the model, or
+            something that a method needs and the study has not.
+    """
+    own = {*_OWN, *map(written_name, methods)}
+    taken = [name for name in study.unlearned if name in own or name.startswith("CRU (")]
+    if taken:
+        raise ValueError(
+            f"an unlearned model is called {taken[0]!r}, as the report calls a condition of its own; rename it"
+        )
     depth = n_layers(study.original)
-    asked = {"editing.layer": settings.editing.layer}
-    if not study.unlearned:
-        asked["training.rmu-layer"] = settings.training.rmu_layer
-    for name, layer in asked.items():
+    named = {"--steer-layer": settings.steer_layer}
+    named |= {f"{name}: layer": values["layer"] for name, values in methods.items() if "layer" in values}
+    for name, layer in named.items():
         if not 0 <= layer < depth:
-            raise ValueError(f"--{name} {layer} does not exist; the model has layers 0..{depth - 1}")
+            raise ValueError(f"{name} {layer} does not exist; the model has layers 0..{depth - 1}")
+    for name, values in methods.items():
+        check_supplies(method_named(name), {**study.supplies, **values})
 
 
 def references(study: Study) -> Iterator[Condition]:
     """The models that every intervention is held against."""
-    yield as_is("original", "reference", study.original, "the model before unlearning")
+    yield _as_is("original", "reference", study.original, "the model before unlearning")
     if study.retrained is not None:
-        yield as_is("retrained", "reference", study.retrained, "trained without the forget rows: the gold standard")
+        yield _as_is("retrained", "reference", study.retrained, "trained without the forget rows: the gold standard")
 
 
-def unlearned(study: Study, settings: Settings) -> Iterator[Condition]:
-    """The unlearned models that were given or, without any, GA, GradDiff, WGA, NPO and RMU trained here."""
-    if study.unlearned:
-        for name, model in study.unlearned.items():
-            yield as_is(
-                name,
-                "training",
-                model,
-                "an unlearned model that was given; it may have been trained on the retain rows reported here",
-            )
-    else:
-        yield from _divergence(study, settings.training)
-        yield _rmu(study, settings.training)
+def unlearned(study: Study, methods: Methods) -> Iterator[Condition]:
+    """The unlearned models that the study has, and what methods make of its original when it is first asked for.
+
+    Args:
+        study: with the rows that methods are trained on.
+        methods: every hyper-parameter by method.
+    """
+    what = "an unlearned model that was given; it may have been trained on the retain rows reported here"
+    for name, model in study.unlearned.items():
+        yield _as_is(name, "training", model, what)
+    for name, values in methods.items():
+        yield _made(study, method_named(name), values)
 
 
 def patched(
@@ -94,85 +143,37 @@ def patched(
         f"the {len(changed)} that {condition.name} changed"
     )
     alpha_L = layers(chosen, n_layers(study.original))
-    yield with_layers(f"CRU ({condition.name})", study.original, condition, alpha_L, what)
+
+    @contextmanager
+    def applied() -> Iterator[nn.Module]:
+        with condition.applied() as model, blended(study.original, model, alpha_L):
+            yield study.original
+
+    yield Condition(f"CRU ({condition.name})", "replacement", what, applied)
 
 
-def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:
-    """Steering, projection and SAE suppression at the doses that are diagnosed in full."""
-    editing = settings.editing
-    site = Site(editing.layer)
-    minus = Steer(doses.direction_D, scale=-editing.steer_dose * doses.norm)
-    what = (
-        f"the forget-minus-retain direction subtracted after layer {editing.layer}, {editing.steer_dose:g} median "
-        "residual norms at every token"
-    )
-    yield with_edits("Steer", study.original, {site: minus}, what)
-    what = f"the same direction projected out after layer {editing.layer}"
-    yield with_edits("Project", study.original, {site: Project(doses.direction_D)}, what)
-    if study.sae is not None and study.sae_site is not None:
-        count = editing.sae_features[len(editing.sae_features) // 2]
-        features = doses.ranking.top(count)
-        what = (
-            f"{count} SAE features after layer {study.sae_site.layer} clamped where active, to minus "
-            f"{editing.sae_dose:g} median residual norms each, reconstruction error kept"
-        )
-        clamp = suppress(study.sae, features, doses.clamp_value(features, editing.sae_dose))
-        yield with_edits("SAE clamp", study.original, {study.sae_site: clamp}, what)
+def _as_is(name: str, kind: Kind, model: nn.Module, what: str) -> Condition:
+    return Condition(name, kind, what, lambda: nullcontext(model))
 
 
-def _divergence(study: Study, training: Training) -> Iterator[Condition]:
-    original = study.original
-    steps = f"{training.steps} steps of {training.batch_size} rows a side, learning rate {training.gradient_lr:g}"
+def with_edits(name: str, study: Study, edits: Callable[[], Mapping[Site, Intervention]], what: str) -> Condition:
+    """The original with edited activations; edits are made when they are needed."""
 
-    def made(name: str, what: str, recipe: Callable[..., Any], objective: Objective, **arguments: Any) -> Condition:
-        def make() -> nn.Module:
-            model = copy.deepcopy(original)
-            common = {"lr": training.gradient_lr, "batch_size": training.batch_size, "seed": training.seed}
-            recipe(model, study.split, progress=name, **{"steps": training.steps, **common, **arguments})
-            return model
+    @contextmanager
+    def applied() -> Iterator[nn.Module]:
+        with edited(study.original, edits()):
+            yield study.original
 
-        return trained(name, what, make, objective)
-
-    what = f"gradient ascent on the forget loss and nothing else, {training.ga_steps} steps"
-    yield made("GA", what, baselines.ga, ga, steps=training.ga_steps)
-    weight = training.grad_diff_retain
-    what = f"gradient ascent with {weight:g} times the retain loss, {steps}"
-    yield made("GradDiff", what, baselines.grad_diff, ga, retain_weight=weight)
-    weight, beta = training.wga_retain, training.wga_beta
-    what = f"weighted gradient ascent (β = {beta:g}) with {weight:g} times the retain loss, {steps}"
-    yield made("WGA", what, baselines.wga, WGA(beta=beta), beta=beta, retain_weight=weight)
-    weight, beta = training.npo_retain, training.npo_beta
-    what = f"negative preference optimisation (β = {beta:g}) with {weight:g} times the retain loss, {steps}"
-    objective = NPO(original, beta=beta)
-    yield made("NPO", what, baselines.npo, objective, original=original, beta=beta, retain_weight=weight)
+    return Condition(name, "activation", what, applied)
 
 
-def _rmu(study: Study, training: Training) -> Condition:
-    blocks = range(max(0, training.rmu_layer - 2), training.rmu_layer + 1)
-
-    def make() -> nn.Module:
-        model = copy.deepcopy(study.original)
-        rmu(
-            model,
-            study.split,
-            original=study.original,
-            layer=training.rmu_layer,
-            coefficient=training.rmu_coefficient,
-            alpha=training.rmu_alpha,
-            seed=training.seed,
-            steps=training.steps,
-            lr=training.rmu_lr,
-            parameters=block_parameters(model, blocks) if training.rmu_whole_blocks else None,
-            batch_size=training.batch_size,
-            progress="RMU",
-        )
-        return model
-
-    what = (
-        f"forget activations after layer {training.rmu_layer} drawn to a random vector of length "
-        f"{training.rmu_coefficient:g}, retain activations held (α = {training.rmu_alpha:g}), "
-        f"{'every weight' if training.rmu_whole_blocks else 'MLP outputs'} of blocks {blocks[0]} to {blocks[-1]}; "
-        f"{training.steps} steps, learning rate {training.rmu_lr:g}"
-    )
-    target_D = random_target(study.original, training.rmu_coefficient, training.seed)
-    return trained("RMU", what, make, TowardsTarget(Site(training.rmu_layer), target_D, real_tokens))
+def _made(study: Study, method: Method, values: Mapping[str, Any]) -> Condition:
+    """A report that goes on after a kill may never train it."""
+    make = cache(lambda: study.unlearn(method.name, **values))
+    numbers = ", ".join(f"{key} {written(value)}" for key, value in values.items() if key in method.hyperparameters)
+    what = f"{method.formula}; {numbers} ({method.name}: {method.source})"
+    name = written_name(method.name)
+    if method.makes == "edit":
+        return with_edits(name, study, make, what)
+    objective = forget_objective(method, study.original, study.split, values)
+    return Condition(name, "training", what, lambda: nullcontext(make()), objective or ga)

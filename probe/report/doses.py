@@ -1,4 +1,4 @@
-"""Dose and response of activation edits, with random features as the control."""
+"""Activation edits at one dose, and dose and response, with random features as the control."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +15,11 @@ from probe.hooks import Intervention, edited
 from probe.interventions.activations import activations, content
 from probe.interventions.attaching import check_site
 from probe.interventions.features import norm_relative
+from probe.interventions.projection import Project
 from probe.interventions.steering import Steer, direction
 from probe.methods.sae_suppression import suppress
 from probe.metrics.memorisation import answer_stats
+from probe.report.conditions import Condition, with_edits
 from probe.report.measure import Sample, groups_of, mean_row
 from probe.report.settings import Settings
 from probe.rows import Row
@@ -49,7 +51,7 @@ def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
     Raises:
         ValueError: the SAE does not belong to its site, or no feature passes the rule.
     """
-    model, choosing, site = study.original, sample.choosing, Site(settings.editing.layer)
+    model, choosing, site = study.original, sample.choosing, Site(settings.steer_layer)
     direction_D = direction(model, choosing, site)
     norm = activations(model, choosing.retain, [site], tokens=content)[site].norm(dim=1).median().item()
     ranking = unit_F = None
@@ -69,24 +71,46 @@ def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
     return Doses(direction_D / direction_D.norm(), norm, ranking, unit_F)
 
 
+def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:
+    """Steering, projection and SAE suppression at the doses that are diagnosed in full."""
+    site = Site(settings.steer_layer)
+    minus = Steer(doses.direction_D, scale=-settings.steer_dose * doses.norm)
+    what = (
+        f"the forget-minus-retain direction subtracted after layer {site.layer}, {settings.steer_dose:g} median "
+        "residual norms at every token"
+    )
+    yield with_edits("Steer", study, lambda: {site: minus}, what)
+    what = f"the same direction projected out after layer {site.layer}"
+    yield with_edits("Project", study, lambda: {site: Project(doses.direction_D)}, what)
+    if study.sae is not None:
+        where = study.dictionary_site
+        count = settings.sae_features[len(settings.sae_features) // 2]
+        features = doses.ranking.top(count)
+        what = (
+            f"{count} SAE features after layer {where.layer} clamped where active, to minus "
+            f"{settings.sae_dose:g} median residual norms each, reconstruction error kept"
+        )
+        clamp = suppress(study.sae, features, doses.clamp_value(features, settings.sae_dose))
+        yield with_edits("SAE clamp", study, lambda: {where: clamp}, what)
+
+
 def dose_rows(study: Study, sample: Sample, doses: Doses, settings: Settings) -> Iterator[Row]:
     """Answer probability on both sides over dose: steering, and the SAE clamp over the number of features."""
-    editing = settings.editing
-    site = Site(editing.layer)
-    for dose in editing.steer_doses:
+    site = Site(settings.steer_layer)
+    for dose in settings.steer_doses:
         edit = Steer(doses.direction_D, scale=-dose * doses.norm)
         yield from _response(study, sample, "Steer", [{site: edit}], dose, None, settings)
     if study.sae is None or study.sae_site is None:
         return
     available = len(doses.ranking.order)
-    for count in sorted({min(n, available) for n in editing.sae_features}):
+    for count in sorted({min(n, available) for n in settings.sae_features}):
         top, rate_F = doses.ranking.top(count), doses.ranking.rate_F
-        seeds = range(settings.training.seed, settings.training.seed + _DRAWS)
+        seeds = range(settings.seed, settings.seed + _DRAWS)
         chosen = {"SAE clamp": [top]}
         if not set(rate_F.nonzero().flatten().tolist()) <= set(top):
             chosen["SAE clamp (random features)"] = [matched_features(rate_F, top, seed=seed) for seed in seeds]
         for name, draws in chosen.items():
-            for dose in editing.sae_doses:
+            for dose in settings.sae_doses:
                 clamps = [suppress(study.sae, one, doses.clamp_value(one, dose)) for one in draws]
                 edits = [{study.sae_site: clamp} for clamp in clamps]
                 yield from _response(study, sample, name, edits, dose, count, settings)
@@ -107,6 +131,6 @@ def _response(
         found = []
         for edits in draws:
             with torch.no_grad(), edited(study.original, edits):
-                found.append(answer_stats(study.original, batch, batch_size=settings.measuring.batch_size))
+                found.append(answer_stats(study.original, batch, batch_size=settings.rows_per_pass))
         probability_N = sum(stats.probability_N for stats in found) / len(found)
         yield mean_row(name, "dose", "probability", probability_N, on, groups, dose=dose, item=count)

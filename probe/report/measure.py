@@ -18,9 +18,9 @@ from probe.metrics.intervals import grouped_share
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import forget_quality, truth_ratio_terms
-from probe.report.condition import Condition
+from probe.report.conditions import Condition
 from probe.report.lens import lens_rows
-from probe.report.settings import Measuring
+from probe.report.settings import Settings
 from probe.rows import Row
 from probe.sites import n_layers
 from probe.study.study import Study
@@ -51,15 +51,15 @@ class Sample:
         return None if self.retrained is None else separability(self.retrained, self.split)
 
 
-def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
+def draw_sample(study: Study, settings: Settings) -> Sample:
     """Draw the rows and fit the PCA axes on the original model."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(settings.seed)
 
     def drawn(rows: Sequence[QA], n: int) -> tuple[QA, ...]:
         return tuple(rows[i] for i in sorted(generator.permutation(len(rows))[:n]))
 
     split = _split(
-        study, drawn(study.split.forget_rows, measuring.rows), drawn(study.split.retain_rows, measuring.rows)
+        study, drawn(study.split.forget_rows, settings.sample), drawn(study.split.retain_rows, settings.sample)
     )
     seen = set(split.retain_rows)
     unseen = tuple(row for row in study.split.retain_rows if row not in seen)
@@ -67,17 +67,17 @@ def draw_sample(study: Study, measuring: Measuring, seed: int) -> Sample:
     if len(unseen) < len(split.retain_rows):
         warnings.warn(
             f"only {len(unseen)} retain rows are left for choosing features, directions and layers, so rows that are "
-            "reported are used for it too; give more retain rows or lower --measuring.rows",
+            "reported are used for it too; give more retain rows or lower --sample",
             stacklevel=2,
         )
         unseen = study.split.retain_rows
-    choosing = _split(study, split.forget_rows, drawn(unseen, measuring.rows))
-    generated = _split(study, split.forget_rows[: measuring.generated], split.retain_rows[: measuring.generated])
+    choosing = _split(study, split.forget_rows, drawn(unseen, settings.sample))
+    generated = _split(study, split.forget_rows[: settings.generated], split.retain_rows[: settings.generated])
     depth = n_layers(study.original)
     shown = tuple(sorted({0, depth // 3, 2 * depth // 3, depth - 1}))
     axes = fit_axes(study.original, split, layers=shown)
-    theirs = None if study.retrained is None else _suite(study, study.retrained, split.forget_rows, measuring)
-    world = drawn(study.world, measuring.rows)
+    theirs = None if study.retrained is None else _suite(study, study.retrained, split.forget_rows, settings)
+    world = drawn(study.world, settings.sample)
     return Sample(split, choosing, training, world, generated, shown, axes, study.retrained, theirs)
 
 
@@ -87,7 +87,7 @@ def _trained_on(retain: tuple[QA, ...], unseen: tuple[QA, ...]) -> tuple[QA, ...
         return unseen
     warnings.warn(
         f"only {len(unseen)} of {len(retain)} retain rows are not reported, so methods are trained on reported "
-        "ones too and look better on them than on others; give more retain rows or lower --measuring.rows",
+        "ones too and look better on them than on others; give more retain rows or lower --sample",
         stacklevel=3,
     )
     return retain
@@ -104,14 +104,14 @@ DIAGNOSED = ("performance", "g_effect", "separability", "logit_collapse", "pca",
 
 
 def diagnosed(
-    study: Study, sample: Sample, condition: Condition, model: nn.Module, measuring: Measuring
+    study: Study, sample: Sample, condition: Condition, model: nn.Module, settings: Settings
 ) -> Iterator[tuple[str, Iterator[Row]]]:
     """The rows of one condition by diagnostic; each is measured as its rows are read."""
     found = (
-        performance(study, sample, condition.name, model, measuring),
+        performance(study, sample, condition.name, model, settings),
         _g_effects(sample, condition, model),
         _separability(sample, condition.name, model),
-        _collapse(study, sample, condition.name, model, measuring),
+        _collapse(study, sample, condition.name, model, settings),
         _pca(sample, condition.name, model),
         lens_rows(study.tokenizer, sample.split.forget, condition.name, model),
     )
@@ -140,20 +140,20 @@ def mean_row(
     return Row(name, diagnostic, quantity, float(value_N.mean()), on, low=low, high=high, n=len(value_N), **more)
 
 
-def _suite(study: Study, model: nn.Module, rows: Sequence[QA], measuring: Measuring) -> SuiteResult:
+def _suite(study: Study, model: nn.Module, rows: Sequence[QA], settings: Settings) -> SuiteResult:
     return answer_suite(
         model,
         study.tokenizer,
         rows,
         study.split.template,
-        batch_size=measuring.batch_size,
+        batch_size=settings.rows_per_pass,
         max_length=study.split.max_length,
         with_generation=False,
         with_wrong_answers=all(row.perturbed_answer for row in rows),
     )
 
 
-def performance(study: Study, sample: Sample, name: str, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
+def performance(study: Study, sample: Sample, name: str, model: nn.Module, settings: Settings) -> Iterator[Row]:
     """Forgetting and utility: answer probability, paraphrase, extraction strength, truth ratio, choice, ROUGE."""
     sides = {"forget": sample.split.forget_rows, "retain": sample.split.retain_rows, "world": sample.world}
     for on, rows in sides.items():
@@ -161,7 +161,7 @@ def performance(study: Study, sample: Sample, name: str, model: nn.Module, measu
             continue
         suite, groups = sample.forget_retrained, np.array(groups_of(rows))
         if suite is None or on != "forget" or model is not sample.retrained:
-            suite = _suite(study, model, rows, measuring)
+            suite = _suite(study, model, rows, settings)
         found = {
             "probability": suite.probability_N,
             "paraphrased_probability": suite.paraphrased_probability_N,
@@ -213,7 +213,7 @@ def _separability(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
     yield from found.rows(name)
 
 
-def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuring: Measuring) -> Iterator[Row]:
+def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, settings: Settings) -> Iterator[Row]:
     for on, batch, rows in (
         ("forget", sample.split.forget, sample.generated.forget_rows),
         ("retain", sample.split.retain, sample.generated.retain_rows),
@@ -225,8 +225,8 @@ def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, measuri
             tokenizer=study.tokenizer,
             prompts=prompts,
             template=study.split.template,
-            max_new_tokens=measuring.new_tokens,
-            batch_size=measuring.batch_size,
+            max_new_tokens=settings.longest_generation,
+            batch_size=settings.rows_per_pass,
         )
         # The same texts serve ROUGE: generation is the dearest part of a report.
         rouge_N = [rouge_l_recall(row.answer, text) for row, text in zip(rows, found.texts, strict=True)]

@@ -1,6 +1,6 @@
 """From a study to a run folder: what is finished is kept as it comes, then figures, tables and the page."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,16 @@ import torch
 from tqdm.auto import tqdm
 
 from probe.checkpoints import weights_hash
+from probe.figures.style import written_name
 from probe.hooks import our_hooks
+from probe.methods.catalogue import method_named
 from probe.modes import threads
+from probe.ranges import check_ranges
 from probe.report import conditions
-from probe.report.condition import Condition, check_unlearned_names
-from probe.report.doses import dose_rows, prepare_doses
-from probe.report.measure import (
-    DIAGNOSED,
-    Sample,
-    diagnosed,
-    draw_sample,
-)
-from probe.report.settings import Settings
+from probe.report.conditions import Condition, Methods
+from probe.report.doses import activation_edits, dose_rows, prepare_doses
+from probe.report.measure import DIAGNOSED, Sample, diagnosed, draw_sample
+from probe.report.settings import TESTBED_METHODS, Settings
 from probe.report.single_layers import by_layer, reference_fragility, single_layer_rows
 from probe.report.suppression import suppression_rows
 from probe.rows import Row, append, load, read_manifest
@@ -29,43 +27,81 @@ from probe.runs.manifest import write_manifest
 from probe.runs.memory import shown_size, training_memory, untold, weight_bytes
 from probe.study.study import Study
 
-# Below this many parameters one thread is the better default (see Settings.threads).
+# Below this many parameters one thread is the better default (see probe.options.Passes).
 _SMALL = 10_000_000
 ROWS = "rows.jsonl"
+_BORROWED = (
+    "methods ran with settings found on the testbed, which suit no other model: give methods with settings of your "
+    "own, or unlearned models"
+)
 
 
-def run_report(
-    make_study: Callable[[], Study], settings: Settings, out: Path, *, tell: Callable[[str], None] = untold
+def report(
+    study: Study,
+    folder: str | Path,
+    methods: Methods | None = None,
+    *,
+    tell: Callable[[str], None] = untold,
+    **settings: Any,
 ) -> Path:
-    """Run every intervention with its diagnostics and write the run folder.
-
-    A report that was stopped is continued by the same call: at most the diagnostic under way, and the training before
-    it, are repeated. The rows are the same.
+    """Interventions one after another, each with its diagnostics: rows, figures, tables and one page to read.
 
     Args:
-        make_study: called after the folder proved writable, since loading models takes a while.
-        settings: strengths, seeds and sizes; recorded in the manifest.
-        out: folder of the run; it must not exist, or be empty.
+        study: models and rows; its unlearned models are looked at.
+        folder: of the results; it must not exist, or be empty. A report that was stopped is continued by the same call.
+        methods: what is unlearned besides, as {method of the catalogue: its settings}; "setting" among them starts from
+            a published one. By default nothing where the study has unlearned models, else
+            ``probe.report.settings.TESTBED_METHODS``, whose numbers suit no other model than the testbed.
         tell: takes a line that may be shown before the work: how much memory it needs.
+        settings: sizes, doses and seed; see ``probe.report.settings.Settings``.
 
     Returns:
         the path of ``index.html``.
 
     Raises:
-        ValueError: a folder that is in use, cannot be written or holds an unfinished report of something else, models
-            that do not belong together, or settings that do not fit them.
+        ValueError: methods or settings that are unknown or do not fit the study, a folder that is in use, cannot be
+            written or holds an unfinished report of something else, or models that do not belong together.
+
+    >>> settings = {"beta": 0.1, "retain_weight": 10, "lr": 3e-4, "steps": 30, "batch_size": 16}
+    >>> print(probe.report(study, "results/npo", {"npo": settings}, sample=20, seed=1))  # doctest: +SKIP
+    results/npo/index.html
+    """
+    return run_report(lambda: study, Settings(**settings), Path(folder), methods, tell=tell)
+
+
+def run_report(
+    make_study: Callable[[], Study],
+    settings: Settings,
+    out: Path,
+    methods: Methods | None = None,
+    *,
+    tell: Callable[[str], None] = untold,
+) -> Path:
+    """The same where models are loaded by ``make_study``, after the folder proved writable.
+
+    At most the diagnostic under way, and the training before it, are repeated after a kill. The rows are the same.
+
+    Raises:
+        ValueError: as ``report``.
         RuntimeError: the original model was changed by the run (a defect of ours, never the user's).
     """
+    check_ranges(settings)
+    for name in settings.cru_from:
+        method_named(name)
+    table = None if methods is None else conditions.resolved_methods(methods, settings.seed)
     with results(out, settings, resumes=True) as run:
         study = make_study()
+        if table is None:
+            table = {} if study.unlearned else conditions.resolved_methods(TESTBED_METHODS, settings.seed)
+            study = replace(study, notes=(*study.notes, _BORROWED)) if table else study
         study.check()
-        check_unlearned_names(study)
-        conditions.check_layers(study, settings)
+        conditions.check_fits(study, table, settings)
         before = weights_hash(study.original)
         with threads(_threads_for(study) if settings.threads is None else settings.threads):
-            run.about(**_described(study))
-            tell(_needs(study))
-            _measure(study, settings, run)
+            run.about(**_described(study), methods=table)
+            for line in (*study.notes, _needs(study, table)):
+                tell(line)
+            _measure(study, table, settings, run)
             _check_untouched(study, before)
             run.complete()
         redraw(run.folder)
@@ -79,7 +115,7 @@ def redraw(out: Path, venue: str = "neurips") -> Path:
         FileNotFoundError: the folder holds no rows or no manifest.
         ValueError: one of them is damaged.
     """
-    rows: Sequence[Row] = load(out / ROWS)
+    rows = load(out / ROWS)
     read_manifest(out)
     from probe.figures.folder import draw_folder
     from probe.report.page import write_page
@@ -115,7 +151,7 @@ class _Steps:
         keys = [f"{condition.name}, {diagnostic}" for diagnostic in DIAGNOSED]
         if self.left(keys):
             with condition.applied() as model:
-                found = diagnosed(study, sample, condition, model, settings.measuring)
+                found = diagnosed(study, sample, condition, model, settings)
                 for key, (_, rows) in zip(keys, found, strict=True):
                     self.take(key, lambda rows=rows: rows)  # type: ignore[misc]
         else:
@@ -126,47 +162,50 @@ class _Steps:
         write_manifest(self.run.folder, self.run.manifest)
 
 
-def _measure(study: Study, settings: Settings, run: Run) -> None:
+def _measure(study: Study, methods: Methods, settings: Settings, run: Run) -> None:
     """Every condition with its diagnostics, and the rows that belong to none of them."""
-    sample, measuring = draw_sample(study, settings.measuring, settings.training.seed), settings.measuring
-    with tqdm(total=_count(study, settings), desc="report", unit="step") as bar:
+    sample = draw_sample(study, settings)
+    with tqdm(total=_count(study, methods, settings), desc="report", unit="step") as bar:
         steps = _Steps(run, bar)
         for condition in conditions.references(study):
             steps.diagnose(study, sample, condition, settings)
-        steps.take("single layers of references", lambda: reference_fragility(study, sample, measuring))
-        for condition in conditions.unlearned(replace(study, split=sample.training), settings):
-            _one_unlearned(study, sample, condition, settings, steps)
+        steps.take("single layers of references", lambda: reference_fragility(study, sample, settings))
+        for condition in conditions.unlearned(replace(study, split=sample.training), methods):
+            steps.diagnose(study, sample, condition, settings)
+            if condition.kind == "training":
+                _layer_by_layer(study, sample, condition, settings, steps)
         doses = prepare_doses(study, sample, settings)
-        for condition in conditions.activation_edits(study, doses, settings):
+        for condition in activation_edits(study, doses, settings):
             steps.diagnose(study, sample, condition, settings)
         steps.take("doses", lambda: dose_rows(study, sample, doses, settings))
         steps.take("SAE features", lambda: suppression_rows(study, sample, settings))
 
 
-def _one_unlearned(study: Study, sample: Sample, condition: Condition, settings: Settings, steps: _Steps) -> None:
-    measuring = settings.measuring
-    steps.diagnose(study, sample, condition, settings)
+def _layer_by_layer(study: Study, sample: Sample, condition: Condition, settings: Settings, steps: _Steps) -> None:
+    """Single layers of an unlearned model in the original, and CRU where it takes layers from this one."""
     key = f"single layers of {condition.name}"
-    score_L, changed = by_layer(steps.take(key, lambda: single_layer_rows(study, sample, condition, measuring)))
-    if study.unlearned or condition.name in settings.editing.cru_from:
-        for lent in conditions.patched(study, condition, score_L, changed, measuring.layers_replaced):
-            steps.diagnose(study, sample, lent, settings)
+    score_L, changed = by_layer(steps.take(key, lambda: single_layer_rows(study, sample, condition, settings)))
+    if condition.name in {*study.unlearned, *map(written_name, settings.cru_from)}:
+        for one in conditions.patched(study, condition, score_L, changed, settings.cru_layers):
+            steps.diagnose(study, sample, one, settings)
 
 
-def _needs(study: Study) -> str:
+def _needs(study: Study, methods: Methods) -> str:
     """How much memory; the bar tells the time as soon as there is something to go by."""
-    if study.unlearned:
-        n, size = 1 + (study.retrained is not None) + len(study.unlearned), weight_bytes(study.original)
-        return f"memory: {shown_size(n * size)} for the weights of {n} models; activations come on top"
-    return training_memory(study.original, others=1 + (study.retrained is not None))
+    others = (study.retrained is not None) + len(study.unlearned)
+    if methods:
+        # The model that is trained, and the copy that methods compare with.
+        return training_memory(study.original, others=2 + others)
+    size = weight_bytes(study.original)
+    return f"memory: {shown_size((1 + others) * size)} for the weights of {1 + others} models; activations come on top"
 
 
-def _count(study: Study, settings: Settings) -> int:
-    methods = len(study.unlearned) or len(conditions.TRAINED)
-    lent = len(study.unlearned) or len(set(settings.editing.cru_from) & set(conditions.TRAINED))
-    edits = 2 + (study.sae is not None and study.sae_site is not None)
-    diagnosed_in_full = 1 + (study.retrained is not None) + methods + lent + edits
-    return diagnosed_in_full * len(DIAGNOSED) + methods + 3
+def _count(study: Study, methods: Methods, settings: Settings) -> int:
+    trained = [name for name in methods if method_named(name).makes == "model"]
+    looked_into = len(study.unlearned) + len(trained)
+    patched = len(study.unlearned) + len({*settings.cru_from} & {*trained})
+    references, edits = 1 + (study.retrained is not None), 2 + (study.sae is not None) + len(methods) - len(trained)
+    return (references + looked_into + patched + edits) * len(DIAGNOSED) + looked_into + 3
 
 
 def _threads_for(study: Study) -> int:

@@ -13,9 +13,9 @@ from probe.methods.cru import changed_blocks
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import grouped
 from probe.metrics.memorisation import answer_stats
-from probe.report.condition import Condition
+from probe.report.conditions import Condition
 from probe.report.measure import Sample, groups_of
-from probe.report.settings import Measuring
+from probe.report.settings import Settings
 from probe.rows import Row
 from probe.sites import n_layers
 from probe.study.study import Study
@@ -23,23 +23,23 @@ from probe.study.study import Study
 _SIDES = ("forget", "retain")
 
 
-def _probabilities(model: nn.Module, sample: Sample, measuring: Measuring) -> dict[str, ArrayN]:
+def _probabilities(model: nn.Module, sample: Sample, settings: Settings) -> dict[str, ArrayN]:
     """Of each answer, on the rows that layers are chosen by."""
     sides = {on: getattr(sample.choosing, on) for on in _SIDES}
     return {
-        on: answer_stats(model, batch, batch_size=measuring.batch_size).probability_N for on, batch in sides.items()
+        on: answer_stats(model, batch, batch_size=settings.rows_per_pass).probability_N for on, batch in sides.items()
     }
 
 
-def reference_fragility(study: Study, sample: Sample, measuring: Measuring) -> Iterator[Row]:
+def reference_fragility(study: Study, sample: Sample, settings: Settings) -> Iterator[Row]:
     """What single-layer scores are held against: the original and, if given, the retrained model."""
     for name, model in (("original", study.original), ("retrained", study.retrained)):
         if model is not None:
-            for on, value_N in _probabilities(model, sample, measuring).items():
+            for on, value_N in _probabilities(model, sample, settings).items():
                 yield Row(name, "fragility", "probability", float(value_N.mean()), on)
 
 
-def single_layer_rows(study: Study, sample: Sample, condition: Condition, measuring: Measuring) -> Iterator[Row]:
+def single_layer_rows(study: Study, sample: Sample, condition: Condition, settings: Settings) -> Iterator[Row]:
     """Which layers differ, answer probabilities with one of them in the original, and with the whole model.
 
     "change" rows are probabilities less the original's, row by row, with intervals over groups.
@@ -47,7 +47,7 @@ def single_layer_rows(study: Study, sample: Sample, condition: Condition, measur
     seen: list[dict[str, ArrayN]] = []
 
     def score(model: nn.Module) -> dict[str, float]:
-        seen.append(_probabilities(model, sample, measuring))
+        seen.append(_probabilities(model, sample, settings))
         return {on: float(value_N.mean()) for on, value_N in seen[-1].items()}
 
     with condition.applied() as model:

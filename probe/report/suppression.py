@@ -27,7 +27,7 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
     split = sample.split
     if study.sae is None or study.sae_site is None or min(map(_entities, (split.forget_rows, split.retain_rows))) < 2:
         return []
-    seed, size = settings.training.seed, settings.measuring.batch_size
+    seed, size = settings.seed, settings.rows_per_pass
     parts = halves(
         study.tokenizer, split.forget_rows, split.retain_rows, seed=seed, template=split.template,
         max_length=split.max_length,
@@ -39,7 +39,7 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
         study.sae_site,
         parts.select,
         rules=[MeanDifference()],
-        counts=settings.editing.sae_features[1:],
+        counts=settings.sae_features[1:],
         strengths=_STRENGTHS,
         controls=_CONTROLS,
         special_ids=special_ids,
@@ -48,7 +48,7 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
     )
     full, quick = (AnswerScorer(study.tokenizer, size, split.max_length, choices=choices) for choices in (True, False))
     found = dose_response(
-        study.original, parts, tried, score=quick, words_by=full, budget=settings.editing.sae_budget,
+        study.original, parts, tried, score=quick, words_by=full, budget=settings.sae_budget,
         special_ids=special_ids, retrained=study.retrained,
     )  # fmt: skip
     return dose_choice_rows(found)

@@ -47,11 +47,10 @@ def new_manifest(settings: Any) -> dict[str, Any]:
 
 
 def is_report(folder: Path) -> bool:
-    """Whether a folder is one that `probe report` wrote, so that it has a page; other commands ask other settings."""
+    """Whether a folder is one that `probe report` wrote, so that it has a page; no other command has conditions."""
     if not (folder / "manifest.json").is_file():
         return False
-    settings = read_manifest(folder).get("settings")
-    return isinstance(settings, dict) and {"training", "editing", "measuring"} <= set(settings)
+    return "conditions" in read_manifest(folder)
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

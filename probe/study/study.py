@@ -86,6 +86,11 @@ class Study:
             raise ValueError("the study has no dictionary of features; open it with sae=")
         return self.sae_site
 
+    @property
+    def supplies(self) -> dict[str, Any]:
+        """What methods may need besides rows and tokenizer (``probe.methods.supplies``), where it is there."""
+        return {"environment": self.world or None, "sae": self.sae, "site": self.sae_site}
+
     def unlearn(self, method: str, *, setting: str | None = None, **hyperparameters: Any) -> Any:
         """Unlearn a copy of the original with a method of the catalogue; the study itself stays as it is.
 
@@ -109,11 +114,10 @@ class Study:
         from probe.methods.running import run_method
 
         model = copy.deepcopy(self.original)
-        given = {"environment": self.world or None, "sae": self.sae, "site": self.sae_site}
         makes = method_named(method).makes
         bar = {"progress": method} if makes == "model" else {}
         made = run_method(
-            method, model, self.split, self.tokenizer, setting=setting, supplies=given, **bar, **hyperparameters
+            method, model, self.split, self.tokenizer, setting=setting, supplies=self.supplies, **bar, **hyperparameters
         )
         return model if makes in ("model", "mixture") else made
 
