@@ -184,11 +184,6 @@ def look(name: str) -> Look:
     return Look(colour, markers[rest % len(markers)], _SPARE_DASHES[rest // 6 % 4])
 
 
-def written_name(name: str) -> str:
-    """An intervention as the table writes it, "GradDiff" for "grad_diff"; its own name where it has none there."""
-    return next((known for known in LOOKS if _key(known) == _key(name)), name)
-
-
 def ordered(names: Iterable[str]) -> list[str]:
     """Each name once: original, methods by family, unknown ones by alphabet, retrained."""
     last = len(_PLACE) - 1.5

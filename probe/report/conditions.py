@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from probe.axes import PerLayerL
-from probe.figures.style import written_name
+from probe.figures.style import LOOKS
 from probe.hooks import edited
 from probe.methods.catalogue import method_named
 from probe.methods.cru import best_layers
@@ -46,6 +46,11 @@ class Condition:
     objective: Objective = ga
 
 
+def shown_name(method: str) -> str:
+    """A method as figures write it, "GradDiff" for "grad_diff"; by its own name where they know none."""
+    return next((name for name in LOOKS if name.replace("-", "").lower() == method.replace("_", "")), method)
+
+
 def resolved_methods(methods: Methods, seed: int) -> dict[str, dict[str, Any]]:
     """Every hyper-parameter of every method, checked before anything is loaded.
 
@@ -78,7 +83,7 @@ def check_fits(study: Study, methods: Methods, settings: Settings) -> None:
         ValueError: unlearned models that are called as conditions of the report are, a layer outside the model, or
             something that a method needs and the study has not.
     """
-    own = {*_OWN, *map(written_name, methods)}
+    own = {*_OWN, *map(shown_name, methods)}
     taken = [name for name in study.unlearned if name in own or name.startswith("CRU (")]
     if taken:
         raise ValueError(
@@ -172,7 +177,7 @@ def _made(study: Study, method: Method, values: Mapping[str, Any]) -> Condition:
     make = cache(lambda: study.unlearn(method.name, **values))
     numbers = ", ".join(f"{key} {written(value)}" for key, value in values.items() if key in method.hyperparameters)
     what = f"{method.formula}; {numbers} ({method.name}: {method.source})"
-    name = written_name(method.name)
+    name = shown_name(method.name)
     if method.makes == "edit":
         return with_edits(name, study, make, what)
     objective = forget_objective(method, study.original, study.split, values)

@@ -9,7 +9,6 @@ import torch
 from tqdm.auto import tqdm
 
 from probe.checkpoints import weights_hash
-from probe.figures.style import written_name
 from probe.hooks import our_hooks
 from probe.methods.catalogue import method_named
 from probe.modes import threads
@@ -185,7 +184,7 @@ def _layer_by_layer(study: Study, sample: Sample, condition: Condition, settings
     """Single layers of an unlearned model in the original, and CRU where it takes layers from this one."""
     key = f"single layers of {condition.name}"
     score_L, changed = by_layer(steps.take(key, lambda: single_layer_rows(study, sample, condition, settings)))
-    if condition.name in {*study.unlearned, *map(written_name, settings.cru_from)}:
+    if condition.name in {*study.unlearned, *map(conditions.shown_name, settings.cru_from)}:
         for one in conditions.patched(study, condition, score_L, changed, settings.cru_layers):
             steps.diagnose(study, sample, one, settings)
 
