@@ -143,7 +143,7 @@ def test_a_layer_outside_the_model_is_refused_before_training_27(tmp_path):
 )
 def test_methods_that_cannot_be_run_are_refused_before_models_are_loaded(tmp_path, methods, message):
     with pytest.raises(ValueError, match=message):
-        run_report(None, Settings(), tmp_path / "out", methods)
+        run_report(make_testbed_study, Settings(), tmp_path / "out", methods)
     assert not (tmp_path / "out").exists()
 
 
