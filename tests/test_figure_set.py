@@ -220,6 +220,7 @@ def test_numbers_and_captions_lie_beside_each_figure(run):
     assert "no intervals" in drawn.captions["logit_lens"]
 
 
+@pytest.mark.slow  # test_figures.py holds it of seven others
 def test_pdfs_are_the_same_byte_for_byte(run, tmp_path):
     _, drawn = run
     few = ("squeezing", "logit_lens", "relearning", "sae_features", "dashboard", "g_effect_map", "robustness")
