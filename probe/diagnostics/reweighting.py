@@ -139,7 +139,9 @@ def _by_layer(pairs: Sequence[tuple[Tensor, TokenEffects]], risk: str) -> list[f
     return torch.stack(shares).sum(0).tolist()
 
 
-def weighting_of(effects: TokenEffects, found: Reweighting, *, unlearn: str, retain: str) -> Weighting:
+def weighting_of(
+    effects: TokenEffects, found: Reweighting, *, unlearn: str = "forget", retain: str = "retain"
+) -> Weighting:
     """The point of one objective in the plane of ``best_weightings``: its weights scaled to a total size of 1.
 
     Args:
@@ -161,7 +163,7 @@ def weighting_of(effects: TokenEffects, found: Reweighting, *, unlearn: str, ret
 
 
 def best_weighting(
-    effects: TokenEffects, *, unlearn: str, retain: str, peak: float, most_harm: float = 0.0
+    effects: TokenEffects, *, unlearn: str = "forget", retain: str = "retain", peak: float = 5.0, most_harm: float = 0.0
 ) -> Weighting:
     """The token weights that forget fastest at bounded retain harm: a linear programme.
 
@@ -172,7 +174,7 @@ def best_weighting(
     (scipy.optimize.linprog).
 
     Args:
-        effects: from ``token_effects``, with both risks.
+        effects: from ``token_effects``, with both risks: those of a split have the names below.
         unlearn, retain: names of the risk to be raised and the risk to be kept.
         peak: largest weight in multiples of the uniform one, at least 1 (which leaves the uniform weighting, GA,
             alone); n puts all on one token.
@@ -183,7 +185,7 @@ def best_weighting(
             weighting meets, with the least that one does.
 
     >>> effects = probe.token_effects(s.retrained, s.split)
-    >>> best = probe.best_weighting(effects, unlearn="forget", retain="retain", peak=5.0)
+    >>> best = probe.best_weighting(effects, peak=5.0)
     >>> best.harm <= 1e-6
     True
     """
@@ -199,7 +201,7 @@ def best_weighting(
 
 
 def best_weightings(
-    effects: TokenEffects, *, unlearn: str, retain: str, peak: float, n_points: int = 20
+    effects: TokenEffects, *, unlearn: str = "forget", retain: str = "retain", peak: float = 5.0, n_points: int = 20
 ) -> list[Weighting]:
     """The Pareto curve of forgetting against retain harm: ``best_weighting`` at bounds from the least harm upwards.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from probe.display import ResultTable
+from probe.display import Result, ResultTable
 from probe.metrics.intervals import wilson
 from probe.rows import Row
 from probe.verdict.features import BY_NAME, features, verdict_features
@@ -101,7 +101,7 @@ class VerdictEvidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
+class Verdict(Result):
     """What became of the facts.
 
     Args:
@@ -152,7 +152,7 @@ class Verdict:
             f"{wrong_all} of {n_all}"
         )
 
-    def _repr_html_(self) -> str:
+    def table(self) -> ResultTable:
         chances = ", ".join(f"{name} {p:.2f}" for name, p in self.probabilities.items())
         note = f"{self.verdict} ({chances}); {self._worth}"
         columns: dict[str, list[Any]] = {
@@ -162,9 +162,9 @@ class Verdict:
             "outside the zoo": ["yes" if one.outside else "" for one in self.evidence],
             "what it is": [one.says for one in self.evidence],
         }
-        return ResultTable(columns, note=note).html()
+        return ResultTable(columns, note=note)
 
-    def rows(self, name: str) -> list[Row]:
+    def rows(self, name: str = "model") -> list[Row]:
         """Probabilities and evidence as rows.
 
         Args:
