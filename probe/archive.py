@@ -64,6 +64,10 @@ def harvest_to_files(
     Raises:
         ValueError: ``folder`` exists, another dtype, no token is chosen, NaN or infinity, or states beyond the dtype.
         OSError: the disk is full, say; nothing is left behind.
+
+    >>> _ = probe.harvest_to_files(s.original, [s.split.forget], [probe.Site(4)], "states", dtype=torch.float16)
+    >>> probe.mapped("states")[probe.Site(4)].shape[1]
+    128
     """
     if dtype not in _NUMPY:
         raise ValueError(f"{dtype} cannot be stored; choose float64, float32, float16 or bfloat16")
@@ -103,6 +107,10 @@ def mapped(folder: str | Path) -> dict[Site, HiddenND]:
 
     Raises:
         ValueError: no harvest, or files that are not what the card says.
+
+    >>> _ = probe.harvest_to_files(s.original, [s.split.forget], [probe.Site(4)], "states", dtype=torch.float16)
+    >>> probe.mapped("states")[probe.Site(4)].shape[1]
+    128
     """
     folder = Path(folder)
     if not (folder / _CARD).is_file():

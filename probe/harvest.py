@@ -114,7 +114,11 @@ def visit(
 
 
 def count_rows(batches: Iterable[Batch], positions: Positions = everywhere) -> int:
-    """How many tokens ``positions`` chooses, found without the model: the rows of each site's activations."""
+    """How many tokens ``positions`` chooses, found without the model: the rows of each site's activations.
+
+    >>> probe.count_rows([s.split.forget], probe.Only((0,)))
+    20
+    """
     n_rows = 0
     for batch in batches:
         counter = Counter()
@@ -150,6 +154,10 @@ def harvest(
     Raises:
         ValueError: no token is chosen, buffers that do not fit exactly, NaN or infinity, or states beyond the range
             of a buffer's dtype.
+
+    >>> hidden = probe.harvest(s.original, [s.split.forget], [probe.Site(4)])
+    >>> hidden[probe.Site(4)].shape[1]
+    128
     """
     listed = list(batches)
     n_rows = count_rows(listed, positions)
@@ -203,6 +211,10 @@ def moments(
 
     Raises:
         ValueError: no token is chosen, or NaN or infinity.
+
+    >>> found = probe.moments(s.original, [s.split.retain], [probe.Site(4)])[probe.Site(4)]
+    >>> tuple(found.mean_D.shape)
+    (128,)
     """
     found: dict[Site, Moments] = {}
 

@@ -133,6 +133,11 @@ def read_choices(path: str | Path) -> tuple[Choice, ...]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: a malformed row; the message gives path, line and what was found.
+
+    >>> from pathlib import Path
+    >>> _ = Path("wmdp.jsonl").write_text('{"question": "2 + 2?", "choices": ["3", "4"], "answer": 1}')
+    >>> probe.read_choices("wmdp.jsonl")[0].answer
+    1
     """
     return tuple(_choice(record) for record in read_records(path))
 
@@ -143,6 +148,11 @@ def read_texts(path: str | Path) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: a malformed row, or no text in the file.
+
+    >>> from pathlib import Path
+    >>> _ = Path("texts.txt").write_text("One text." + 2 * chr(10) + "Another.")
+    >>> probe.read_texts("texts.txt")
+    ('One text.', 'Another.')
     """
     path = Path(path)
     if path.suffix in (".json", ".jsonl"):

@@ -37,6 +37,10 @@ def traced(model: Any, plan: Plan, inputs: Mapping[str, Tensor], *, remote: bool
     Raises:
         ValueError: the plan does not fit the model, ``remote`` for a model that has no name on a server, or
             left-padded rows in a wrapper of nnsight, which would number their tokens otherwise than the model does.
+
+    >>> plan = probe.compile_plan(s.original, {probe.Site(4): probe.Scale(0.5)})
+    >>> tuple(probe.traced(s.original, plan, s.split.forget.inputs).shape)
+    (20, 27, 1024)
     """
     from nnsight import save
 
@@ -78,6 +82,11 @@ def generate_under(
 
     Raises:
         ValueError: as for ``traced``.
+
+    >>> plan = probe.compile_plan(s.original, {probe.Site(4): probe.Scale(0.5)})
+    >>> inputs = {name: tensor[:1, :8] for name, tensor in s.split.forget.inputs.items()}
+    >>> tuple(probe.generate_under(s.original, plan, inputs, max_new_tokens=3).shape)
+    (1, 11)
     """
     from nnsight import TransformersModel, save
 
@@ -114,6 +123,10 @@ def check_shapes(model: Any, plan: Plan) -> dict[str, int]:
 
     Raises:
         ValueError: a module that the model lacks, or a vector of another width than the hidden states (both widths).
+
+    >>> plan = probe.compile_plan(s.original, {probe.Site(4): probe.Scale(0.5)})
+    >>> probe.check_shapes(s.original, plan)
+    {'model.layers.4 (out)': 128}
     """
     from nnsight import NNsight
     from torch._subclasses.fake_tensor import FakeTensorMode

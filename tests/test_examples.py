@@ -35,7 +35,6 @@ def session():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(probe, "testbed", lambda **_: session["s"])
     before = weights_hash(session["s"].original)
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
@@ -45,8 +44,10 @@ def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
     # What is wrapped elsewhere counts to the other module, so it is looked for by itself.
     wrapped = [one.__wrapped__ for one in vars(found).values() if getattr(one, "__module__", "") == module
                and getattr(one, "__wrapped__", None) is not None and inspect.isfunction(one)]  # fmt: skip
-    tests = {test.name: test for one in (found, *wrapped) for test in finder.find(one, globs=names)}
-    for test in tests.values():
+    tests = {test.docstring: test for one in (found, *wrapped) for test in finder.find(one, globs=names)}
+    for number, test in enumerate(tests.values()):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
         with torch.random.fork_rng():
             torch.manual_seed(0)
             runner.run(test, out=told.append)

@@ -36,6 +36,11 @@ def dictionary(thing: Any) -> Dictionary:
     Raises:
         ValueError: a training object of sae-lens; a temporal SAE, whose features depend on earlier tokens; whitening
             that was not folded into the weights; a decoder that is not linear; or something else altogether.
+
+    >>> found = probe.dictionary(s.sae)
+    >>> hidden = torch.randn(2, 3, 128)
+    >>> found.decode(found.encode(hidden)).shape == hidden.shape
+    True
     """
     if isinstance(thing, Dictionary):
         return thing

@@ -28,6 +28,10 @@ def fvu(sae: Any, hidden_ND: HiddenND, output_ND: OutputNE | None = None) -> flo
 
     Raises:
         ValueError: fewer than two activations, other widths than the SAE's, or outputs for other tokens.
+
+    >>> hidden = probe.harvest(s.original, [s.split.retain], [s.sae_site], positions=probe.not_first)[s.sae_site]
+    >>> 0 < probe.fvu(s.sae, hidden) < 1
+    True
     """
     found = dictionary(sae)
     if len(hidden_ND) < 2:

@@ -40,6 +40,10 @@ def load_dictionary(
         OSError: the registry's files are neither here nor to be had.
         ValueError: no known layout, missing or damaged or ill-shaped arrays, NaN, an unknown release or id, or a
             dictionary that cannot be used (see ``dictionary``).
+
+    >>> from probe.testbed.bed import WEIGHTS
+    >>> tuple(probe.load_dictionary(WEIGHTS / "sae").directions_FD.shape)
+    (1024, 128)
     """
     check_device(device)
     try:

@@ -50,6 +50,9 @@ def random_dictionary(
         active: features on at a token; ``probe.dictionaries.fit.mean_active`` of the SAE, rounded.
         seed: of the draw.
         mean_D: as for ``rows_dictionary``.
+
+    >>> tuple(probe.random_dictionary(128, 256, active=16, seed=0).directions_FD.shape)
+    (256, 128)
     """
     if width < 1 or n_features < 1:
         raise ValueError(f"width and n_features must be positive, got {width} and {n_features}")
@@ -63,6 +66,9 @@ def pca_dictionary(hidden_ND: HiddenND, n_components: int) -> Autoencoder:
 
     Raises:
         ValueError: more components than the states have.
+
+    >>> tuple(probe.pca_dictionary(torch.randn(50, 8), n_components=4).directions_FD.shape)
+    (8, 8)
     """
     mean_D = hidden_ND.mean(0)
     most = min(len(hidden_ND) - 1, hidden_ND.shape[1])
@@ -76,6 +82,9 @@ def neuron_dictionary(width: int, *, mean_D: DirectionD | None = None) -> Autoen
     """The axes of the states themselves, each in both directions: feature j + width is minus feature j.
 
     For the neurons inside an MLP, which are more than the states are wide, see ``rows_dictionary``.
+
+    >>> tuple(probe.neuron_dictionary(128).directions_FD.shape)
+    (256, 128)
     """
     if width < 1:
         raise ValueError(f"width must be positive, got {width}")
@@ -98,6 +107,10 @@ def oracle_dictionary(
 
     Raises:
         ValueError: directions that depend on each other, or are not finite.
+
+    >>> d = probe.direction(s.original, s.split, probe.Site(4))
+    >>> tuple(probe.oracle_dictionary(d[None], complete=False).directions_FD.shape)
+    (2, 128)
     """
     given_KD = directions_KD.detach()
     unit_KD = given_KD / given_KD.norm(dim=1, keepdim=True)

@@ -135,6 +135,13 @@ def exact_ablation(
 
     Raises:
         ValueError: as ``trials``.
+
+    >>> sides = (s.split.forget, s.split.retain)
+    >>> found = probe.exact_ablation(
+    ...     s.original, s.sae, s.sae_site, *sides, (3, 5), objective=probe.nll, special_ids=s.special_ids
+    ... )
+    >>> found.features
+    (3, 5)
     """
     made = edit_of or (lambda ids: Suppress(sae, ids, Zero()))
     sides = [
@@ -214,6 +221,15 @@ def greedy_selection(
 
     Raises:
         ValueError: a negative budget, a size below 1, or different candidates.
+
+    >>> from probe.features import trials
+    >>> forget, retain = (
+    ...     trials(s.original, s.sae, s.sae_site, side, (3, 5), objective=probe.nll, special_ids=s.special_ids)
+    ...     for side in (s.split.forget, s.split.retain)
+    ... )
+    >>> chosen = probe.greedy_selection(
+    ...     forget, retain, edit_of=lambda ids: probe.Suppress(s.sae, ids, probe.Zero()), size=1, budget=1.0
+    ... )
     """
     if size < 1 or not budget >= 0:
         raise ValueError(f"size must be 1 or more and budget 0 or more, got {size} and {budget}")

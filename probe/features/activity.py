@@ -182,6 +182,10 @@ def observe(
     Raises:
         ValueError: no dictionary, one of another width than the model, no token left on a side, NaN, or more
             activations than AUROC can keep.
+
+    >>> seen = probe.observe(s.original, {s.sae_site: s.sae}, s.split.forget, s.split.retain, special_ids=s.special_ids)
+    >>> tuple(seen[s.sae_site].fires_F.shape)
+    (1024,)
     """
     if not dictionaries:
         raise ValueError("no dictionary is given; pass at least one, {Site(0): sae}, say")

@@ -108,6 +108,11 @@ def attribute(
     Raises:
         ValueError: no dictionary, one of another width, a transcoder without the site that it writes to, no token
             left, a value or gradient that is not finite, or an objective that does not depend on the states.
+
+    >>> sides = (s.split.forget, s.split.retain)
+    >>> found = probe.attribute(s.original, {s.sae_site: s.sae}, *sides, objective=probe.nll, special_ids=s.special_ids)
+    >>> tuple(found[s.sae_site].fires_F.shape)
+    (1024,)
     """
     found = checked(dictionaries, writes)
     with evaluating(model):

@@ -107,6 +107,9 @@ def quality(
 
     Raises:
         ValueError: a dictionary of another width, one that writes elsewhere (a transcoder), or rows without tokens.
+
+    >>> probe.quality(s.original, probe.dictionary(s.sae), s.sae_site, s.split.retain).l0 > 0
+    True
     """
     if dictionary.width != dictionary.out_width:
         raise ValueError(

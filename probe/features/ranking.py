@@ -128,6 +128,12 @@ def rank(
 
     Raises:
         ValueError: no candidate is on at any forget token, or a side with one block, which cannot be resampled.
+
+    >>> from probe.features import MeanDifference
+    >>> seen = probe.observe(s.original, {s.sae_site: s.sae}, s.split.forget, s.split.retain, special_ids=s.special_ids)
+    >>> table = probe.rank(MeanDifference(), seen[s.sae_site], s.sae_site)
+    >>> len(table.top(5))
+    5
     """
     fires_F = evidence.fires_F
     allowed_F = torch.ones_like(fires_F)
@@ -218,6 +224,11 @@ def rank_features(
 
     Raises:
         ValueError: no token is left on a side, no feature is on, or the SAE has another width than the model.
+
+    >>> from probe.features import MeanDifference
+    >>> sides, special = (s.split.forget, s.split.retain), s.special_ids
+    >>> table = probe.rank_features(s.original, s.sae, s.sae_site, *sides, rule=MeanDifference(), special_ids=special)
+    >>> edit = probe.Clamp(s.sae, table.top(8), value=-20.0)
     """
     values = getattr(rule, "needs_values", False)
     found = observe(model, {site: sae}, forget, retain, special_ids=special_ids, values=values, batch_size=batch_size)[

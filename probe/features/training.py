@@ -90,6 +90,13 @@ def train_dictionary(
         ValueError: what cannot be trained, or L0 or variance off target: the numbers, and what to do.
         FloatingPointError: the loss became NaN or infinite.
         OSError: the disk is full, say; nothing is left behind.
+
+    >>> from probe.features import TopK
+    >>> hidden = probe.harvest(s.original, [s.split.retain], [probe.Site(4)], positions=probe.not_first)[probe.Site(4)]
+    >>> trained = probe.train_dictionary(
+    ...     s.original, probe.Site(4), hidden, s.split.retain, "sae", architecture=TopK(8), n_features=256, steps=40,
+    ...     batch_size=128, lr=3e-3, seed=0, least_variance=0.01, l0_tolerance=0.9,
+    ... )
     """
     folder = Path(folder)
     if folder.exists():

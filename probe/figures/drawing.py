@@ -49,6 +49,11 @@ def draw_all(
 
     Raises:
         ValueError: an unknown venue, or a name that no figure has.
+
+    >>> rows = [probe.Row(name, "separability", "auc", 0.9, layer=l) for name in ("original", "NPO") for l in range(3)]
+    >>> drawn = probe.draw_all(rows, "pictures", only=["separability"])
+    >>> sorted(drawn.paths)
+    ['separability']
     """
     _check_names(only)
     drawn = Drawn()

@@ -121,6 +121,13 @@ def draw_folder(folder: str | Path, *, venue: str = "neurips", only: Sequence[st
     Raises:
         FileNotFoundError: no folder, or no rows in it.
         ValueError: an unknown name or venue, or a damaged file.
+
+    >>> from probe.rows import append
+    >>> from pathlib import Path
+    >>> Path("run").mkdir()
+    >>> append("run/rows.jsonl", [probe.Row("NPO", "separability", "auc", 0.9, layer=l) for l in range(3)])
+    >>> sorted(probe.draw_folder("run", only=["separability"]).paths)
+    ['separability']
     """
     folder = Path(folder)
     rows = rows_of(folder)

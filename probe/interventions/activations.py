@@ -47,6 +47,11 @@ def activations(
 
     Raises:
         ValueError: no token is chosen.
+
+    >>> from probe.interventions import answers
+    >>> hidden = probe.activations(s.original, s.split.forget, [probe.Site(4)], tokens=answers)
+    >>> hidden[probe.Site(4)].shape[1]
+    128
     """
     kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
 

@@ -163,6 +163,10 @@ def attach(
     Raises:
         ValueError: another width; a reconstruction worse than the mean (FVU above 1), as a dictionary of another model
             gives; a neighbouring block whose FVU is over 5 % lower; or no site in the metadata. All with the numbers.
+
+    >>> found = probe.attach(s.original, s.sae, s.split.retain, s.sae_site)
+    >>> found.site
+    Site(4)
     """
     found = dictionary(sae)
     if out_site is not None and not found.transcodes:

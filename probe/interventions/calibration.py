@@ -101,6 +101,10 @@ def firing(
 
     Raises:
         ValueError: unknown features, no feature, or a row without a token that counts.
+
+    >>> fired = probe.firing(s.original, s.split.retain, s.sae_site, s.sae, (3, 5), positions=probe.not_first)
+    >>> tuple(fired.fired_BT.shape) == tuple(s.split.retain.tokens_BT.shape)
+    True
     """
     found, ids = dictionary(sae), check_features(sae, features)
     if not ids:
@@ -136,6 +140,12 @@ def by_quantile(gate: Calibratable, retain: Firing, *, forget: Firing, level: fl
     Raises:
         ValueError: rows of the forget set among the retain rows, a level outside (0, 1), or a threshold at which the
             gate never opens.
+
+    >>> retain, forget = (
+    ...     probe.firing(s.original, side, s.sae_site, s.sae, (3, 5), positions=probe.not_first)
+    ...     for side in (s.split.retain, s.split.forget)
+    ... )
+    >>> gate = probe.by_quantile(probe.Rate(), retain, forget=forget, level=0.9).gate
     """
     if not 0 < level < 1:
         raise ValueError(f"level is a share of retain rows between 0 and 1, got {level}")
@@ -158,6 +168,12 @@ def conformal(gate: Calibratable, retain: Firing, *, forget: Firing, alpha: floa
     Raises:
         ValueError: rows of the forget set among the retain rows, alpha outside (0, 1), too few rows for alpha, or a
             threshold at which the gate never opens.
+
+    >>> retain, forget = (
+    ...     probe.firing(s.original, side, s.sae_site, s.sae, (3, 5), positions=probe.not_first)
+    ...     for side in (s.split.retain, s.split.forget)
+    ... )
+    >>> gate = probe.conformal(probe.Rate(), retain, forget=forget, alpha=0.1).gate
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is a rate of false alarms between 0 and 1, got {alpha}")

@@ -35,6 +35,9 @@ def principal_direction(difference_ND: HiddenND) -> DirectionD:
     Raises:
         ValueError: no pair, NaN or infinity, differences that are all zero, two components equally large (no first
             one), or a mean difference orthogonal to v (no sign).
+
+    >>> tuple(probe.principal_direction(torch.randn(20, 8)).shape)
+    (8,)
     """
     if len(difference_ND) == 0:
         raise ValueError("there are no pairs; a direction needs at least one difference")
@@ -66,6 +69,9 @@ def probe_direction(forget_ND: HiddenND, retain_ND: OtherND) -> DirectionD:
 
     Raises:
         ValueError: as ``fit_probe``.
+
+    >>> tuple(probe.probe_direction(torch.randn(20, 8) + 1, torch.randn(20, 8)).shape)
+    (8,)
     """
     direction_D = fit_probe(forget_ND, retain_ND).direction_D
     wide_D = direction_D.double()
@@ -91,6 +97,11 @@ def leace(hidden_ND: HiddenND, labels: LabelsM | OneHotMK, *, shrinkage: float =
     Raises:
         ValueError: labels that do not match the rows, fewer than two classes, a class without rows, NaN or
             infinity, class means that coincide already, or a shrinkage outside 0..1.
+
+    >>> hidden, labels = torch.randn(100, 8), (torch.arange(100) < 50).long()
+    >>> erase = probe.leace(hidden + labels[:, None], labels)
+    >>> tuple(erase(torch.randn(2, 3, 8)).shape)
+    (2, 3, 8)
     """
     if not 0 <= shrinkage <= 1:
         raise ValueError(f"shrinkage must lie between 0 and 1, got {shrinkage}")

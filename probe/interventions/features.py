@@ -33,6 +33,9 @@ class Clamp:
     Raises:
         ValueError: an id that is negative, repeated or too large; a value that is not finite; an SAE of another
             width than the hidden states, or a training object of sae-lens.
+
+    >>> with probe.edited(s.original, {s.sae_site: probe.Clamp(s.sae, (3, 5), value=-20.0)}):
+    ...     clamped = probe.nll(s.original, s.split.forget)
     """
 
     sae: Any = field(repr=False)
@@ -62,6 +65,9 @@ class ScaleFeatures:
 
     Raises:
         ValueError: as for ``Clamp``.
+
+    >>> with probe.edited(s.original, {s.sae_site: probe.ScaleFeatures(s.sae, (3, 5), factor=0.0)}):
+    ...     silenced = probe.nll(s.original, s.split.forget)
     """
 
     sae: Any = field(repr=False)
@@ -106,6 +112,11 @@ def norm_relative(
 
     Raises:
         ValueError: unknown features, or a dose that is not finite.
+
+    >>> value = probe.norm_relative(s.original, s.split.forget, s.sae_site, s.sae, (3, 5), dose=1.0)
+    >>> edit = probe.Clamp(s.sae, (3, 5), value)
+    >>> tuple(value.shape)
+    (2,)
     """
     check_number(dose, "dose")
     found = dictionary(sae)

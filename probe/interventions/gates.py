@@ -52,7 +52,10 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class Open:
-    """Always open: no gate."""
+    """Always open: no gate.
+
+    >>> edit = probe.Gated(probe.Suppress(s.sae, (3, 5), probe.Zero()), probe.Open(), probe.not_first)
+    """
 
     @property
     def threshold(self) -> float:
@@ -88,6 +91,8 @@ class Rate:
 
     Raises:
         ValueError: a threshold outside [0, 1], or ``least`` below 1.
+
+    >>> edit = probe.Gated(probe.Suppress(s.sae, (3, 5), probe.Zero()), probe.Rate(threshold=0.1), probe.not_first)
     """
 
     threshold: float | None = None
@@ -120,6 +125,9 @@ class Window:
 
     Raises:
         ValueError: a threshold outside [0, 1], or a length below 1.
+
+    >>> gate = probe.Window(length=5, threshold=0.2)
+    >>> edit = probe.Gated(probe.Suppress(s.sae, (3, 5), probe.Zero()), gate, probe.not_first)
     """
 
     length: int
@@ -156,6 +164,9 @@ class Cusum:
 
     Raises:
         ValueError: a drift outside (0, 1), where S would never fall or never rise, or a negative threshold.
+
+    >>> gate = probe.Cusum(drift=0.1, threshold=1.0)
+    >>> edit = probe.Gated(probe.Suppress(s.sae, (3, 5), probe.Zero()), gate, probe.not_first)
     """
 
     drift: float
@@ -215,6 +226,10 @@ class Gated:
     Raises:
         ValueError: unknown features, a gate without a threshold, or, in a forward, a cache whose tokens were not seen
             inside the block.
+
+    >>> edit = probe.Gated(probe.Suppress(s.sae, (3, 5), probe.Zero()), probe.Rate(threshold=0.1), probe.not_first)
+    >>> with probe.edited(s.original, {s.sae_site: edit}):
+    ...     guarded = probe.nll(s.original, s.split.forget)
     """
 
     edit: Suppress

@@ -142,6 +142,11 @@ def compile_plan(model: nn.Module, edits: Mapping[Site, Any]) -> Plan:
     Raises:
         ValueError: an intervention without ``operation()`` (a function, say), a site outside the model, or a tensor
             of another width than the hidden states at its site.
+
+    >>> plan = probe.compile_plan(s.original, {probe.Site(4): probe.Scale(0.5)})
+    >>> plan.save("plan")
+    >>> len(probe.load_plan("plan", s.original).steps)
+    1
     """
     listed = []
     for site, given in edits.items():
@@ -166,6 +171,10 @@ def load_plan(folder: str | Path, model: nn.Module | None = None, *, allow_other
     Raises:
         ValueError: a file is missing or damaged, an unknown format version, key or operation, a missing or extra
             tensor, NaN or infinity, or a plan made for another model.
+
+    >>> probe.compile_plan(s.original, {probe.Site(4): probe.Scale(0.5)}).save("plan")
+    >>> len(probe.load_plan("plan", s.original).steps)
+    1
     """
     from safetensors.torch import load_file
 

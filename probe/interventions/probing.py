@@ -57,6 +57,10 @@ def fit_probe(forget_ND: HiddenND, retain_ND: OtherND) -> Probe:
 
     Raises:
         ValueError: a class has no activations, the widths differ, or NaN or infinity.
+
+    >>> fitted = probe.fit_probe(torch.randn(20, 8) + 1, torch.randn(20, 8))
+    >>> tuple(fitted.direction_D.shape)
+    (8,)
     """
     _check_counts(forget_ND, retain_ND)
     if forget_ND.shape[1] != retain_ND.shape[1]:

@@ -21,6 +21,11 @@ class Project:
 
     Raises:
         ValueError: d is not one finite, non-zero vector, or has another width than the hidden states.
+
+    >>> d = probe.direction(s.original, s.split, probe.Site(4))
+    >>> projected = probe.Project(d)(torch.randn(1, 2, 128))
+    >>> bool((projected @ d).abs().max() < 1e-3)
+    True
     """
 
     direction_D: DirectionD = field(repr=False)
@@ -53,6 +58,10 @@ class Cap:
     Raises:
         ValueError: d is not one finite, non-zero vector, ``low`` above ``high``, or another width than the
             hidden states.
+
+    >>> d = torch.eye(3)[0]
+    >>> probe.Cap(d, low=-1.0, high=1.0)(torch.tensor([[[5.0, 2.0, 2.0]]]))
+    tensor([[[1., 2., 2.]]])
     """
 
     direction_D: DirectionD = field(repr=False)
@@ -84,6 +93,12 @@ class Erase:
 
     Raises:
         ValueError: shapes that do not belong together, NaN or infinity, or another width than the hidden states.
+
+    >>> forget, retain = torch.randn(50, 8) + 1, torch.randn(50, 8)
+    >>> labels = torch.arange(100) < 50
+    >>> erase = probe.leace(torch.cat([forget, retain]), labels.long())
+    >>> tuple(erase(torch.randn(2, 3, 8)).shape)
+    (2, 3, 8)
     """
 
     left_DK: Float[Tensor, "D K"] = field(repr=False)

@@ -22,6 +22,9 @@ class PromptRate:
 
     Raises:
         ValueError: a threshold outside [0, 1].
+
+    >>> gate = probe.PromptRate(threshold=0.1)
+    >>> edit = probe.Gated(probe.Suppress(s.sae, (3, 5), probe.Zero()), gate, probe.not_first)
     """
 
     threshold: float | None = None

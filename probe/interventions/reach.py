@@ -50,6 +50,10 @@ def reach(
 
     Raises:
         ValueError: no token is looked at.
+
+    >>> found = probe.reach(s.original, s.split.forget, probe.Site(4), probe.Scale(0.5), positions=probe.not_first)
+    >>> found.touched, round(found.relative, 2)
+    (1.0, 0.5)
     """
     before: list[Tensor] = []
     after: list[Tensor] = []

@@ -21,6 +21,13 @@ class Replace:
     Raises:
         ValueError: NaN or infinity, another number of axes, or hidden states of another shape (in generation with a
             cache each step sees one token only: use ``At(..., prompt)``).
+
+    >>> with torch.no_grad(), probe.captured(s.retrained, [probe.Site(4)]) as hidden:
+    ...     _ = s.retrained(**s.split.forget.inputs)
+    >>> with probe.edited(s.original, {probe.Site(4): probe.Replace(hidden[probe.Site(4)])}):
+    ...     patched = probe.nll(s.original, s.split.forget)
+    >>> bool(patched > probe.nll(s.original, s.split.forget))
+    True
     """
 
     activation: Tensor = field(repr=False)
@@ -51,6 +58,11 @@ class Skip:
     """A block's output becomes its input: the layer is left out of the residual stream.
 
     The block still runs, so the key-value cache keeps its layout. For attention or an mlp use ``Scale(0.0)``.
+
+    >>> with probe.edited(s.original, {probe.Site(4): probe.Skip()}):
+    ...     skipped = probe.nll(s.original, s.split.retain)
+    >>> bool(skipped > probe.nll(s.original, s.split.retain))
+    True
     """
 
     reads_input = True
@@ -69,6 +81,11 @@ class Scale:
 
     Raises:
         ValueError: the factor is not finite.
+
+    >>> with probe.edited(s.original, {probe.Site(4, "mlp"): probe.Scale(0.0)}):
+    ...     silenced = probe.nll(s.original, s.split.retain)
+    >>> bool(silenced > probe.nll(s.original, s.split.retain))
+    True
     """
 
     factor: float
@@ -94,6 +111,11 @@ class Noise:
 
     Raises:
         ValueError: std is negative or not finite.
+
+    >>> with probe.edited(s.original, {probe.Site(4): probe.Noise(std=1.0, seed=0)}):
+    ...     noisy = probe.nll(s.original, s.split.retain)
+    >>> bool(noisy > probe.nll(s.original, s.split.retain))
+    True
     """
 
     std: float

@@ -105,6 +105,9 @@ def retained(
 
     Raises:
         ValueError: no token is left, unknown features, or a dictionary of another width than the model.
+
+    >>> held = probe.retained(s.original, s.split.retain, s.sae_site, s.sae, (3, 5), special_ids=s.special_ids)
+    >>> edit = probe.Suppress(s.sae, (3, 5), held.resample(seed=0))
     """
     kept = NotIds(tuple(special_ids))
     hidden_ND = harvest(model, batch.chunks(batch_size), [site], positions=kept)[site]

@@ -30,6 +30,12 @@ class Steer:
 
     Raises:
         ValueError: d is not one finite, non-zero vector, or has another width than the hidden states.
+
+    >>> d = probe.direction(s.original, s.split, probe.Site(4))
+    >>> with probe.edited(s.original, {probe.Site(4): probe.Steer(d, scale=-2.0)}):
+    ...     harmed = probe.nll(s.original, s.split.forget)
+    >>> bool(harmed > probe.nll(s.original, s.split.forget))
+    True
     """
 
     direction_D: DirectionD = field(repr=False)
@@ -55,6 +61,11 @@ def difference_of_means(forget_hidden_ND: HiddenND, retain_hidden_ND: OtherND) -
 
     Raises:
         ValueError: a side is empty or of another width, or both sides have the same mean.
+
+    >>> site = probe.Site(4)
+    >>> forget, retain = (probe.harvest(s.original, [side], [site])[site] for side in (s.split.forget, s.split.retain))
+    >>> tuple(probe.difference_of_means(forget, retain).shape)
+    (128,)
     """
     for name, hidden_ND in (("forget", forget_hidden_ND), ("retain", retain_hidden_ND)):
         if len(hidden_ND) == 0:
@@ -81,6 +92,12 @@ def direction(model: nn.Module, split: Split, site: Site, *, batch_size: int = 3
         split: both sides.
         site: where to read; steer at the same place.
         batch_size: rows per forward pass.
+
+    >>> d = probe.direction(s.original, s.split, probe.Site(4))
+    >>> with probe.edited(s.original, {probe.Site(4): probe.Project(d)}):
+    ...     without = probe.nll(s.original, s.split.forget)
+    >>> tuple(d.shape)
+    (128,)
     """
 
     def side(batch: Batch) -> HiddenND:

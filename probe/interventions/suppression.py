@@ -41,6 +41,12 @@ class Suppress:
     Raises:
         ValueError: an id that is negative, repeated or too large; a mode for another number of features; a training
             object; a transcoder, which writes elsewhere than it reads; hidden states of another width.
+
+    >>> edit = probe.Suppress(s.sae, (3, 5), probe.Multiply(-2.0))
+    >>> with probe.edited(s.original, {s.sae_site: edit}):
+    ...     suppressed = probe.nll(s.original, s.split.forget)
+    >>> tuple(suppressed.shape)
+    ()
     """
 
     dictionary: Any = field(repr=False)

@@ -47,7 +47,10 @@ class Mode(Protocol):
 
 @dataclass(frozen=True)
 class Zero:
-    """f' = 0 where f is on: zero ablation, which has little effect by itself (Farrell et al., arXiv 2410.19278)."""
+    """f' = 0 where f is on: zero ablation, which has little effect by itself (Farrell et al., arXiv 2410.19278).
+
+    >>> edit = probe.Suppress(s.sae, (3, 5), probe.Zero())
+    """
 
     def check(self, n: int) -> None:
         """Fits any number of features."""
@@ -66,6 +69,8 @@ class Multiply:
 
     Raises:
         ValueError: a factor that is not finite.
+
+    >>> edit = probe.Suppress(s.sae, (3, 5), probe.Multiply(-2.0))
     """
 
     factor: float
@@ -90,6 +95,8 @@ class Constant:
 
     Args:
         value: one number, or one per feature; ``probe.interventions.retained`` makes them in units that travel.
+
+    >>> edit = probe.Suppress(s.sae, (3, 5), probe.Constant(-20.0))
     """
 
     value: float | PerFeatureK
@@ -111,6 +118,8 @@ class Together:
     """f'_j = value for all chosen j, silent ones too, where any of them is on.
 
     The clamp of Dynamic SAE Guardrails (Muhamed et al., arXiv 2504.08192), which takes -500.
+
+    >>> edit = probe.Suppress(s.sae, (3, 5), probe.Together(-20.0))
     """
 
     value: float | PerFeatureK
@@ -129,7 +138,10 @@ class Together:
 
 @dataclass(frozen=True, eq=False)
 class Always:
-    """f'_j = value at every token, whether j is on or not: feature steering (Templeton et al., 2024)."""
+    """f'_j = value at every token, whether j is on or not: feature steering (Templeton et al., 2024).
+
+    >>> edit = probe.Suppress(s.sae, (3, 5), probe.Always(10.0))
+    """
 
     value: float | PerFeatureK
 
@@ -158,6 +170,9 @@ class Resample:
 
     Raises:
         ValueError: nothing to draw from, NaN or infinity.
+
+    >>> held = probe.retained(s.original, s.split.retain, s.sae_site, s.sae, (3, 5), special_ids=s.special_ids)
+    >>> edit = probe.Suppress(s.sae, (3, 5), held.resample(seed=0))
     """
 
     sample_MK: Float[Tensor, "M K"] = field(repr=False)

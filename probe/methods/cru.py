@@ -159,6 +159,9 @@ def cru(
     Raises:
         ValueError: architectures differ, no block was changed, scores of another length than the model, or k out of
             range.
+
+    >>> probe.cru(s.original, s.retrained, torch.rand(8), torch.rand(8), k=2)
+    tensor([0., 1., 0., 0., 0., 0., 0., 1.])
     """
     changed = changed_blocks(model, unlearned)
     depth = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]

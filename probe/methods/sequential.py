@@ -97,6 +97,17 @@ def sequential(
 
     Raises:
         ValueError: no splits, an unknown reference, or a utility that is not above 0 before the first request.
+
+    >>> halves = [
+    ...     probe.make_split(s.tokenizer, s.split.forget_rows[i::2], s.split.retain_rows) for i in (0, 1)
+    ... ]
+    >>> from probe.methods import unlearn
+    >>> def recipe(model, split, original):
+    ...     return unlearn(model, split, probe.ga, retain_weight=1.0, steps=1, lr=1e-5, batch_size=4, seed=0)
+    >>> def utility(model):
+    ...     return float(probe.answer_stats(model, s.split.retain).probability_N.mean())
+    >>> len(probe.sequential(copy.deepcopy(s.original), halves, recipe, utility, reference="updated"))
+    2
     """
     if not splits or reference not in ("updated", "fixed"):
         raise ValueError(f"expected splits and a reference 'updated' or 'fixed', got {len(splits)} and {reference!r}")

@@ -70,6 +70,12 @@ def uwc(
 
     Raises:
         ValueError: a share or tolerance out of range, a score that is not finite, or not positive at the start.
+
+    >>> def score(model):
+    ...     return float(probe.answer_stats(model, s.split.retain).probability_N.mean())
+    >>> found = probe.uwc(s.original, s.retrained, score, share=0.95, tolerance=0.1)
+    >>> 0 <= found.alpha <= 1
+    True
     """
     if not 0 < share <= 1 or not 0 < tolerance < 1:
         raise ValueError(f"share must lie in (0, 1] and tolerance in (0, 1), got {share} and {tolerance}")

@@ -241,6 +241,10 @@ def membership(
 
     Raises:
         ValueError: different attacks on the two sides or in the reference, no attack, or bad numbers.
+
+    >>> forget, holdout = {"loss": [1.0, 1.2, 0.9]}, {"loss": [2.0, 1.1, 2.2]}
+    >>> round(probe.membership(forget, holdout).auc["loss"], 2)
+    0.89
     """
     if not forget or set(forget) != set(holdout):
         raise ValueError(f"attacks on forget rows: {sorted(forget)}; on holdout rows: {sorted(holdout)}; give the same")

@@ -142,6 +142,11 @@ def choice_suite(
     Raises:
         ValueError: no rows, fewer than two options, an answer that is none of them, an empty or repeated option, or
             letters that the tokenizer does not tell apart.
+
+    >>> from probe.readers import Choice
+    >>> row = Choice("In which town was Wendel Upwood born?", ("Rivenna.", "Lunden."), 0)
+    >>> probe.choice_suite(s.original, s.tokenizer, [row], form="text mean").accuracy
+    1.0
     """
     _check(rows, form)
     if form == "letter":

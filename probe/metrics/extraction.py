@@ -68,6 +68,12 @@ def generated_extraction_strength(
 
     Raises:
         ValueError: different numbers of rows, or question lengths missing or longer than the text.
+
+    >>> from probe.metrics import Bars
+    >>> prompt, answer = ([s.tokenizer(text).input_ids] for text in ("Question:", " Yes."))
+    >>> bars, eos = Bars("prompt", short_matches=False), {s.tokenizer.eos_token_id}
+    >>> len(probe.generated_extraction_strength(s.original, prompt, answer, bars=bars, eos=eos))
+    1
     """
     if len(prompts) != len(answers):
         raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers; give one answer for each")

@@ -46,6 +46,10 @@ def generate(
     Raises:
         ValueError: one string instead of several, no token to start from, two bos tokens, sizes below 1, or prompts
             that leave no room for ``max_new_tokens`` in the model's context, or logits that are NaN.
+
+    >>> prompts = [s.split.template.prompt.format(question=row.question) for row in s.split.forget_rows[:1]]
+    >>> probe.generate(s.original, s.tokenizer, prompts, max_new_tokens=12)
+    [' The home town was Rivenna.']
     """
     if isinstance(prompts, str):
         raise ValueError("prompts is one string; pass a list of prompts")

@@ -22,6 +22,10 @@ def answer_stats(model: nn.Module, batch: Batch, batch_size: int = 64) -> TokenS
 
     Raises:
         ValueError: rows without a target token, rows longer than the model's context, or a model that gives NaN.
+
+    >>> known, unknown = (probe.answer_stats(model, s.split.forget) for model in (s.original, s.retrained))
+    >>> bool(known.probability_N.mean() > unknown.probability_N.mean())
+    True
     """
     return token_stats(model, batch, batch_size=batch_size)
 
@@ -42,6 +46,10 @@ def extraction_strength(match_T: MatchT, *, floor: Literal["1/L", "0"]) -> float
 
     Raises:
         ValueError: an unknown floor.
+
+    >>> import numpy as np
+    >>> probe.extraction_strength(np.array([False, False, True, True]), floor="0")
+    0.5
     """
     if floor not in ("1/L", "0"):
         raise ValueError(f"floor must be '1/L' (OpenUnlearning) or '0' (SatImp), got {floor!r}")
@@ -66,6 +74,10 @@ def exact_memorisation(match_T: MatchT) -> float:
 
     Raises:
         ValueError: an answer without tokens.
+
+    >>> import numpy as np
+    >>> probe.exact_memorisation(np.array([True, False, True, True]))
+    0.75
     """
     if len(match_T) == 0:
         raise ValueError("the answer has no tokens besides eos; exact memorisation is undefined")

@@ -23,6 +23,9 @@ def auc(score_member: Any, score_nonmember: Any) -> float:
 
     Raises:
         ValueError: an empty side, or NaN.
+
+    >>> probe.auc([1.0, 2.0], [3.0, 4.0])
+    1.0
     """
     member_N = np.sort(numbers(score_member, "score_member", infinite=True))
     other_M = numbers(score_nonmember, "score_nonmember", infinite=True)
@@ -46,6 +49,9 @@ def privleak(auc: float, auc_reference: float = 0.5) -> float:
 
     Raises:
         ValueError: an AUC outside [0, 1], or a reference of 1, which leaves nothing to compare with.
+
+    >>> probe.privleak(0.75, auc_reference=0.5)
+    -50.0
     """
     for name, number in (("auc", auc), ("auc_reference", auc_reference)):
         if not 0 <= number <= 1:

@@ -25,6 +25,10 @@ class TeacherForced:
         floor: extraction strength of an answer whose last token is wrong; see ``extraction_strength``.
         k: share of tokens that Min-K% counts.
         texts: the answers as text, one a row, for the loss by compressed length (``zlib_score``); None leaves it out.
+
+    >>> stats = probe.token_stats(s.original, s.split.forget, moments=True)
+    >>> sorted(probe.TeacherForced(floor="0", k=0.4)(stats))
+    ['exact_memorisation', 'extraction_strength', 'loss', 'min_k', 'min_k_plus_plus', 'probability']
     """
 
     floor: Literal["1/L", "0"]
@@ -45,5 +49,9 @@ class TeacherForced:
 
 
 def loss_and_probability(tokens: TokenStats) -> dict[str, float]:
-    """Mean over rows of the loss (nats a token) and of its exponential, the length-normalised probability."""
+    """Mean over rows of the loss (nats a token) and of its exponential, the length-normalised probability.
+
+    >>> sorted(probe.loss_and_probability(probe.token_stats(s.original, s.split.forget)))
+    ['loss', 'probability']
+    """
     return {"loss": float(tokens.loss_N.mean()), "probability": float(tokens.probability_N.mean())}

@@ -51,6 +51,9 @@ def rouge(reference: str, generation: str) -> Rouge:
 
     Returns:
         recalls and F1; all 0 where either text has no words.
+
+    >>> probe.rouge("the town was Rivenna", "Rivenna was the town").rouge1_recall
+    1.0
     """
     latin = _OTHER_SCRIPT.search(reference) is None and regex.search("[a-zA-Z0-9]", reference) is not None
     scores = _scorer(latin).score(reference, generation)
@@ -58,7 +61,11 @@ def rouge(reference: str, generation: str) -> Rouge:
 
 
 def rouge_l_recall(reference: str, generation: str) -> float:
-    """Longest common subsequence of words (``rouge``), divided by the number of words of the reference."""
+    """Longest common subsequence of words (``rouge``), divided by the number of words of the reference.
+
+    >>> probe.rouge_l_recall("the town was Rivenna", "the town Rivenna")
+    0.75
+    """
     return rouge(reference, generation).rouge_l_recall
 
 
@@ -90,6 +97,9 @@ def repetition(tokens: Sequence[Hashable], n: int = 4) -> float:
 
     Raises:
         ValueError: a string, whose letters would be counted, or n below 1.
+
+    >>> probe.repetition("the cat the cat the cat".split(), n=2)
+    0.6
     """
     _refuse_string(tokens)
     if n < 1:

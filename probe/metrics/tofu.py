@@ -55,6 +55,9 @@ def probability(loss_N: Any) -> ArrayN:
 
     Raises:
         ValueError: NaN, infinite or negative losses.
+
+    >>> probe.probability([0.0, 0.6931])
+    array([1.        , 0.50002359])
     """
     return np.exp(-losses(loss_N, "loss_N"))
 
@@ -95,6 +98,9 @@ def truth_ratio(paraphrased_loss_N: Any, wrong_loss_NK: Any, *, eps: float = 0.0
 
     Raises:
         ValueError: NaN, infinite or negative losses, or different numbers of examples.
+
+    >>> probe.truth_ratio([1.0], [[1.0, 1.0]])
+    array([1.])
     """
     right_N, wrong_loss_NK = _pair(paraphrased_loss_N, wrong_loss_NK, "paraphrased_loss_N")
     return _ratio(-wrong_loss_NK.mean(1), right_N, eps)
@@ -165,6 +171,9 @@ def forget_quality(ratio_unlearned: Any, ratio_retrained: Any) -> ForgetQuality:
 
     Raises:
         ValueError: NaN or negative ratios, or sizes for which no exact p can be computed.
+
+    >>> probe.forget_quality([0.5, 0.6, 0.7, 0.8], [0.5, 0.6, 0.7, 0.8]).p
+    1.0
     """
     first_N, second_M = _ratios(ratio_unlearned, "ratio_unlearned"), _ratios(ratio_retrained, "ratio_retrained")
     n, m = len(first_N), len(second_M)
@@ -193,6 +202,10 @@ def model_utility(parts: Mapping[str, float]) -> Aggregate:
 
     Raises:
         ValueError: a part is missing, unknown, NaN or outside [0, 1]; the message names it.
+
+    >>> from probe.metrics.tofu import UTILITY_PARTS
+    >>> probe.model_utility(dict.fromkeys(UTILITY_PARTS, 0.5)).value
+    0.5
     """
     odd = sorted(set(parts) ^ set(UTILITY_PARTS))
     if odd:

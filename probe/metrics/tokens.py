@@ -115,6 +115,10 @@ def token_stats(
     Raises:
         ValueError: rows without a target token, rows longer than the model's context, sizes below 1, or a model that
             gives NaN.
+
+    >>> stats = probe.token_stats(s.original, s.split.forget)
+    >>> len(stats.logp) == len(s.split.forget)
+    True
     """
     empty = (~batch.target_BT[:, 1:].any(1)).nonzero().flatten().tolist()
     if empty:

@@ -147,6 +147,13 @@ def candidates(
     Raises:
         ValueError: no rule, count or strength, an unknown control, an SAE that does not fit the site, or a forget side
             on which no feature is on.
+
+    >>> from probe.features import MeanDifference
+    >>> both = probe.halves(s.tokenizer, s.split.forget_rows, s.split.retain_rows, seed=0)
+    >>> found = probe.candidates(
+    ...     s.original, s.sae, s.sae_site, both.select, rules=[MeanDifference()], counts=[4], controls=(),
+    ...     special_ids=s.special_ids,
+    ... )
     """
     if not rules or not counts or not strengths or min(counts) < 1:
         raise ValueError(

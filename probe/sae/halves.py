@@ -45,6 +45,10 @@ def halves(
 
     Raises:
         ValueError: a side of a single entity, which cannot be on both halves, or rows on both sides.
+
+    >>> both = probe.halves(s.tokenizer, s.split.forget_rows, s.split.retain_rows, seed=0)
+    >>> len(both.select.forget) + len(both.report.forget) == len(s.split.forget)
+    True
     """
     parts = [_parted(rows, side, seed) for rows, side in ((forget, "forget"), (retain, "retain"))]
     select, report = (

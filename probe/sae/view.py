@@ -112,6 +112,11 @@ def feature_views(
 
     Raises:
         ValueError: unknown features, or a dictionary of another width.
+
+    >>> views = probe.feature_views(
+    ...     s.original, s.sae, s.sae_site, s.tokenizer, s.split.forget, s.split.retain, (3, 5),
+    ...     special_ids=s.special_ids,
+    ... )
     """
     found, ids = dictionary(sae), check_features(sae, features)
     index_K = torch.tensor(ids, dtype=torch.long, device=found.directions_FD.device)

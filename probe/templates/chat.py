@@ -93,6 +93,10 @@ def chat_template(
     Raises:
         ValueError: no chat template, one that fails, takes too long or too much memory, that alters questions or
             answers, shows them more or less than once, or leaves out the system's message.
+
+    >>> tokenizer = copy.deepcopy(s.tokenizer)
+    >>> tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    >>> template, date = probe.chat_template(tokenizer)
     """
     source = _source(tokenizer)
     tokens = json.dumps(tokenizer.special_tokens_map)

@@ -32,6 +32,10 @@ def check_intervention(make: Callable[[int], Any], model: nn.Module) -> CheckRep
 
     Returns:
         one check a promise; see ``Report.raise_for_failure``.
+
+    >>> report = probe.check_intervention(lambda width: probe.Scale(0.5), s.original)
+    >>> report.failed
+    ()
     """
     site = Site(n_layers(model) // 2)
     rows = rows_for(model, None)

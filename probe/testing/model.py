@@ -37,6 +37,10 @@ def check_model(model: nn.Module, tokenizer: Any = None, *, largest: int = 5_000
 
     Raises:
         ValueError: the model has no decoder blocks, its weights are not loaded, or it is compiled.
+
+    >>> report = probe.check_model(s.original, s.tokenizer)
+    >>> report.failed
+    ()
     """
     check_hookable(model)
     with evaluating(model), torch.no_grad(), warnings.catch_warnings():

@@ -24,6 +24,10 @@ def lora(model: Any, *, rank: int, alpha: float, targets: str | Sequence[str], s
         ImportError: peft is not installed.
         ValueError: a rank below 1, targets that peft finds nowhere in the model, or one whose weight another module
             shares (a tied head): merged into the weight, its adapter would act there, too.
+
+    >>> model = probe.lora(copy.deepcopy(s.original), rank=4, alpha=8.0, targets=["q_proj", "v_proj"], seed=0)
+    >>> sum(p.requires_grad for p in model.parameters())
+    32
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")

@@ -50,6 +50,10 @@ class LAT:
 
     Raises:
         ValueError: a negative number, no term in ``on``, or an attack that delta has no effect on.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> lat = probe.LAT(probe.Site(3), probe.nll, epsilon=1.0, steps=2, lr=0.1, on=("forget",))
+    >>> _ = probe.minimise(copy.deepcopy(s.original), [term], stepping=lat, steps=1, lr=3e-4, batch_size=4, seed=0)
     """
 
     site: Site
@@ -113,6 +117,8 @@ class FineTuning:
         lr: learning rate; published 2e-6 to 4e-5.
         batch_size: rows a step.
         weight_decay: of every trained weight; the published code has torch's default of 0.01.
+
+    >>> attack = probe.FineTuning(probe.nll, s.split.forget, lr=1e-4, batch_size=4)
     """
 
     objective: Objective
@@ -140,6 +146,11 @@ class TAR:
 
     Raises:
         ValueError: no attacks, a negative number, or an ``every`` that does not divide ``steps``.
+
+    >>> attack = probe.FineTuning(probe.nll, s.split.forget, lr=1e-4, batch_size=4)
+    >>> tar = probe.TAR([attack], steps=2, every=1, growth=0.5, on=("forget",))
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> _ = probe.minimise(copy.deepcopy(s.original), [term], stepping=tar, steps=1, lr=3e-4, batch_size=4, seed=0)
     """
 
     attacks: Sequence[FineTuning]

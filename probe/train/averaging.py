@@ -18,6 +18,10 @@ class SWA:
 
     Raises:
         ValueError: a number below 1.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> run = dict(steps=3, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(copy.deepcopy(s.original), [term], averaging=probe.SWA(start=1, every=1), **run)
     """
 
     start: int
@@ -42,6 +46,10 @@ class EMA:
 
     Raises:
         ValueError: a decay outside [0, 1), or a number of steps below 1.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> run = dict(steps=3, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(copy.deepcopy(s.original), [term], averaging=probe.EMA(decay=0.9), **run)
     """
 
     decay: float

@@ -103,6 +103,13 @@ def minimise(
             batch, a checkpoint folder of another configuration, or what split weights do not allow.
         FloatingPointError: a loss, gradient or weight became NaN or infinite; the message names step, term and layer.
         OSError: a checkpoint could not be written; the one before it is whole.
+
+    >>> model = copy.deepcopy(s.original)
+    >>> forget = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> retain = probe.Term(5.0, probe.nll, s.split.retain, "retain")
+    >>> history = probe.minimise(model, [forget, retain], steps=3, lr=3e-4, batch_size=8, seed=0)
+    >>> history.names, len(history.losses)
+    (('forget', 'retain'), 3)
     """
     if not terms or steps < 1 or batch_size < 1:
         raise ValueError(f"expected terms and at least one step and row, got {len(terms)}, {steps} and {batch_size}")

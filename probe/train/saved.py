@@ -36,6 +36,14 @@ class Checkpointing:
 
     Raises:
         ValueError: a number below 1.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> every = probe.Checkpointing("run", every=1, keep=2)
+    >>> model, run = copy.deepcopy(s.original), dict(steps=2, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(model, [term], checkpoint=every, **run)
+    >>> from probe.train import checkpoints
+    >>> [path.name for path in checkpoints("run")]
+    ['step-00000001', 'step-00000002']
     """
 
     folder: str | Path
@@ -184,6 +192,13 @@ def at_checkpoint(model: nn.Module, checkpoint: str | Path) -> Iterator[int]:
     Raises:
         FileNotFoundError: no checkpoint there.
         ValueError: a damaged file, or weights that this model does not have.
+
+    >>> from probe.train import checkpoints
+    >>> model, term = copy.deepcopy(s.original), probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> every = probe.Checkpointing("run", every=1, keep=2)
+    >>> _ = probe.minimise(model, [term], steps=2, lr=3e-4, batch_size=4, seed=0, checkpoint=every)
+    >>> with probe.at_checkpoint(model, checkpoints("run")[0]) as step:
+    ...     early = probe.nll(model, s.split.forget)
     """
     path = Path(checkpoint)
     if not (path / "state.json").is_file():

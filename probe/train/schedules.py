@@ -23,6 +23,10 @@ class WarmUp:
 
     Raises:
         ValueError: an unknown decay, or a warm-up that is negative, not whole, or longer than the run.
+
+    >>> half, last = probe.WarmUp("linear", steps=10, warmup=4), 0.9
+    >>> round(half(0.2), 2)
+    0.25
     """
 
     decay: Decay

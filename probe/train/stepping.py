@@ -22,6 +22,10 @@ class SAM:
 
     Raises:
         ValueError: rho is negative.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> model, run = copy.deepcopy(s.original), dict(steps=2, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(model, [term], stepping=probe.SAM(rho=0.01), **run)
     """
 
     rho: float
@@ -58,6 +62,10 @@ class Smoothing:
 
     Raises:
         ValueError: sigma is negative, or there are no samples.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> model, run = copy.deepcopy(s.original), dict(steps=2, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(model, [term], stepping=probe.Smoothing(sigma=0.01, samples=2), **run)
     """
 
     sigma: float
@@ -97,6 +105,10 @@ class GradientPenalty:
 
     Raises:
         ValueError: rho is negative.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> model, run = copy.deepcopy(s.original), dict(steps=2, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(model, [term], stepping=probe.GradientPenalty(rho=0.01), **run)
     """
 
     rho: float
@@ -133,6 +145,10 @@ class CurvaturePenalty:
 
     Raises:
         ValueError: rho is negative or radius not positive.
+
+    >>> term = probe.Term(1.0, probe.ga, s.split.forget, "forget")
+    >>> model, run = copy.deepcopy(s.original), dict(steps=2, lr=3e-4, batch_size=4, seed=0)
+    >>> _ = probe.minimise(model, [term], stepping=probe.CurvaturePenalty(rho=0.01, radius=0.1), **run)
     """
 
     rho: float

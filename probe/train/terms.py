@@ -27,6 +27,10 @@ class Term:
         name: what the progress bar and errors call it.
         mean_over: counts what the objective is a mean over (``target_token_count``, ``rows``, ``real_token_count``);
             needed only where a batch is computed in pieces.
+
+    >>> forget = probe.Term(1.0, probe.NPO(s.original, beta=0.1), s.split.forget, "forget")
+    >>> retain = probe.Term(5.0, probe.nll, s.split.retain, "retain")
+    >>> history = probe.minimise(copy.deepcopy(s.original), [forget, retain], steps=2, lr=3e-4, batch_size=4, seed=0)
     """
 
     weight: float
@@ -44,6 +48,11 @@ class History(Result):
         names: the terms.
         losses: one tuple a step, before the step was taken.
         stopped: after how many steps ``stop`` ended the run; None if it did not.
+
+    >>> term = probe.Term(1.0, probe.nll, s.split.retain, "retain")
+    >>> history = probe.minimise(copy.deepcopy(s.original), [term], steps=2, lr=3e-4, batch_size=4, seed=0)
+    >>> history.names, len(history.losses)
+    (('retain',), 2)
     """
 
     names: tuple[str, ...]
@@ -88,7 +97,11 @@ def constant(progress: float) -> float:
 
 
 def one_cycle(progress: float) -> float:
-    """Linear warm-up over the first tenth, then linear decay to a hundredth."""
+    """Linear warm-up over the first tenth, then linear decay to a hundredth.
+
+    >>> probe.one_cycle(0.05), probe.one_cycle(0.1), round(probe.one_cycle(1.0), 3)
+    (0.5, 1.0, 0.01)
+    """
     return progress / 0.1 if progress < 0.1 else max(0.01, (1 - progress) / 0.9)
 
 
