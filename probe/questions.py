@@ -35,6 +35,15 @@ class QA:
         return replace(self, question=self.paraphrased_question or self.question)
 
 
+def groups_of(rows: Sequence[QA]) -> tuple[str, ...]:
+    """The group of each row, the unit of its intervals; a row without one is a group of its own.
+
+    >>> groups_of([probe.QA("Who?", "Ann.", group="Ann"), probe.QA("Who?", "Bob.")])
+    ('Ann', 'row 1')
+    """
+    return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
+
+
 def repeated(rows: Sequence[QA]) -> int:
     """How many rows have question and answer of an earlier one."""
     return len(rows) - len({(row.question, row.answer) for row in rows})

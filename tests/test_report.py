@@ -10,12 +10,13 @@ import pytest
 
 from probe.checkpoints import weights_hash
 from probe.figures import Drawn
+from probe.metrics.mean_rows import mean_row
 from probe.objectives.sequence import NPO
 from probe.objectives.token import WGA, ga
 from probe.report import TESTBED_METHODS, Settings, redraw, report
 from probe.report import run as run_module
 from probe.report.conditions import check_fits, resolved_methods, unlearned
-from probe.report.measure import DIAGNOSED, draw_sample, mean_row
+from probe.report.measure import DIAGNOSED, draw_sample
 from probe.report.page import write_page
 from probe.report.run import run_report
 from probe.report.sentences import findings, headline, performance_table

@@ -10,9 +10,10 @@ from probe.features.rules import Frequency, MeanDifference
 from probe.hooks import captured, our_hooks
 from probe.interventions.activations import activations, content
 from probe.metrics.intervals import interval
+from probe.questions import groups_of
 from probe.sae.candidates import CONTROLS, Candidate, Strength, candidates
 from probe.sae.dose_response import dose_response
-from probe.sae.halves import entities_of, halves, limited_rows, units_of
+from probe.sae.halves import halves, limited_rows, units_of
 from probe.sae.outcome import edit_outcome
 from probe.sae.responses import DoseResponse, Response, Sides
 from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
@@ -64,15 +65,15 @@ def test_no_entity_lies_on_both_halves(bed):
     found = halves(bed.tokenizer, bed.split.forget_rows, bed.split.retain_rows[:80], seed=0)
     for on in ("forget_rows", "retain_rows"):
         sides = [getattr(half, on) for half in (found.select, found.report)]
-        assert not set(entities_of(sides[0])) & set(entities_of(sides[1]))
-        assert abs(len(set(entities_of(sides[0]))) - len(set(entities_of(sides[1])))) <= 1
+        assert not set(groups_of(sides[0])) & set(groups_of(sides[1]))
+        assert abs(len(set(groups_of(sides[0]))) - len(set(groups_of(sides[1])))) <= 1
     together = {*found.select.forget_rows, *found.report.forget_rows}
     assert together == set(bed.split.forget_rows)
     again = halves(bed.tokenizer, bed.split.forget_rows, bed.split.retain_rows[:80], seed=1)
     assert again.select.forget_rows != found.select.forget_rows
 
 
-def test_rows_without_groups_are_entities_of_their_own(bed):
+def test_rows_without_groups_are_groups_of_their_own(bed):
     alone = [QA(row.question, row.answer) for row in bed.split.forget_rows[:6]]
     found = halves(bed.tokenizer, alone, bed.split.retain_rows[:20], seed=0)
     assert len(found.select.forget_rows) == len(found.report.forget_rows) == 3
@@ -88,7 +89,7 @@ def test_f43_two_entities_say_nothing_of_a_spread():
     groups, note = units_of(rows("f", 2, each=3))
     assert len(set(groups)) == 6
     assert "about 2 entities" in note  # F43: each half says how many it has
-    assert units_of(rows("f", 3)) == (entities_of(rows("f", 3)), "")
+    assert units_of(rows("f", 3)) == (groups_of(rows("f", 3)), "")
 
 
 # --- choosing ---
@@ -292,7 +293,7 @@ def test_an_sae_of_another_block_is_refused_with_the_numbers(bed):
 
 def test_rows_are_thinned_by_turns(bed):
     few = limited_rows(bed.split.retain_rows, 90)
-    assert len(set(entities_of(few))) == len(few) == 90
+    assert len(set(groups_of(few))) == len(few) == 90
     assert limited_rows(few, 1000) == few
     assert [row for row in few if row in set(limited_rows(few, 7))] == list(limited_rows(few, 7))
 

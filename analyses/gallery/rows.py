@@ -22,13 +22,15 @@ from probe.hooks import captured, edited
 from probe.methods.running import run_method
 from probe.methods.sequential import requests, sequential
 from probe.metrics.aggregates import bs_aggregate, memorisation_score
+from probe.metrics.mean_rows import mean_row
 from probe.metrics.means import harmonic
 from probe.metrics.memorisation import answer_stats
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.tofu import forget_quality, truth_ratio_known
+from probe.questions import groups_of
 from probe.report import conditions
 from probe.report.doses import dose_rows, prepare_doses
-from probe.report.measure import Sample, diagnosed, draw_sample, groups_of, mean_row
+from probe.report.measure import Sample, diagnosed, draw_sample
 from probe.report.settings import TESTBED_METHODS, Settings
 from probe.report.single_layers import reference_fragility, single_layer_rows
 from probe.rows import Row, append

@@ -10,6 +10,7 @@ from torch import nn
 
 from probe.attacks.score import AnswerScorer, Scorer
 from probe.data import QA, Batch, Split, Template, encode
+from probe.questions import groups_of
 
 
 @runtime_checkable
@@ -76,7 +77,7 @@ class Facts:
     @property
     def held_groups(self) -> tuple[str, ...]:
         """The group of each held-out row, the unit of its intervals; a row without one is a group of its own."""
-        return tuple(row.group or f"row {i}" for i, row in enumerate(self.held))
+        return groups_of(self.held)
 
 
 def divided(

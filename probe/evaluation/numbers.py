@@ -8,6 +8,7 @@ import numpy as np
 
 from probe.metrics.aggregates import PRIVACY_ATTACKS, memorisation_score, privacy_score
 from probe.metrics.choices import ChoiceResult
+from probe.metrics.mean_rows import mean_row
 from probe.metrics.means import harmonic
 from probe.metrics.privacy import privleak
 from probe.metrics.suite import SuiteResult
@@ -20,7 +21,6 @@ from probe.metrics.tofu import (
 )
 from probe.open_unlearning.log import EPS, EvaluationLog
 from probe.open_unlearning.recomputed import attack_auc, truth_ratios
-from probe.report.measure import mean_row
 from probe.rows import Row
 
 NAMES = {"forget": "forget", "retain": "retain", "ra": "real_authors", "wf": "world_facts"}

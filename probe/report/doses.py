@@ -18,9 +18,11 @@ from probe.interventions.features import norm_relative
 from probe.interventions.projection import Project
 from probe.interventions.steering import Steer, direction
 from probe.methods.sae_suppression import suppress
+from probe.metrics.mean_rows import mean_row
 from probe.metrics.memorisation import answer_stats
+from probe.questions import groups_of
 from probe.report.conditions import Condition, with_edits
-from probe.report.measure import Sample, groups_of, mean_row
+from probe.report.measure import Sample
 from probe.report.settings import Settings
 from probe.rows import Row
 from probe.sites import Site

@@ -14,10 +14,11 @@ from probe.diagnostics.g_effect import g_effect
 from probe.diagnostics.logit_collapse import logit_collapse
 from probe.diagnostics.representation_pca import fit_axes, representation_pca
 from probe.diagnostics.separability import Separability, separability, words_alone
-from probe.metrics.intervals import grouped_share
+from probe.metrics.mean_rows import mean_row
 from probe.metrics.suite import SuiteResult, answer_suite
 from probe.metrics.text import rouge_l_recall
 from probe.metrics.tofu import forget_quality, truth_ratio_terms
+from probe.questions import groups_of
 from probe.report.conditions import Condition
 from probe.report.lens import lens_rows
 from probe.report.settings import Settings
@@ -39,8 +40,6 @@ class Sample:
     choosing: Split
     training: Split
     world: tuple[QA, ...]
-    generated: Split
-    pca_layers: tuple[int, ...]
     pca_axes: Any
     retrained: nn.Module | None = None
     forget_retrained: SuiteResult | None = None
@@ -59,7 +58,7 @@ def draw_sample(study: Study, settings: Settings) -> Sample:
         return tuple(rows[i] for i in sorted(generator.permutation(len(rows))[:n]))
 
     split = _split(
-        study, drawn(study.split.forget_rows, settings.sample), drawn(study.split.retain_rows, settings.sample)
+        study, *(drawn(rows, settings.sample) for rows in (study.split.forget_rows, study.split.retain_rows))
     )
     seen = set(split.retain_rows)
     unseen = tuple(row for row in study.split.retain_rows if row not in seen)
@@ -72,13 +71,11 @@ def draw_sample(study: Study, settings: Settings) -> Sample:
         )
         unseen = study.split.retain_rows
     choosing = _split(study, split.forget_rows, drawn(unseen, settings.sample))
-    generated = _split(study, split.forget_rows[: settings.generated], split.retain_rows[: settings.generated])
     depth = n_layers(study.original)
-    shown = tuple(sorted({0, depth // 3, 2 * depth // 3, depth - 1}))
-    axes = fit_axes(study.original, split, layers=shown)
+    axes = fit_axes(study.original, split, layers=sorted({0, depth // 3, 2 * depth // 3, depth - 1}))
     theirs = None if study.retrained is None else _suite(study, study.retrained, split.forget_rows, settings)
     world = drawn(study.world, settings.sample)
-    return Sample(split, choosing, training, world, generated, shown, axes, study.retrained, theirs)
+    return Sample(split, choosing, training, world, axes, study.retrained, theirs)
 
 
 def _trained_on(retain: tuple[QA, ...], unseen: tuple[QA, ...]) -> tuple[QA, ...]:
@@ -116,28 +113,6 @@ def diagnosed(
         lens_rows(study.tokenizer, sample.split.forget, condition.name, model),
     )
     return zip(DIAGNOSED, found, strict=True)
-
-
-def groups_of(rows: Sequence[QA]) -> tuple[str, ...]:
-    """What intervals count: the group of each row, or the row itself."""
-    return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
-
-
-def mean_row(
-    name: str, diagnostic: str, quantity: str, value_N: Any, on: str, groups: Sequence[str] | None = None, **more: Any
-) -> Row:
-    """A mean over examples of numbers in [0, 1], with its 95 % interval over groups (Wilson's form, ``grouped_share``).
-
-    Args:
-        name, diagnostic, quantity, on, more: of the row.
-        value_N: one an example.
-        groups: of the examples, which are not independent within one; None counts each as its own.
-    """
-    value_N = np.asarray(value_N, dtype=float)
-    low = high = None
-    if len(value_N) > 1 and np.isfinite(value_N).all():
-        _, low, high = grouped_share(value_N, tuple(map(str, range(len(value_N)))) if groups is None else groups).ends
-    return Row(name, diagnostic, quantity, float(value_N.mean()), on, low=low, high=high, n=len(value_N), **more)
 
 
 def _suite(study: Study, model: nn.Module, rows: Sequence[QA], settings: Settings) -> SuiteResult:
@@ -206,24 +181,19 @@ def _separability(sample: Sample, name: str, model: nn.Module) -> Iterator[Row]:
         yield Row(name, "separability", "words alone", words.mean, low=words.low, high=words.high, n=found.n)
     if against is not None and name != "retrained":
         for layer, more in enumerate(found.beyond(against)):
-            yield Row(
-                name, "separability", "beyond retrained", more.mean,
-                layer=layer, low=more.low, high=more.high, n=found.n,
-            )  # fmt: skip
+            mean, low, high = more.mean, more.low, more.high
+            yield Row(name, "separability", "beyond retrained", mean, layer=layer, low=low, high=high, n=found.n)
     yield from found.rows(name)
 
 
 def _collapse(study: Study, sample: Sample, name: str, model: nn.Module, settings: Settings) -> Iterator[Row]:
-    for on, batch, rows in (
-        ("forget", sample.split.forget, sample.generated.forget_rows),
-        ("retain", sample.split.retain, sample.generated.retain_rows),
-    ):
-        prompts = [study.split.template.asked(row.question) for row in rows]
+    for on in ("forget", "retain"):
+        rows = getattr(sample.split, f"{on}_rows")[: settings.generated]
         found = logit_collapse(
             model,
-            batch,
+            getattr(sample.split, on),
             tokenizer=study.tokenizer,
-            prompts=prompts,
+            prompts=[study.split.template.asked(row.question) for row in rows],
             template=study.split.template,
             max_new_tokens=settings.longest_generation,
             batch_size=settings.rows_per_pass,

@@ -1,7 +1,7 @@
 """What the rows say, in sentences a reader can act on. Thresholds and intervals stand beside the values."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from probe.report.lens import what_the_lens_reads
 from probe.report.words import (
@@ -22,16 +22,14 @@ from probe.report.words import (
 from probe.rows import Row
 
 
-@dataclass(frozen=True)
-class TableRow:
+class TableRow(NamedTuple):
     """One line of the page's table."""
 
     cells: tuple[str, ...]
     reference: bool
 
 
-@dataclass(frozen=True)
-class PageTable:
+class PageTable(NamedTuple):
     """The page's table."""
 
     head: tuple[str, ...]
@@ -58,23 +56,23 @@ def headline(rows: Sequence[Row]) -> list[str]:
 
 def performance_table(rows: Sequence[Row]) -> PageTable:
     """Performance by intervention."""
-    columns: tuple[tuple[str, str, str, str], ...] = (
-        ("Forget p ↓", "performance", "probability", "forget"),
-        ("Forget ROUGE-L ↓", "performance", "rouge", "forget"),
-        ("Forget ES ↓", "performance", "extraction_strength", "forget"),
-        ("Forget choice", "performance", "choice_accuracy", "forget"),
-        ("ln FQ ↑", "performance", "forget_quality_ln_p", "forget"),
-        ("Retain p ↑", "performance", "probability", "retain"),
-        ("Retain ROUGE-L ↑", "performance", "rouge", "retain"),
-        ("Retain paraphrased p ↑", "performance", "paraphrased_probability", "retain"),
-        ("World p ↑", "performance", "probability", "world"),
-    )
-    used = [c for c in columns if any(value(rows, n, c[1], c[2], c[3]) is not None for n in names(rows))]
+    columns = {
+        "Forget p ↓": ("probability", "forget"),
+        "Forget ROUGE-L ↓": ("rouge", "forget"),
+        "Forget ES ↓": ("extraction_strength", "forget"),
+        "Forget choice": ("choice_accuracy", "forget"),
+        "ln FQ ↑": ("forget_quality_ln_p", "forget"),
+        "Retain p ↑": ("probability", "retain"),
+        "Retain ROUGE-L ↑": ("rouge", "retain"),
+        "Retain paraphrased p ↑": ("paraphrased_probability", "retain"),
+        "World p ↑": ("probability", "world"),
+    }
+    cells = {head: [value(rows, name, "performance", *what) for name in names(rows)] for head, what in columns.items()}
+    cells = {head: numbers for head, numbers in cells.items() if any(x is not None for x in numbers)}
     body = []
-    for name in names(rows):
-        numbers = [value(rows, name, *column[1:]) for column in used]
-        cells = ["–" if x is None else rounded(x) for x in numbers]
-        body.append(TableRow((name, *cells, word(rows, name)), name in REFERENCES))
+    for name, numbers in zip(names(rows), zip(*cells.values(), strict=True), strict=True):
+        shown = ("–" if x is None else rounded(x) for x in numbers)
+        body.append(TableRow((name, *shown, word(rows, name)), name in REFERENCES))
     never = value(rows, "retrained", "performance", "probability", "forget") is not None
     forgot = "told apart from the retrained model’s" if never else f"at least {FORGOT} of the original’s"
     floor = "in the retrained model" if never else "by chance"
@@ -87,7 +85,7 @@ def performance_table(rows: Sequence[Row]) -> PageTable:
         "suppressed; at a cost where retain p is lower. Numbers are told apart where their 95 % intervals over groups "
         "(Wilson's form) do not meet. “Suppressed” does not mean removed: that takes attacks."
     )
-    return PageTable(("", *(c[0] for c in used), "read as"), tuple(body), note)
+    return PageTable(("", *cells, "read as"), tuple(body), note)
 
 
 def findings(rows: Sequence[Row], diagnostic: str) -> list[str]:

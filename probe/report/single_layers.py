@@ -13,10 +13,11 @@ from probe.methods.cru import changed_blocks
 from probe.metrics.arrays import ArrayN
 from probe.metrics.intervals import grouped
 from probe.metrics.memorisation import answer_stats
+from probe.questions import groups_of
 from probe.report.conditions import Condition
-from probe.report.measure import Sample, groups_of
+from probe.report.measure import Sample
 from probe.report.settings import Settings
-from probe.rows import Row
+from probe.rows import Row, over_layers
 from probe.sites import n_layers
 from probe.study.study import Study
 
@@ -53,8 +54,8 @@ def single_layer_rows(study: Study, sample: Sample, condition: Condition, settin
     with condition.applied() as model:
         changed = changed_blocks(study.original, model)
         found = layer_map(study.original, model, score=score)
-    for layer in range(n_layers(study.original)):
-        yield Row(condition.name, "fragility", "changed", float(layer in changed), layer=layer)
+    every = range(n_layers(study.original))
+    yield from over_layers(condition.name, "fragility", "changed", every, [layer in changed for layer in every])
     score_L, whole = cast(dict[str, PerLayerL], found.score_L), cast(dict[str, float], found.unlearned)
     # The map asks the original and the unlearned model first, then every layer in turn.
     before, _, *mixed = seen

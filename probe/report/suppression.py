@@ -1,16 +1,14 @@
 """The report's SAE section: an edit chosen on half of the entities, judged on the other half, beside its controls."""
 
-from collections.abc import Sequence
-
 from probe.attacks.score import AnswerScorer
-from probe.data import QA
 from probe.features.rules import MeanDifference
+from probe.questions import groups_of
 from probe.report.measure import Sample
 from probe.report.settings import Settings
 from probe.rows import Row
 from probe.sae.candidates import Source, Strength, candidates
 from probe.sae.dose_response import dose_response
-from probe.sae.halves import entities_of, halves
+from probe.sae.halves import halves
 from probe.sae.tables import dose_choice_rows
 from probe.study.study import Study
 
@@ -25,7 +23,8 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
     Empty where there is no SAE, or rows are about one entity, so that none is left to report on.
     """
     split = sample.split
-    if study.sae is None or study.sae_site is None or min(map(_entities, (split.forget_rows, split.retain_rows))) < 2:
+    entities = [len(set(groups_of(rows))) for rows in (split.forget_rows, split.retain_rows)]
+    if study.sae is None or study.sae_site is None or min(entities) < 2:
         return []
     seed, size = settings.seed, settings.rows_per_pass
     parts = halves(
@@ -52,7 +51,3 @@ def suppression_rows(study: Study, sample: Sample, settings: Settings) -> list[R
         special_ids=special_ids, retrained=study.retrained,
     )  # fmt: skip
     return dose_choice_rows(found)
-
-
-def _entities(rows: Sequence[QA]) -> int:
-    return len(set(entities_of(rows)))

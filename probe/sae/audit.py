@@ -19,6 +19,7 @@ from probe.display import Result, ResultTable
 from probe.hooks import open_edits
 from probe.interventions.attaching import check_site
 from probe.metrics.intervals import Interval, grouped, grouped_share
+from probe.questions import groups_of
 from probe.rows import Row
 from probe.sae.changes import Change, changed
 from probe.sites import Site
@@ -264,7 +265,7 @@ def audit(
         changes["forget"],
         changes["retain"],
         {who: {on: facts.score(m, few, facts.template) for on, few in rows.items()} for who, m in models.items()},
-        {on: tuple(row.group or f"row {i}" for i, row in enumerate(few)) for on, few in rows.items()},
+        {on: groups_of(few) for on, few in rows.items()},
         None
         if training is None
         else relearn(edited, facts, retrained=retrained_run or retrained, progress=progress, **vars(training)),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from probe.data import QA, Split, Template, make_split
+from probe.questions import groups_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,18 +58,13 @@ def halves(
     return Halves(select, report)
 
 
-def entities_of(rows: Sequence[QA]) -> tuple[str, ...]:
-    """The entity of each row, the unit of its intervals."""
-    return tuple(row.group or f"row {i}" for i, row in enumerate(rows))
-
-
 def limited_rows(rows: Sequence[QA], most: int) -> tuple[QA, ...]:
     """At most so many rows, in their order: one of every entity in turn, so that as many entities as may be stay."""
     if len(rows) <= most:
         return tuple(rows)
     seen: dict[str, int] = {}
     turn = []
-    for place, owner in enumerate(entities_of(rows)):
+    for place, owner in enumerate(groups_of(rows)):
         turn.append((seen.get(owner, 0), place))
         seen[owner] = seen.get(owner, 0) + 1
     return tuple(rows[place] for place in sorted(place for _, place in sorted(turn)[:most]))
@@ -84,7 +80,7 @@ def units_of(rows: Sequence[QA]) -> tuple[tuple[str, ...], str]:
     Rows of one entity are not independent, so intervals count entities; where there are fewer than three, their spread
     cannot be seen, and rows are counted instead.
     """
-    owners = entities_of(rows)
+    owners = groups_of(rows)
     n = len(set(owners))
     if n >= _FEWEST or n == len(rows):
         return owners, "" if any(row.group for row in rows) else "no groups are given, so intervals count rows"
@@ -94,7 +90,7 @@ def units_of(rows: Sequence[QA]) -> tuple[tuple[str, ...], str]:
 
 
 def _parted(rows: Sequence[QA], side: str, seed: int) -> tuple[list[QA], list[QA]]:
-    owners = entities_of(rows)
+    owners = groups_of(rows)
     names = list(dict.fromkeys(owners))
     if len(names) < 2:
         raise ValueError(

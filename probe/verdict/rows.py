@@ -12,6 +12,7 @@ from probe.attacks.facts import Facts, divided
 from probe.data import QA, Split, Template, make_split
 from probe.diagnostics.answer_values import value_split
 from probe.diagnostics.split_states import SplitStates, split_states
+from probe.questions import groups_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def check_verdict_rows(forget: Sequence[QA], retain: Sequence[QA]) -> None:
             "retain rows and may not have seen whom they are tested on. Leave the retain rows of these groups out, or "
             "give them groups of their own"
         )
-    counts = [len({row.group or f"row {i}" for i, row in enumerate(rows)}) for rows in (forget, retain)]
+    counts = [len(set(groups_of(rows))) for rows in (forget, retain)]
     if retain and min(counts) < 2:
         raise ValueError(
             f"the forget rows have {counts[0]} groups and the retain rows {counts[1]}; probes are fitted on some "
