@@ -557,7 +557,8 @@ from probe.rows import Row, append
 def report(command):
     for k in range(100):
         append(command.out / "rows.jsonl", [Row("RMU", "pca", "pc1", 0.5, item=k, layer=layer) for layer in range(7)])
-probe.cli._report = report
+from probe.commands.report import Report
+Report.run = report
 probe.cli.main(["report", "--out", sys.argv[1]])
 """
     done = limited(20_000, code, tmp_path)

@@ -1,18 +1,17 @@
 """Flags of the shell: numbers, regular expressions and devices that cannot be are one line each, before any work."""
 
 import os
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
 import pytest
 import torch
-from probe.cli.asked import Doctor, Evaluate, Figures, GEffects, Layers, Methods, Report, Sae, Sweep, Unlearn, Verdict
-from probe.swept.job import Then
-from probe.unlearning.job import Job
 
 from probe.checkpoints import check_device, load_model
-from probe.cli import asked, main
+from probe.cli import main
+from probe.commands.command import command_named, command_names
+from probe.commands.unlearn import Unlearn
 from probe.ranges import Count, Positive, Seed, check_ranges, ranges_in
 from probe.report.settings import Settings
 from probe.sites import compiled
@@ -47,6 +46,7 @@ def refused(capsys, *words):
         (["report", "--training.npo-beta=1"], "is now a setting of a method, as in --methods npo:steps=30"),
         (["report", "--editing.sae-doses", "1"], "--editing.sae-doses of `probe report` is now spelt without editing."),
         (["report", "--sae-doses", "1", "-2"], "--sae-doses must be at least 0, got -2.0"),
+        (["report", "--limit", "-1"], "--limit must be a whole number from 1 to 2147483647, got -1"),
         (["report", "--threads", "1000000000"], f"to {os.cpu_count()}, the cores of this machine, got 1000000000"),
         (["report", "--threads", "0"], "--threads must be a whole number from 1"),
         (["unlearn", "ga", "--out", "o", "--lr", "nan"], "--lr must be above 0, got nan"),
@@ -70,47 +70,68 @@ def test_r7_r20_r21_numbers_outside_their_range_are_refused_with_flag_and_range(
 
 
 def test_r7_every_number_of_every_command_states_its_range():
-    commands = [Doctor, Evaluate, Figures, GEffects, Layers, Methods, Report, Sweep, Unlearn, Verdict, Then]
-    commands += [get_args(one)[0] for one in get_args(Sae)]
-    seen, without = set(), []
+    seen, without = 0, []
 
     def walk(kind):
-        if kind in seen:
-            return
-        seen.add(kind)
+        nonlocal seen
         for name, hint in get_type_hints(kind, include_extras=True).items():
             inner = get_type_hints(kind)[name]
             if is_dataclass(inner):
                 walk(inner)
+            seen += 1
             without.extend(f"{kind.__name__}.{name}" for _, limits in ranges_in(hint) if limits is None)
 
-    for command in commands:
-        walk(command)
+    for command in command_names():
+        walk(command_named(command))
     # Every command of the shell was looked at, and the walk finds numbers.
-    assert {one for one in vars(asked).values() if is_dataclass(one) and one.__module__ == asked.__name__} <= seen
-    assert sum(len(fields(one)) for one in seen) > 150
+    assert seen > 250
     assert without == []
     check_ranges(Settings())
 
 
-@pytest.mark.parametrize(
-    "words",
-    ["report", "figures", "unlearn", "methods", "evaluate", "verdict", "layers", "g-effect", "sweep", "doctor"]
-    + [f"sae {name}" for name in ("train", "rank", "suppress", "audit")],
-)
-def test_no_command_has_two_flags_of_one_name(words, capsys):
+@pytest.mark.parametrize("name", command_names())
+def test_the_help_of_every_command_has_an_example_and_no_flag_twice(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main([*words.split(), "--help"])
+        main([*name.split(), "--help"])
     assert not stopped.value.code
-    assert "usage: probe" in capsys.readouterr().out
-
-
-def test_the_list_of_commands_is_in_our_words(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
     shown = capsys.readouterr().out
-    assert "Train, rank, suppress and audit features" in shown
+    assert f"usage: probe {name}" in shown
+    assert f"probe {name}" in " ".join(shown.split("Example:")[1].split())
+
+
+def test_the_list_of_commands_fits_a_screen_and_is_in_our_words(capsys):
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 24
+    assert max(map(len, shown.splitlines())) <= 112
+    assert all(f"  {name} " in shown for name in command_names())
+    main([])
+    assert capsys.readouterr().out == shown
     assert "Union" not in shown
+    with pytest.raises(SystemExit) as stopped:
+        main(["sae"])
+    assert not stopped.value.code
+    assert "sae rank" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys):
+    from importlib.metadata import version
+
+    main(["--version"])
+    assert capsys.readouterr().out == f"probe {version('unlearn-probe')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["layrs"], "no command 'layrs'; did you mean 'layers'?"),
+        (["sae", "rang"], "no command 'sae rang'; did you mean 'sae rank'?"),
+        (["unlearn", "npo", "--model", "m"], "--model of `probe unlearn` is now --original"),
+        (["layers", "--rows=3"], "--rows of `probe layers` is now --limit"),
+    ],
+)
+def test_a_mistyped_command_and_an_old_option_are_answered_with_the_name_as_it_is(words, said, capsys):
+    assert said in refused(capsys, *words)
 
 
 def test_r20_a_message_stays_short_whatever_was_given(capsys):
@@ -128,7 +149,7 @@ def test_r7_ranges_hold_their_ends_and_nothing_beyond():
     assert not limits[Positive].holds(0.0)
     assert not limits[Positive].holds(float("inf"))
     with pytest.raises(ValueError, match="--lr must be above 0, got nan"):
-        Job(out=Path("nowhere"), lr=float("nan")).check()
+        Unlearn(method="ga", out=Path("nowhere"), lr=float("nan")).check()
 
 
 @pytest.mark.parametrize("pattern", ["[", "(" * 5000, "a{99999999999}", "*mlp"])

@@ -134,13 +134,13 @@ def lacking(bed, tmp_path_factory):
     "command",
     [
         "doctor {0}",
-        "unlearn ga --model {0} {1} --steps 1 --lr 1 --batch-size 2",
+        "unlearn ga --original {0} {1} --steps 1 --lr 1 --batch-size 2",
         "report --original {0} {1}",
         "evaluate {0} {1}",
         "verdict {0} --original {0} --forget {2}",
         "layers --original {0} --unlearned {0} {1}",
-        "g-effect --model {0} --objective ga {1}",
-        "sae train --model {0} {1} --layer 1 --active 2 --features 8 --steps 1 --lr 1 --least-variance 0",
+        "g-effect --original {0} --objective ga {1}",
+        "sae train --original {0} {1} --layer 1 --active 2 --n-features 8 --steps 1 --lr 1 --least-variance 0",
     ],
     ids=lambda command: command.split()[0],
 )

@@ -13,7 +13,7 @@ from probe.rows import load
 from probe.sae.corpus import encode_windows
 from probe.sae.named import NAMES, read_rule, read_rules
 
-SMALL = ["--features", "64", "--active", "8", "--steps", "20", "--least-variance", "0.05"]
+SMALL = ["--n-features", "64", "--active", "8", "--steps", "20", "--least-variance", "0.05"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def rows_of(places):
 
 
 def own(places, bed):
-    return ["--model", str(places / "model"), "--sae", str(bed.folder / "sae"), *rows_of(places)]
+    return ["--original", str(places / "model"), "--sae", str(bed.folder / "sae"), *rows_of(places)]
 
 
 def whole(out):
@@ -55,12 +55,12 @@ def fails(capsys, *arguments, code=2):
 
 def test_a_dictionary_is_trained_and_ranked_on_own_models(places, tmp_path, capsys):
     out = tmp_path / "trained"
-    model = ["--model", str(places / "model"), *rows_of(places)]
+    model = ["--original", str(places / "model"), *rows_of(places)]
     main(
         ["sae", "train", *model, "--layer", "4", "--lr", "3e-3", *SMALL, "--tokens-per-step", "256", "--out", str(out)]
     )
     assert "variance explained" in capsys.readouterr().out
-    assert whole(out)["weights"]["model"]
+    assert whole(out)["weights"]["original"]
     assert {p.name for p in (out / "sae").iterdir()} >= {"cfg.json", "sae_weights.safetensors", "card.json"}
     ranked = tmp_path / "ranked"
     main(
@@ -82,7 +82,18 @@ def test_f47_a_dictionary_is_trained_on_a_corpus(places, bed, tmp_path, capsys):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n\n".join(texts))
     out = tmp_path / "out"
-    train = ["train", "--model", str(places / "model"), "--text", str(corpus), "--layer", "4", "--lr", "3e-3", *SMALL]
+    train = [
+        "train",
+        "--original",
+        str(places / "model"),
+        "--text",
+        str(corpus),
+        "--layer",
+        "4",
+        "--lr",
+        "3e-3",
+        *SMALL,
+    ]
     main(["sae", *train, "--tokens-per-step", "256", "--max-length", "64", "--out", str(out)])
     printed = capsys.readouterr().out
     manifest = whole(out)
@@ -93,7 +104,7 @@ def test_f47_a_dictionary_is_trained_on_a_corpus(places, bed, tmp_path, capsys):
     trained = int(re.search(r"trained on (\d+) activations, each drawn about", printed)[1])
     assert 0.85 * tokens < trained < 0.95 * tokens
     assert "choose one: a corpus, or question rows" in fails(capsys, *train, *rows_of(places), "--out", tmp_path / "b")
-    assert "--text needs --model" in fails(capsys, "train", "--text", corpus, "--out", tmp_path / "b")
+    assert "--text needs --original" in fails(capsys, "train", "--text", corpus, "--out", tmp_path / "b")
     corpus.write_text(texts[0])
     assert "holds one text; every tenth is left out" in fails(capsys, *train, "--out", tmp_path / "b")
     assert "no file at" in fails(capsys, *[*train[:4], tmp_path / "absent", *train[5:]], "--out", tmp_path / "b")
@@ -125,7 +136,7 @@ def test_suppression_is_chosen_and_judged_on_different_people(places, bed, tmp_p
     assert "read as" in printed
     assert "more often than by a model that never knew" in printed
     manifest = whole(out)
-    assert set(manifest["weights"]) == {"model", "retrained"}
+    assert set(manifest["weights"]) == {"original", "retrained"}
     found = load(out / "rows.jsonl")
     assert {r.intervention for r in found if r.diagnostic == "sae_choice"} > {"SAE", "random dictionary", "LEACE"}
     assert any(r.quantity.startswith("verdict ") for r in found)
@@ -139,7 +150,7 @@ def test_suppression_is_chosen_and_judged_on_different_people(places, bed, tmp_p
 def test_an_audit_of_two_models(places, bed, tmp_path, capsys):
     out = tmp_path / "out"
     main(
-        ["sae", "audit", *own(places, bed), "--edited", str(places / "edited"), "--features", "1", "5", "9", "12",
+        ["sae", "audit", *own(places, bed), "--unlearned", str(places / "edited"), "--features", "1", "5", "9", "12",
          "--out", str(out)]
     )  # fmt: skip
     assert "features write" in capsys.readouterr().out
@@ -149,7 +160,7 @@ def test_an_audit_of_two_models(places, bed, tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["train", "rank", "suppress", "audit"])
 def test_half_a_description_is_refused_before_anything_is_loaded(command, tmp_path, capsys):
-    said = fails(capsys, command, "--model", "somewhere", "--out", tmp_path / "out")
+    said = fails(capsys, command, "--original", "somewhere", "--out", tmp_path / "out")
     assert "missing" in said or "--features" in said
     assert not (tmp_path / "out").exists()
 
@@ -161,14 +172,14 @@ def test_an_sae_of_another_block_is_refused_with_the_numbers(places, bed, tmp_pa
 
 
 def test_features_out_of_range_or_doubled_are_refused(places, bed, tmp_path, capsys):
-    audit = ["audit", *own(places, bed), "--edited", places / "edited", "--out", tmp_path / "out"]
+    audit = ["audit", *own(places, bed), "--unlearned", places / "edited", "--out", tmp_path / "out"]
     assert "feature 99999 does not exist" in fails(capsys, *audit, "--features", "1", "99999")
     assert "feature 3 is given 2 times" in fails(capsys, *audit, "--features", "3", "3")
     assert "belong together" in fails(capsys, *audit, "--features", "3", "--steps", "2")
 
 
 def test_a_dictionary_off_target_is_not_saved(places, tmp_path, capsys):
-    model = ["--model", places / "model", *rows_of(places), "--layer", 4, "--lr", "3e-3", "--tokens-per-step", 256]
+    model = ["--original", places / "model", *rows_of(places), "--layer", 4, "--lr", "3e-3", "--tokens-per-step", 256]
     said = fails(capsys, "train", *model, *SMALL[:-1], "0.999", "--out", tmp_path / "out")
     assert "off target" in said
     assert not (tmp_path / "out").exists()
@@ -177,7 +188,15 @@ def test_a_dictionary_off_target_is_not_saved(places, tmp_path, capsys):
 
 
 def test_no_dictionary_where_one_is_named(places, tmp_path, capsys):
-    arguments = ["--model", places / "model", *rows_of(places), "--sae", tmp_path / "none", "--out", tmp_path / "out"]
+    arguments = [
+        "--original",
+        places / "model",
+        *rows_of(places),
+        "--sae",
+        tmp_path / "none",
+        "--out",
+        tmp_path / "out",
+    ]
     assert "no folder" in fails(capsys, "rank", *arguments)
 
 

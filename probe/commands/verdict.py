@@ -46,6 +46,7 @@ class Verdict(Original, Retrained, Tokenizer, Measurement):
         """Examine original, model and retrained model alike."""
         import torch
 
+        from probe.checkpoints import check_device
         from probe.datasets import read_rows
         from probe.modes import threads
         from probe.runs.folder import content_of, free, results
@@ -55,6 +56,7 @@ class Verdict(Original, Retrained, Tokenizer, Measurement):
 
         self.check()
         free(self.folder())
+        check_device(self.device)
         judge = load_judge(self.fitted or FITTED)
         if self.forget is not None:
             # Before any model: what no verdict can be made of should not cost the loading of three.
