@@ -15,8 +15,8 @@ from probe.sae.candidates import CONTROLS, Candidate, Strength, candidates
 from probe.sae.dose_response import dose_response
 from probe.sae.halves import halves, limited_rows, units_of
 from probe.sae.outcome import edit_outcome
-from probe.sae.responses import DoseResponse, Response, Sides
-from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
+from probe.sae.responses import Response, Sides
+from probe.sae.tables import DoseResponse, dose_choice_rows, pareto_rows, response_rows, text
 from probe.sae.view import Context, FeatureView, feature_views
 from probe.sites import Site
 

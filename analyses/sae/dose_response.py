@@ -16,8 +16,7 @@ from probe.figures import draw_all
 from probe.modes import threads
 from probe.rows import Row
 from probe.sae.candidates import Strength
-from probe.sae.responses import DoseResponse
-from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
+from probe.sae.tables import DoseResponse
 from probe.sweep import load, sweep
 
 RULES = (Frequency(0.01), SquaredMeanRatio(), ByEffect(against="ratio"))
@@ -53,9 +52,8 @@ def study(at: Given) -> Callable[..., dict[str, Any]]:
 
 def as_record(found: DoseResponse) -> dict[str, Any]:
     """Rows and text of a study, as a cell keeps them."""
-    rows = [*response_rows(found), *dose_choice_rows(found), *pareto_rows(found)]
     words = {source: word.sentence for source, word in found.words.items()}
-    return {"rows": json.dumps([asdict(row) for row in rows]), "text": text(found), "words": json.dumps(words)}
+    return {"rows": json.dumps([asdict(row) for row in found.rows()]), "text": str(found), "words": json.dumps(words)}
 
 
 def rows_of(record: Mapping[str, Any]) -> list[Row]:

@@ -20,7 +20,7 @@ from probe.positions import not_first
 from probe.sae.candidates import Strength, candidates
 from probe.sae.dose_response import dose_response
 from probe.sae.halves import Halves, halves
-from probe.sae.responses import DoseResponse
+from probe.sae.tables import DoseResponse
 from probe.sites import Site
 from probe.testbed import load as load_testbed
 

@@ -55,7 +55,6 @@ class SaeSuppress(Original, DictionaryOptions, Retrained, RuleOptions, Seeded, M
             from probe.sae.dose_response import dose_response
             from probe.sae.gates import GATES
             from probe.sae.halves import halves, limited_rows
-            from probe.sae.tables import dose_choice_rows, pareto_rows, response_rows, text
 
             split, size, special = study.split, self.rows_per_pass, study.special_ids
             parts = halves(
@@ -83,7 +82,6 @@ class SaeSuppress(Original, DictionaryOptions, Retrained, RuleOptions, Seeded, M
                 if isinstance(one.edit, Gated):
                     chosen["gate"] = {"name": self.gate, "threshold": one.edit.gate.threshold}
                 written_json(run.folder / "chosen.json", {**chosen, "features": list(one.features)})
-            rows = [*response_rows(found), *dose_choice_rows(found), *pareto_rows(found)]
             run.manifest["warnings"] = list(found.warnings)
-            table = self.write(run, sae_notes(study), rows, text(found), ("sae_choices", "sae_responses"))
+            table = self.write(run, sae_notes(study), found.rows(), str(found), ("sae_choices", "sae_responses"))
         return f"{table}\n{self.folder('sae-suppress')}"

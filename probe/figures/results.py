@@ -9,6 +9,7 @@ from probe.figures.layers import lines
 from probe.figures.logits import LOGIT_COLLAPSE
 from probe.figures.maps import SPANS, U_SHAPE_OF_MAPS
 from probe.figures.relearning import RELEARNING
+from probe.figures.sae_doses import SAE_CHOICES
 from probe.figures.separability import SEPARABILITY
 from probe.figures.squeezing import SQUEEZING
 from probe.figures.states import HIDDEN_STATES
@@ -26,6 +27,7 @@ _ENTRIES = {
     "Curves": RELEARNING,
     "Squeezing": SQUEEZING,
     "Projections": HIDDEN_STATES,
+    "DoseResponse": SAE_CHOICES,
 }
 # The others: which quantities are lines over layers, steps or doses, and what the axis says.
 _LINES: dict[str, tuple[tuple[str, ...], str]] = {

@@ -14,8 +14,8 @@ from probe.sae.halves import halves as halves
 from probe.sae.halves import limited_rows as limited_rows
 from probe.sae.named import read_rule as read_rule
 from probe.sae.responses import ChosenDose as ChosenDose
-from probe.sae.responses import DoseResponse as DoseResponse
 from probe.sae.responses import Response as Response
+from probe.sae.tables import DoseResponse as DoseResponse
 from probe.sae.tables import dose_choice_rows as dose_choice_rows
 from probe.sae.tables import pareto_rows as pareto_rows
 from probe.sae.tables import response_rows as response_rows

@@ -15,7 +15,8 @@ from probe.positions import At, NotIds
 from probe.sae.candidates import Candidate, Source
 from probe.sae.halves import Halves, units_of
 from probe.sae.outcome import EditOutcome, edit_outcome
-from probe.sae.responses import HALVES, SIDES, DoseResponse, Half, Response, Sides
+from probe.sae.responses import HALVES, SIDES, Half, Response, Sides
+from probe.sae.tables import DoseResponse
 
 
 def dose_response(
