@@ -242,6 +242,8 @@ from probe.sites import parameters_by_layer as parameters_by_layer
 from probe.study.loading import open as open
 from probe.study.loading import testbed as testbed
 from probe.study.study import Study as Study
+from probe.sweep import grid as grid
+from probe.sweep import sweep as sweep
 from probe.templates import TEMPLATES as TEMPLATES
 from probe.templates import Template as Template
 from probe.templates import chat_template as chat_template

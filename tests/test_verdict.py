@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import tiny_llama
 
+from analyses.zoo.validate import HeldOutVerdicts, best_temperature, fit_all, leave_groups_out, roc
 from probe.cli import main
 from probe.commands.verdict import Verdict
 from probe.data import QA
@@ -20,7 +21,6 @@ from probe.verdict.judge import CANNOT_TELL, FITTED, KINDS, Judge, judge_model, 
 from probe.verdict.logistic import CLASSES, LogisticFit, fit_logistic, softmax
 from probe.verdict.measure import PARTS, Measurements
 from probe.verdict.rows import Protocol, verdict_rows
-from probe.verdict.validate import HeldOutVerdicts, best_temperature, fit_all, leave_groups_out, roc
 from probe.verdict.verdict import check_models
 
 NAMES = ("a", "b", "c")

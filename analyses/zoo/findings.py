@@ -9,12 +9,12 @@ import numpy as np
 
 from analyses.zoo.examine import PARTS, REFERENCE, truth
 from analyses.zoo.models import MEMBERS
+from analyses.zoo.validate import HeldOutVerdicts, Roc, fit_all, leave_groups_out, roc
 from probe.sweep import load
 from probe.verdict.features import Feature, features, verdict_features
 from probe.verdict.judge import KINDS, Counts, Judge
 from probe.verdict.logistic import CLASSES
 from probe.verdict.rows import Protocol
-from probe.verdict.validate import HeldOutVerdicts, Roc, fit_all, leave_groups_out, roc
 
 ORIGINAL = "the original"
 
