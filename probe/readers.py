@@ -84,6 +84,8 @@ def read_tofu(source: str | Path, split: str) -> Tofu:
     Raises:
         FileNotFoundError: no such folder, or a set's file is missing.
         ValueError: an unknown split, malformed rows, or rows that lack what their set is asked about.
+
+    >>> tofu = probe.read_tofu("folder-of-tofu", "forget10")  # doctest: +SKIP
     """
     folder = Path(source)
     names = tofu_splits(folder) if folder.is_dir() else ()
@@ -171,6 +173,8 @@ def read_muse(folder: str | Path) -> MuseData:
     Raises:
         FileNotFoundError: no such folder, or none of MUSE's files in it.
         ValueError: a malformed row; the message gives path, line and what was found.
+
+    >>> muse = probe.read_muse("folder-of-muse-news")  # doctest: +SKIP
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -53,3 +53,13 @@ def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
             runner.run(test, out=told.append)
     assert not runner.failures, "".join(told)
     assert weights_hash(session["s"].original) == before, "an example changed the model that all examples share"
+
+
+def test_every_name_of_the_front_door_has_an_example():
+    offered = {name: getattr(probe, name) for name in probe.__all__}
+    without = [
+        name
+        for name, found in offered.items()
+        if (inspect.isroutine(found) or inspect.isclass(found)) and ">>> " not in (inspect.getdoc(found) or "")
+    ]
+    assert not without, f"no example in the docstring of {', '.join(without)}"

@@ -43,6 +43,10 @@ class Training:
 
     Raises:
         ValueError: a negative number, no seed, a repeated one, or a step beyond the last.
+
+    >>> training = probe.Training(steps=20, lr=5e-4, batch_size=16)
+    >>> training.steps
+    20
     """
 
     steps: int

@@ -126,7 +126,11 @@ def rounded_weights(
 
 
 def absmax(weight_OI: Tensor, bits: int, group: int) -> Tensor:
-    """s round(w / s) with s = max |w| / (2^(bits-1) - 1), one s for each group of ``group`` inputs of a row."""
+    """s round(w / s) with s = max |w| / (2^(bits-1) - 1), one s for each group of ``group`` inputs of a row.
+
+    >>> probe.absmax(torch.tensor([[1.0, 0.26, -0.5]]), bits=4, group=3)
+    tensor([[ 1.0000,  0.2857, -0.5714]])
+    """
     levels = 2 ** (bits - 1) - 1
     return _by_group(weight_OI, group, lambda unit: torch.round(unit * levels) / levels)
 
@@ -135,6 +139,9 @@ def nf4(weight_OI: Tensor, group: int) -> Tensor:
     """max |w| times the nearest of NF4's levels, one scale for each ``group`` weights in the order of memory.
 
     As in bitsandbytes, whose groups run on from one row into the next where the width is no multiple of them.
+
+    >>> tuple(probe.nf4(torch.randn(4, 64), group=64).shape)
+    (4, 64)
     """
     level_K = torch.tensor(_NF4, device=weight_OI.device)
     middle_K = (level_K[1:] + level_K[:-1]) / 2

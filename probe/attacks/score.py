@@ -74,6 +74,8 @@ class AnswerScorer:
         generate: let the model speak, and count a row as matched if what it says is the answer. Without it a match
             is one argmax after another, which is the same for greedy decoding but cannot see empty generations.
         choices: whether wrong answers are run too, where rows have them; with five of them that is most of the time.
+
+    >>> score = probe.AnswerScorer(s.tokenizer)(s.original, s.split.forget_rows, s.split.template)
     """
 
     tokenizer: Any = field(repr=False)

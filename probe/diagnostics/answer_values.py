@@ -48,6 +48,10 @@ def value_batch(tokenizer: Any, rows: Sequence[QA], *, template: Template = Temp
 
     Raises:
         ValueError: no rows, an entity that does not stand in its answer, or a value beyond ``max_length``.
+
+    >>> batch = probe.value_batch(s.tokenizer, s.split.forget_rows)
+    >>> s.tokenizer.decode(batch.tokens_BT[0][batch.target_BT[0]])
+    ' Rivenna'
     """
     shown, found = [], []
     for i, row in enumerate(rows):

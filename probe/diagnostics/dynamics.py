@@ -92,6 +92,12 @@ def dynamics(
     Raises:
         ValueError: no questions, no steps or a negative one, rows with an ``item``, or a run that trains twice.
         RuntimeError: a question changed the weights or left a hook; its name and the step are given.
+
+    >>> from functools import partial
+    >>> terms = [probe.Term(1.0, probe.ga, s.split.forget, "forget")]
+    >>> model = copy.deepcopy(s.original)
+    >>> run = partial(probe.minimise, model, terms, steps=2, lr=3e-4, batch_size=8, seed=0)
+    >>> found = probe.dynamics(run, model, {"separability": lambda model: []}, at=[0, 2], name="GA")
     """
     if not questions or not at or min(at) < 0:
         raise ValueError(f"expected questions and steps of at least 0, got {list(questions)} and {sorted(at)}")

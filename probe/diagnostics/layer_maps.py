@@ -110,12 +110,20 @@ class ReplacementMap(Result):
 
 
 def single_layers(depth: int) -> tuple[Span, ...]:
-    """Every block alone."""
+    """Every block alone.
+
+    >>> probe.single_layers(3)
+    ((0, 0), (1, 1), (2, 2))
+    """
     return tuple((layer, layer) for layer in range(depth))
 
 
 def every_span(depth: int) -> tuple[Span, ...]:
-    """Every contiguous span i..j, L(L+1)/2 of them."""
+    """Every contiguous span i..j, L(L+1)/2 of them.
+
+    >>> probe.every_span(3)
+    ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+    """
     return tuple((first, last) for first in range(depth) for last in range(first, depth))
 
 

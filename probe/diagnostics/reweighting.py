@@ -214,6 +214,10 @@ def best_weightings(
 
     Raises:
         ValueError: as ``best_weighting``, or fewer than 2 points.
+
+    >>> curve = probe.best_weightings(probe.token_effects(s.retrained, s.split), n_points=3)
+    >>> curve[0].harm <= curve[-1].harm
+    True
     """
     if n_points < 2:
         raise ValueError(f"a curve needs at least 2 points, got n_points={n_points}")

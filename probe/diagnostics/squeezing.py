@@ -130,6 +130,13 @@ def sampled_bands(
 
     Raises:
         ValueError: no temperatures or samples, or no row with three different responses.
+
+    >>> bands = probe.sampled_bands(
+    ...     s.retrained, s.tokenizer, s.split.forget_rows[:2], samples=20, temperatures=(2.0, 5.0), seed=0,
+    ...     max_new_tokens=12,
+    ... )
+    >>> sorted(bands)
+    ['high', 'low', 'mid', 'target']
     """
     if samples < 1 or not temperatures or min(temperatures) <= 0:
         raise ValueError(f"give at least one sample and positive temperatures, got {samples} and {list(temperatures)}")

@@ -69,6 +69,10 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
 
     Raises:
         ValueError: a damaged file, or one that holds no lens.
+
+    >>> lens = probe.fit_tuned_lens(s.original, s.split, penalty=0.1, layers=[0, 7])
+    >>> lens.save("lens")
+    >>> lens = probe.load_tuned_lens("lens")
     """
     from safetensors.torch import load_file
 

@@ -173,7 +173,7 @@ class UserDictionary:
 
     @property
     def out_width(self) -> int:
-        """The same."""
+        """The width of what it writes: that of what it reads."""
         return self.directions_FD.shape[1]
 
     def encode(self, hidden_XD: Float[Tensor, "*X D"]) -> Float[Tensor, "*X F"]:
@@ -196,10 +196,10 @@ class UserDictionary:
         return torch.ones(*hidden_XD.shape[:-1], 1).to(self.directions_FD)
 
     def columns(self, hidden_XD: Float[Tensor, "*X D"], index_K: Int[Tensor, " K"]) -> Float[Tensor, "*X K"]:
-        """Never works.
+        """Refused: chosen features alone cannot be had without knowing how the object encodes.
 
         Raises:
-            ValueError: always; how the object encodes is not known.
+            ValueError: always.
         """
         raise ValueError("how this object encodes is not known, so no feature can be had without the others; encode")
 

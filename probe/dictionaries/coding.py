@@ -30,7 +30,7 @@ class Relu:
         return (raw_XF + self.bias_F).relu()
 
     def of(self, index_K: Int[Tensor, " K"]) -> "Relu":
-        """The same for chosen features."""
+        """This activation for the chosen features alone."""
         return Relu(self.bias_F[index_K])
 
 
@@ -53,7 +53,7 @@ class JumpRelu:
         return before_XF.relu() * (before_XF > self.threshold_F)
 
     def of(self, index_K: Int[Tensor, " K"]) -> "JumpRelu":
-        """The same for chosen features."""
+        """This activation for the chosen features alone."""
         return JumpRelu(self.bias_F[index_K], self.threshold_F[index_K])
 
 
@@ -72,7 +72,7 @@ class GatedCoding:
         return (raw_XF * self.gain_F + self.bias_F).relu() * (raw_XF + self.gate_F > 0)
 
     def of(self, index_K: Int[Tensor, " K"]) -> "GatedCoding":
-        """The same for chosen features."""
+        """This activation for the chosen features alone."""
         return GatedCoding(self.gate_F[index_K], self.gain_F[index_K], self.bias_F[index_K])
 
 
@@ -182,7 +182,7 @@ class Pursuit:
         return f_NF.reshape(*x_XD.shape[:-1], -1)
 
     def columns(self, x_XD: Float[Tensor, "*X D"], index_K: Int[Tensor, " K"]) -> Float[Tensor, "*X K"]:
-        """Never works.
+        """Refused: matching pursuit takes one row after another, so no feature is known without the others.
 
         Raises:
             ValueError: always.

@@ -80,7 +80,7 @@ class Ablation:
         return len(self.share_P), len(self.share_Q)
 
     def weighted(self, forget_G: Tensor, retain_G: Tensor) -> "Ablation":
-        """The same with every piece counted as often as its weight says."""
+        """This ablation with every piece counted as often as its weight says."""
         return replace(self, weight_P=forget_G.double(), weight_Q=retain_G.double())
 
 

@@ -128,7 +128,7 @@ class Activity:
         return len(self.forget.weight_G), len(self.retain.weight_G)
 
     def weighted(self, forget_G: Tensor, retain_G: Tensor) -> "Activity":
-        """The same with every block counted as often as its weight says."""
+        """These counts with every block weighted, as a bootstrap draws blocks."""
         forget = replace(self.forget, weight_G=forget_G.double())
         return replace(self, forget=forget, retain=replace(self.retain, weight_G=retain_G.double()))
 

@@ -48,7 +48,7 @@ class Attribution:
         return len(self.forget.weight_G), len(self.retain.weight_G)
 
     def weighted(self, forget_G: Tensor, retain_G: Tensor) -> "Attribution":
-        """The same with every block counted as often as its weight says."""
+        """These effects with every block weighted, as a bootstrap draws blocks."""
         sides = [replace(s, weight_G=w.double()) for s, w in ((self.forget, forget_G), (self.retain, retain_G))]
         return Attribution(*sides)
 

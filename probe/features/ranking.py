@@ -38,7 +38,7 @@ class Evidence(Protocol):
         ...
 
     def weighted(self, forget_G: Tensor, retain_G: Tensor) -> Any:
-        """The same with blocks counted as often as the weights say."""
+        """This evidence with blocks weighted, as a bootstrap draws them."""
         ...
 
 

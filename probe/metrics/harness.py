@@ -25,6 +25,8 @@ def harness(model: nn.Module, tokenizer: Any, tasks: Sequence[str], *, batch_siz
     Raises:
         ImportError: lm-eval is not installed.
         ValueError: one string instead of several tasks, none, or tasks that the harness does not know.
+
+    >>> probe.harness(s.original, s.tokenizer, ["mmlu"], limit=10)  # doctest: +SKIP
     """
     if isinstance(tasks, str) or not tasks:
         raise ValueError(f"tasks is a list of task names, got {tasks!r}")

@@ -98,6 +98,8 @@ def sentence_embedder(
         FileNotFoundError: the model is not there (the message says how to get it).
         ValueError: weights that are a pickle, missing or another model's, or a pooling that is declared to be another
             than the mean.
+
+    >>> embed = probe.sentence_embedder("folder-of-an-embedder")  # doctest: +SKIP
     """
     from transformers import AutoModel
 
@@ -133,6 +135,8 @@ def nli_judge(
     Raises:
         FileNotFoundError: the model is not there (the message says how to get it).
         ValueError: weights that are a pickle, missing or another model's, or not exactly one label called entailment.
+
+    >>> judge = probe.nli_judge("folder-of-an-nli-model")  # doctest: +SKIP
     """
     from transformers import AutoModelForSequenceClassification
 
