@@ -1,9 +1,12 @@
 """What `import probe` and each room offer: every name is there, is what its stub says, and importing costs nothing."""
 
+import ast
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -56,3 +59,36 @@ def test_an_unknown_name_is_refused_and_the_nearest_is_told():
         _ = probe.seperability
     done = subprocess.run([sys.executable, "-c", "import probe; probe.seperability"], capture_output=True, text=True)
     assert "Did you mean: 'separability'?" in done.stderr
+
+
+def hinted(tree: ast.Module) -> set[str]:
+    """Names in annotations, bases and type aliases of a module: what its public names are made of."""
+    parts: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            parts += [node.returns, *(arg.annotation for arg in (*node.args.args, *node.args.kwonlyargs))]
+        elif isinstance(node, ast.AnnAssign):
+            parts.append(node.annotation)
+        elif isinstance(node, ast.ClassDef):
+            parts += node.bases
+    parts += [node.value for node in tree.body if isinstance(node, ast.Assign)]
+    return {name for part in parts if part is not None for name in re.findall(r"\w+", ast.unparse(part))}
+
+
+def test_what_no_other_module_needs_is_offered_or_private():
+    texts = {path: path.read_text(encoding="utf-8") for path in ROOT.rglob("*.py")}
+    files = Counter(name for text in texts.values() for name in set(re.findall(r"\w+", text)))
+    lonely = []
+    for room in ROOMS[1:]:
+        offered = set(exported(room).values())
+        for path in (ROOT.parent / room.replace(".", "/")).glob("*.py"):
+            tree, module = ast.parse(texts[path]), f"{room}.{path.stem}"
+            for node in tree.body:
+                if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                    continue
+                # A recipe is reached by its name in the catalogue.
+                entered = room == "probe.methods" and bool(node.decorator_list)
+                part = isinstance(node, ast.ClassDef) and node.name in hinted(tree)
+                if (module, node.name) not in offered and not entered and not part and files[node.name] == 1:
+                    lonely.append(f"{module}.{node.name}")
+    assert not lonely, f"neither offered by its room nor used by another module: {', '.join(lonely)}"

@@ -11,6 +11,7 @@ from probe.diagnostics.depth_score import depth_score as depth_score
 from probe.diagnostics.depth_score import patched_loss as patched_loss
 from probe.diagnostics.dynamics import Dynamics as Dynamics
 from probe.diagnostics.dynamics import dynamics as dynamics
+from probe.diagnostics.dynamics import state_restored as state_restored
 from probe.diagnostics.fragility import LayerMap as LayerMap
 from probe.diagnostics.fragility import layer_map as layer_map
 from probe.diagnostics.g_effect import GEffect as GEffect

@@ -21,6 +21,7 @@ from probe.methods.cru import pareto_fronts as pareto_fronts
 from probe.methods.cru import rank_sum as rank_sum
 from probe.methods.elm import fluent_text as fluent_text
 from probe.methods.guard import word_overlap as word_overlap
+from probe.methods.in_context import in_context as in_context
 from probe.methods.loku import adapted as adapted
 from probe.methods.loku import fila as fila
 from probe.methods.loku import fisher as fisher

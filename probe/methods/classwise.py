@@ -129,7 +129,7 @@ def saliency_mask(model: nn.Module, forget: Batch, share: float) -> dict[str, Bo
 
 
 @dataclass(frozen=True, eq=False)
-class Masked:
+class _Masked:
     """A way of stepping: the gradient is zero outside a mask, so that AdamW without decay leaves those weights alone.
 
     Args:
@@ -172,7 +172,7 @@ def salun(
         raise ValueError(f"weight_decay must be 0, got {weight_decay}: it would move the weights outside the mask too")
     mask = saliency_mask(model, split.forget, share)
     terms = _random_terms(split, labels_K, seed)
-    minimise(model, terms, steps=steps, seed=seed, stepping=Masked(mask), **training)
+    minimise(model, terms, steps=steps, seed=seed, stepping=_Masked(mask), **training)
     return mask
 
 
@@ -180,7 +180,7 @@ def salun(
 
 
 @dataclass(frozen=True)
-class Negated:
+class _Negated:
     """-L: what one method minimises, maximised."""
 
     objective: Objective
@@ -194,7 +194,7 @@ def scrub_terms(original: nn.Module, split: Split, *, alpha: float, gamma: float
     alpha KL(original || model) + gamma NLL on remaining rows (Kurmanji et al., arXiv 2302.09880).
     """
     near = ForwardKL(original)
-    leave = [Term(1.0, Negated(near), split.forget, "leave")]
+    leave = [Term(1.0, _Negated(near), split.forget, "leave")]
     return leave, [Term(alpha, near, split.retain, "stay"), Term(gamma, nll, split.retain, "retain")]
 
 

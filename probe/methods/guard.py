@@ -52,7 +52,7 @@ class QuestionGate:
 
 
 @dataclass(frozen=True)
-class Guarded:
+class _Guarded:
     """What the model remembers of each text, and how far each refusal has come (-1: not refused)."""
 
     model: Any
@@ -116,7 +116,7 @@ class Refusing(nn.Module):
             said.append(done + len(speaking) if refused else -1)
         output.logits = logits_BTV[:, slice(-keep, None) if isinstance(keep, int) else keep]
         if getattr(output, "past_key_values", None) is not None:
-            output.past_key_values = Guarded(output.past_key_values, tuple(said))
+            output.past_key_values = _Guarded(output.past_key_values, tuple(said))
         return output
 
     def _speak(self, logits_V: Tensor, k: int) -> Tensor:

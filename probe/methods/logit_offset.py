@@ -17,7 +17,7 @@ from probe.sites import unwrapped
 
 
 @dataclass(frozen=True)
-class Caches:
+class _Caches:
     """What the model and each assistant remember of a text, passed around as one."""
 
     model: Any
@@ -58,7 +58,7 @@ class Offset(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         """The model's own output with shifted logits; ``past_key_values`` carries a cache of each."""
-        given = inputs.pop("past_key_values", None) or Caches(None, (None,) * len(self.weights))
+        given = inputs.pop("past_key_values", None) or _Caches(None, (None,) * len(self.weights))
         output = self.module(past_key_values=given.model, **inputs)
         kept = []
         for weight, assistant, cache in zip(self.weights, self.assistants, given.assistants, strict=True):
@@ -66,7 +66,7 @@ class Offset(nn.Module):
             output.logits = self.shifted(output.logits, weight, other.logits.to(output.logits))
             kept.append(getattr(other, "past_key_values", None))
         if getattr(output, "past_key_values", None) is not None:
-            output.past_key_values = Caches(output.past_key_values, tuple(kept))
+            output.past_key_values = _Caches(output.past_key_values, tuple(kept))
         return output
 
     def shifted(self, logits: Tensor, weight: float, other: Tensor) -> Tensor:

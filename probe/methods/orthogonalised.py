@@ -91,13 +91,13 @@ def orthogonalised(
     few = split.retain.select(range(min(_ROWS, len(split.retain))))
     check_block(model, found, site)
     check_site(model, found, site, few)
-    chosen = salient(model, found, site, split, special_ids, features, ratio)
+    chosen = _salient(model, found, site, split, special_ids, features, ratio)
     basis_DR = spanned(found, chosen)
-    before = share_along(model, few, site, basis_DR)
+    before = _share_along(model, few, site, basis_DR)
     kept: dict[str, Tensor] = {}
     try:
         orthogonalise(model, basis_DR, parameters=parameters or ".", kept=kept)
-        after = share_along(model, few, site, basis_DR)
+        after = _share_along(model, few, site, basis_DR)
         if parameters is None and after > _ROUNDING:
             raise ValueError(
                 f"{type(unwrapped(model)).__name__} writes to the residual stream in ways not known here: {after:.3g} "
@@ -190,13 +190,13 @@ def spanned(sae: Dictionary, features: Sequence[int]) -> BasisDR:
     return basis_DR
 
 
-def share_along(model: nn.Module, batch: Batch, site: Site, basis_DR: BasisDR) -> float:
+def _share_along(model: nn.Module, batch: Batch, site: Site, basis_DR: BasisDR) -> float:
     """sum |Q^T h|^2 / sum |h|^2 over all tokens but the first of each row."""
     hidden_ND = activations(model, batch, [site], tokens=content)[site].double()
     return float((hidden_ND @ basis_DR.to(hidden_ND)).square().sum() / hidden_ND.square().sum())
 
 
-def salient(
+def _salient(
     model: nn.Module,
     sae: Dictionary,
     site: Site,

@@ -42,7 +42,7 @@ class RMUResult:
     target_D: DirectionD = field(repr=False)
 
 
-def towards_random(
+def _towards_random(
     original: nn.Module,
     split: Split,
     layer: int,
@@ -65,7 +65,7 @@ def towards_random(
     "mean (h(forget) - u)^2 + alpha mean (h(retain) - h0)^2",
     "Li et al., arXiv 2403.03218",
     trains=MLP_OUTPUTS,
-    loss=towards_random,
+    loss=_towards_random,
     published={
         "zephyr-7b": Published(
             "WMDP code, Zephyr-7B (Li et al., arXiv 2403.03218)",
@@ -165,7 +165,7 @@ def rmu(
             f"whole_blocks chooses what is trained, and so does parameters={parameters!r}; give one of them"
         )
     pattern = parameters or (_whole_blocks(model, layer) if whole_blocks else rmu_parameters(model, layer))
-    term = towards_random(original, split, layer, coefficient, seed, tokens, normalise, relative)
+    term = _towards_random(original, split, layer, coefficient, seed, tokens, normalise, relative)
     away: Objective = term
     near: Objective = NearOriginal(original, term.site, term.tokens, term.normalise)
     if keep_states:

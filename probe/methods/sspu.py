@@ -113,7 +113,7 @@ def sspu(
             f"{features} features a subspace are asked for; {len(order)} are ever on, so 1..{len(order) // 2}"
         )
     relevant, irrelevant = tuple(order[:features]), tuple(order[-features:])
-    target_D = projected_target(model, spanned(found, irrelevant), coefficient, seed)
+    target_D = _projected_target(model, spanned(found, irrelevant), coefficient, seed)
     pattern = parameters or rmu_parameters(model, site.layer)
     terms = [
         Term(1.0, TowardsTarget(site, target_D, tokens), split.forget, "forget"),
@@ -128,7 +128,7 @@ def sspu(
     return SSPUResult(minimise(model, terms, seed=seed, parameters=pattern, **training), target_D, relevant, irrelevant)
 
 
-def projected_target(model: nn.Module, basis_DR: BasisDR, coefficient: float, seed: int) -> DirectionD:
+def _projected_target(model: nn.Module, basis_DR: BasisDR, coefficient: float, seed: int) -> DirectionD:
     """u = coefficient * P v / |P v|, v as RMU draws it.
 
     Raises:

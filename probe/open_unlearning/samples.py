@@ -12,7 +12,7 @@ from probe.metrics.tofu import normalised_probability, truth_ratio
 from probe.open_unlearning.log import EPS
 
 
-def indexed(numbers: Any = None, **columns: Any) -> dict[str, Any]:
+def _indexed(numbers: Any = None, **columns: Any) -> dict[str, Any]:
     """``value_by_index`` of a result: sample number -> fields, from one column a field.
 
     Args:
@@ -35,20 +35,20 @@ def set_samples(on: str, suite: SuiteResult) -> dict[str, dict[str, Any]]:
     Returns:
         metric -> ``value_by_index``; metrics that the rows do not allow are left out.
     """
-    log = {f"{on}_Q_A_Prob": indexed(prob=suite.probability_N, avg_loss=suite.loss_N)}
+    log = {f"{on}_Q_A_Prob": _indexed(prob=suite.probability_N, avg_loss=suite.loss_N)}
     right_N, wrong_NK = suite.right_loss_N, suite.wrong_loss_NK
     if right_N is not None and all(row.paraphrased_answer for row in suite.rows):
-        log[f"{on}_Q_A_PARA_Prob"] = indexed(prob=np.exp(-right_N), avg_loss=right_N)
+        log[f"{on}_Q_A_PARA_Prob"] = _indexed(prob=np.exp(-right_N), avg_loss=right_N)
     if wrong_NK is not None:
-        log[f"{on}_Q_A_PERT_Prob"] = indexed(prob=np.exp(-wrong_NK), avg_loss=wrong_NK)
+        log[f"{on}_Q_A_PERT_Prob"] = _indexed(prob=np.exp(-wrong_NK), avg_loss=wrong_NK)
         if on in ("ra", "wf"):
             share_N = normalised_probability(suite.loss_N, wrong_NK, eps=EPS)
-            log[f"{on}_Q_A_Prob_normalised"] = indexed(prob=share_N)
+            log[f"{on}_Q_A_Prob_normalised"] = _indexed(prob=share_N)
         ratio = "forget_truth_ratio" if on == "forget" else f"{on}_Truth_Ratio"
-        log[ratio] = indexed(score=truth_ratio(right_N, wrong_NK, eps=EPS))
+        log[ratio] = _indexed(score=truth_ratio(right_N, wrong_NK, eps=EPS))
     if suite.generations is not None:
         scores = [rouge(row.answer, text) for row, text in zip(suite.rows, suite.generations, strict=True)]
-        log[f"{on}_Q_A_ROUGE"] = indexed(
+        log[f"{on}_Q_A_ROUGE"] = _indexed(
             rouge1_recall=[score.rouge1_recall for score in scores],
             rougeL_f1=[score.rouge_l_f1 for score in scores],
             rougeL_recall=[score.rouge_l_recall for score in scores],
@@ -57,10 +57,10 @@ def set_samples(on: str, suite: SuiteResult) -> dict[str, dict[str, Any]]:
             generation=suite.generations,
         )
     if on == "forget":
-        log["extraction_strength"] = indexed(score=suite.extraction("1/L"))
+        log["extraction_strength"] = _indexed(score=suite.extraction("1/L"))
         # An answer of one token has nothing besides eos that could be memorised.
         exact = [None if np.isnan(score) else score for score in suite.exact_memorisation_N.tolist()]
-        log["exact_memorization"] = indexed(score=exact)
+        log["exact_memorization"] = _indexed(score=exact)
     return log
 
 
@@ -76,7 +76,7 @@ def attack_samples(scores: Mapping[str, Mapping[str, Any]], numbers: Any = None)
         f"mia_{attack}": {
             side: {
                 "agg_value": float(np.mean(scores[side][attack])),
-                **indexed(numbers.get(side), score=np.asarray(scores[side][attack])),
+                **_indexed(numbers.get(side), score=np.asarray(scores[side][attack])),
             }
             for side in scores
         }
@@ -87,4 +87,4 @@ def attack_samples(scores: Mapping[str, Mapping[str, Any]], numbers: Any = None)
 def choice_samples(result: ChoiceResult) -> dict[str, Any]:
     """``mcq_accuracy``, which is this package's own: every option's ln p, what was picked, and the answer."""
     logp = [logp_K.tolist() for logp_K in result.logp]
-    return {"agg_value": result.accuracy, **indexed(logp=logp, picked=result.picked_N, answer=result.answer_N)}
+    return {"agg_value": result.accuracy, **_indexed(logp=logp, picked=result.picked_N, answer=result.answer_N)}

@@ -231,6 +231,9 @@ def audit(
     Raises:
         ValueError: an edit is in force, equal models, no or unknown features, a dictionary at the wrong site, or
             selected features that write nothing in the original.
+
+    >>> facts = probe.divided(s.tokenizer, s.split.forget_rows)
+    >>> found = probe.audit(s.original, s.retrained, s.sae, s.sae_site, (3, 5), facts, s.split.retain_rows)
     """
     for who, model in (("original", original), ("edited", edited)):
         if open_edits(model):

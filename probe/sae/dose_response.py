@@ -51,6 +51,17 @@ def dose_response(
 
     Raises:
         ValueError: no candidates, or a budget below 0.
+
+    >>> from probe.features import MeanDifference
+    >>> from probe.sae import Strength
+    >>> both = probe.halves(s.tokenizer, s.split.forget_rows, s.split.retain_rows, seed=0)
+    >>> edits = probe.candidates(
+    ...     s.original, s.sae, s.sae_site, both.select, rules=[MeanDifference()], counts=[4],
+    ...     strengths=[Strength("zero")], controls=(), special_ids=s.special_ids,
+    ... )
+    >>> found = probe.dose_response(
+    ...     s.original, both, edits, score=probe.AnswerScorer(s.tokenizer), budget=0.1, special_ids=s.special_ids
+    ... )
     """
     if not candidates or not budget >= 0:
         raise ValueError(f"give candidates and a budget of at least 0, got {len(candidates)} and {budget}")

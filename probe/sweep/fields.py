@@ -141,7 +141,7 @@ def value_of(known: Mapping[str, Field], name: str, value: Any, where: str, othe
     except (ValueError, TypeError) as error:
         faults: Any = getattr(error, "errors", list)()
         reason = faults[0]["msg"] if faults else str(error)
-        shown = clipped(value_text(value), 60)
+        shown = clipped(_value_text(value), 60)
         raise ValueError(
             f"{where}: {name} = {shown} does not fit ({clipped(reason)}); {_expected(known[name])}"
         ) from None
@@ -199,7 +199,7 @@ def _adapter(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def value_text(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """A value of a file for a message."""
     return shortened(value) if isinstance(value, int) and not isinstance(value, bool) else repr(value)
 

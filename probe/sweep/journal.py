@@ -34,12 +34,12 @@ def load(out: str | Path) -> list[dict[str, Any]]:
     folder = Path(out)
     # The canonical file is taken away while cells are left to run, so where it is it is not stale.
     whole = folder / RESULTS
-    if not whole.is_file() and not journals(folder) and not (folder / "cells.json").is_file():
+    if not whole.is_file() and not _journals(folder) and not (folder / "cells.json").is_file():
         raise FileNotFoundError(f"no sweep in {folder} (resolved to {folder.resolve()})")
     if whole.is_file():
         found = _merged([whole])
     else:
-        every = _merged(journals(folder))
+        every = _merged(_journals(folder))
         found = {key: every[key] for key in _planned(folder, every) if key in every}
     flat = []
     for record in found.values():
@@ -48,13 +48,13 @@ def load(out: str | Path) -> list[dict[str, Any]]:
             raise ValueError(f"{', '.join(sorted(twice))} is both an axis and a result in {folder}; rename the result")
         flat.append({**record["cell"], **record["values"], "status": record["status"], "error": record["error"]})
         if "arrays" in record:
-            flat[-1]["arrays"] = str(arrays_path(folder, record["id"]))
+            flat[-1]["arrays"] = str(_arrays_path(folder, record["id"]))
     return flat
 
 
 def read_records(folder: Path) -> dict[str, Record]:
     """The newest record of every cell that some machine has journalled; what succeeded counts before what failed."""
-    return _merged(journals(folder))
+    return _merged(_journals(folder))
 
 
 def labels(folder: Path) -> dict[str, str]:
@@ -74,11 +74,11 @@ def finished(folder: Path, records: Mapping[str, Record]) -> dict[str, Record]:
     return {
         key: record
         for key, record in records.items()
-        if record["status"] != "failed" and ("arrays" not in record or arrays_path(folder, key).is_file())
+        if record["status"] != "failed" and ("arrays" not in record or _arrays_path(folder, key).is_file())
     }
 
 
-def journals(folder: Path) -> list[Path]:
+def _journals(folder: Path) -> list[Path]:
     """The journals of all machines."""
     return [path for path in (folder / "journal.jsonl", *sorted(folder.glob("journal-*-of-*.jsonl"))) if path.is_file()]
 
@@ -88,7 +88,7 @@ def journal_of(folder: Path, shard: Shard | None) -> Path:
     return folder / named("journal", shard, ".jsonl")
 
 
-def arrays_path(folder: Path, key: str) -> Path:
+def _arrays_path(folder: Path, key: str) -> Path:
     """Where the arrays of one cell are."""
     return folder / ARRAYS / f"{key}.safetensors"
 
@@ -108,7 +108,7 @@ def write_arrays(folder: Path, key: str, data: bytes) -> None:
     Raises:
         OSError: the disk is full; the cells finished before are safe.
     """
-    path = arrays_path(folder, key)
+    path = _arrays_path(folder, key)
     try:
         path.parent.mkdir(exist_ok=True)
         replace(path, data)
@@ -177,7 +177,7 @@ def join(folder: Path, ids: Sequence[str], shard: Shard | None) -> bool:
 
     Each machine does so when it has finished, so the last one finds all. Two at once write the same bytes.
     """
-    found = _merged(journals(folder))
+    found = _merged(_journals(folder))
     if not all(key in found for key in ids):
         return False
     replace(folder / RESULTS, "".join(canonical(found[key]) + "\n" for key in ids), shard)
