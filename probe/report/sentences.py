@@ -70,8 +70,8 @@ def performance_table(rows: Sequence[Row]) -> PageTable:
     cells = {head: [value(rows, name, "performance", *what) for name in names(rows)] for head, what in columns.items()}
     cells = {head: numbers for head, numbers in cells.items() if any(x is not None for x in numbers)}
     body = []
-    for name, numbers in zip(names(rows), zip(*cells.values(), strict=True), strict=True):
-        shown = ("–" if x is None else rounded(x) for x in numbers)
+    for k, name in enumerate(names(rows)):
+        shown = ("–" if x is None else rounded(x) for x in (numbers[k] for numbers in cells.values()))
         body.append(TableRow((name, *shown, word(rows, name)), name in REFERENCES))
     never = value(rows, "retrained", "performance", "probability", "forget") is not None
     forgot = "told apart from the retrained model’s" if never else f"at least {FORGOT} of the original’s"
