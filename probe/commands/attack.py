@@ -1,6 +1,7 @@
 """`probe attack`: try to get forgotten rows back."""
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,10 @@ class Attack(SetOptions, Original, Unlearned, Retrained, DictionaryOptions, Trai
         with self.writing("") as (run, study):
             name, model = next(iter(study.unlearned.items()), ("original", study.original))
             given: dict[str, Any] = {"model": model, "study": study, "sae": study.sae, "progress": True}
-            options = {"steps": self.steps, "lr": self.lr, "batch_size": self.batch_size}
-            if self.seed:
-                options |= {"seed": self.seed, "seeds": (self.seed,)}
-                known = function.__code__.co_varnames
-                options = {key: value for key, value in options.items() if key not in ("seed", "seeds") or key in known}
+            seed = self.seed or None
+            options: dict[str, Any] = {"steps": self.steps, "lr": self.lr, "batch_size": self.batch_size}
+            # Some attacks are run for several seeds.
+            options |= {"seeds": seed and (seed,)} if "seeds" in signature(function).parameters else {"seed": seed}
             found = function(**call_arguments(function, given, options, self.set))
             table = self.write(run, study.notes, found.rows(name), str(found), ("relearning", "quantisation"))
         return f"{table}\n{self.folder()}"

@@ -21,7 +21,7 @@ def called(room: ModuleType, study: Collection[str]) -> dict[str, Callable[..., 
         study: names of what there is.
     """
     every = {name: getattr(room, name) for name in room.__all__}
-    found = {}
+    found: dict[str, Callable[..., Any]] = {}
     for name, function in every.items():
         if not inspect.isfunction(function):
             continue

@@ -107,7 +107,7 @@ class Measurement(Command, Rows, Compute, Resumed):
         return load_study(found, self, self, dictionary, tokenizer=getattr(self, "tokenizer", None), distinct=distinct)
 
     @contextmanager
-    def writing(self, name: str, **models: str | None) -> Iterator[tuple["Run", "Study"]]:
+    def writing(self, name: str) -> Iterator[tuple["Run", "Study"]]:
         """The folder of results, complete when the block ends, and the study; the manifest says what it is."""
         import torch
 
@@ -116,7 +116,7 @@ class Measurement(Command, Rows, Compute, Resumed):
 
         self.check()
         with results(self.folder(name), self) as run, threads(self.threads or torch.get_num_threads()):
-            study = self.study(**models)
+            study = self.study()
             run.manifest.update(study.described())
             yield run, study
 
