@@ -43,7 +43,7 @@ from tests.conftest import random_batch, tiny_gpt2, tiny_llama
 def hidden(bed):
     """RMU: the facts are out of reach and still there."""
     model = copy.deepcopy(bed.original)
-    settings = {"lr": 3e-3, "steps": 60, "layer": 3, "alpha": 5.0, "parameters": r"^model\.layers\.[123]\."}
+    settings = {"lr": 3e-3, "steps": 40, "layer": 3, "alpha": 5.0, "parameters": r"^model\.layers\.[123]\."}
     rmu(model, bed.split, original=bed.original, coefficient=20.0, batch_size=16, seed=0, **settings)
     return model
 

@@ -540,6 +540,13 @@ def test_a_full_disk_inside_a_cell_ends_the_sweep_and_is_no_failure_of_the_cell_
     assert [r["layer"] for r in load(tmp_path)] == [0, 1]
 
 
+@pytest.fixture
+def no_notebook(monkeypatch):
+    """Another test may have loaded what notebooks run on."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
+
+@pytest.mark.usefixtures("no_notebook")
 def test_a_log_shows_no_bar_but_why_a_cell_failed(tmp_path, capfd):
     def run(layer):
         if layer == 1:
@@ -553,6 +560,7 @@ def test_a_log_shows_no_bar_but_why_a_cell_failed(tmp_path, capfd):
     assert "\r" not in printed
 
 
+@pytest.mark.usefixtures("no_notebook")
 def test_f42_a_log_says_which_cell_runs_and_how_many_are_left(tmp_path, capfd):
     cells = grid(layer=[0, 1, 2])
     seen = []
@@ -570,6 +578,7 @@ def test_f42_a_log_says_which_cell_runs_and_how_many_are_left(tmp_path, capfd):
     assert re.fullmatch(r"cell 3 of 3: ok, \d+ s\n", capfd.readouterr().err)
 
 
+@pytest.mark.usefixtures("no_notebook")
 def test_f42_of_many_short_cells_a_log_takes_few_lines(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("probe.sweep.progress._MANY", 9)
     monkeypatch.setattr("probe.sweep.progress._APART", 1e9)
