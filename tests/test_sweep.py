@@ -425,7 +425,7 @@ def test_a_file_system_without_locks_is_warned_about_and_used(tmp_path, monkeypa
     def none(handle, kind):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("probe.sweep.lock.fcntl.flock", none)
+    monkeypatch.setattr(sys.modules["probe.sweep.lock"].fcntl, "flock", none)
     with pytest.warns(UserWarning, match="file system without locks"):
         sweep(score, grid(layer=[0], seed=[0]), tmp_path, identity={}, progress=False)
     assert len(load(tmp_path)) == 1
@@ -580,8 +580,8 @@ def test_f42_a_log_says_which_cell_runs_and_how_many_are_left(tmp_path, capfd):
 
 @pytest.mark.usefixtures("no_notebook")
 def test_f42_of_many_short_cells_a_log_takes_few_lines(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("probe.sweep.progress._MANY", 9)
-    monkeypatch.setattr("probe.sweep.progress._APART", 1e9)
+    monkeypatch.setattr(sys.modules["probe.sweep.progress"], "_MANY", 9)
+    monkeypatch.setattr(sys.modules["probe.sweep.progress"], "_APART", 1e9)
     sweep(lambda layer: {"score": 1.0}, grid(layer=range(10)), tmp_path, identity={})
     first, last = capfd.readouterr().err.splitlines()
     assert first == "cell 1 of 10: layer=0"

@@ -369,7 +369,7 @@ def test_ctrl_c_in_the_shell_exits_130_and_says_what_is_kept(at, capsys, monkeyp
     def stopped(*arguments, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("probe.sweep.command.sweep", stopped)
+    monkeypatch.setattr(sys.modules["probe.sweep.command"], "sweep", stopped)
     assert done("night.toml") == 130
     assert "stopped; finished cells are kept; run again to go on" in capsys.readouterr().err
 

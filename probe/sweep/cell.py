@@ -20,6 +20,9 @@ def grid(**axes: Sequence[Any]) -> tuple[dict[str, Any], ...]:
 
     Raises:
         ValueError: an axis without values, or the same value twice on one axis.
+
+    >>> probe.grid(beta=[0.1, 0.5], seed=[0])
+    ({'beta': 0.1, 'seed': 0}, {'beta': 0.5, 'seed': 0})
     """
     for name, values in axes.items():
         written = [canonical(value) for value in values]

@@ -66,6 +66,13 @@ def sweep(
         OSError: the disk is full; the cells already journalled are safe.
         KeyboardInterrupt: Ctrl-C, once the cell under way is finished; a second one, at once.
         SystemExit: SIGTERM, with code 143, as Slurm sends it; nothing that was finished is lost.
+
+    >>> def run(beta, seed):
+    ...     return {"forgetting": beta + seed}
+    >>> path = probe.sweep(run, probe.grid(beta=[0.1, 0.5], seed=[0]), "results", identity={"study": "mine"}, progress=False)
+    >>> from probe.sweep import load
+    >>> [record["forgetting"] for record in load("results")]
+    [0.1, 0.5]
     """
     folder = Path(out)
     if shard is not None:
