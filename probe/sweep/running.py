@@ -69,7 +69,8 @@ def sweep(
 
     >>> def run(beta, seed):
     ...     return {"forgetting": beta + seed}
-    >>> path = probe.sweep(run, probe.grid(beta=[0.1, 0.5], seed=[0]), "results", identity={"study": "mine"}, progress=False)
+    >>> cells = probe.grid(beta=[0.1, 0.5], seed=[0])
+    >>> path = probe.sweep(run, cells, "results", identity={"study": "mine"}, progress=False)
     >>> from probe.sweep import load
     >>> [record["forgetting"] for record in load("results")]
     [0.1, 0.5]
