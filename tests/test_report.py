@@ -267,6 +267,27 @@ def test_r23_a_report_that_is_stopped_goes_on_and_gives_the_same_rows(bed, tmp_p
     assert conditions[0] == conditions[1]
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_report_that_was_given_neither_methods_nor_models_says_whose_settings_it_takes(bed, tmp_path, given):
+    said = []
+
+    def tell(line):
+        said.append(line)
+        if line.startswith("memory: "):
+            raise KeyboardInterrupt
+
+    study = replace(small_study(bed), unlearned={"mine": tiny_change(bed)} if given else {})
+    with pytest.raises(KeyboardInterrupt):
+        report(study, tmp_path / "out", tell=tell)
+    assert any("settings found on the testbed, which suit no other model" in line for line in said) is not given
+
+
+def tiny_change(bed):
+    model = copy.deepcopy(bed.original)
+    next(model.parameters()).data[0, 0] += 1
+    return model
+
+
 def test_r9_a_report_whose_models_cannot_be_read_leaves_what_was_there(tmp_path, quick):
     def missing():
         raise FileNotFoundError("--original is misspelt")

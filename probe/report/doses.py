@@ -84,8 +84,8 @@ def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator
     yield with_edits("Steer", study, lambda: {site: minus}, what)
     what = f"the same direction projected out after layer {site.layer}"
     yield with_edits("Project", study, lambda: {site: Project(doses.direction_D)}, what)
-    if study.sae is not None:
-        where = study.dictionary_site
+    where = study.sae_site
+    if study.sae is not None and where is not None:
         count = settings.sae_features[len(settings.sae_features) // 2]
         features = doses.ranking.top(count)
         what = (

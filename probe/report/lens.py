@@ -10,7 +10,7 @@ from torch import nn
 
 from probe.data import Batch
 from probe.diagnostics.logit_lens import logit_lens
-from probe.rows import Row
+from probe.rows import Row, over_layers
 
 
 def lens_rows(tokenizer: Any, forget: Batch, name: str, model: nn.Module) -> Iterator[Row]:
@@ -21,8 +21,7 @@ def lens_rows(tokenizer: Any, forget: Batch, name: str, model: nn.Module) -> Ite
     target_BT = torch.zeros(len(places), row.target_BT.shape[1], dtype=torch.bool, device=row.target_BT.device)
     target_BT[range(len(places)), places] = True
     found = logit_lens(model, replace(row.select([0] * len(places)), target_BT=target_BT))
-    for layer, mute in zip(found.layers, found.mute_L.tolist(), strict=True):
-        yield Row(name, "logit_lens", "mute", float(mute), layer=layer)
+    yield from over_layers(name, "logit_lens", "mute", found.layers, found.mute_L)
     for item, place in enumerate(places):
         # A single token loses its leading blank when it is decoded.
         piece = tokenizer.convert_ids_to_tokens(int(row.tokens_BT[0, place]))

@@ -203,7 +203,8 @@ def _count(study: Study, methods: Methods, settings: Settings) -> int:
     trained = [name for name in methods if method_named(name).makes == "model"]
     looked_into = len(study.unlearned) + len(trained)
     patched = len(study.unlearned) + len({*settings.cru_from} & {*trained})
-    references, edits = 1 + (study.retrained is not None), 2 + (study.sae is not None) + len(methods) - len(trained)
+    references, clamped = 1 + (study.retrained is not None), study.sae is not None and study.sae_site is not None
+    edits = 2 + clamped + len(methods) - len(trained)
     return (references + looked_into + patched + edits) * len(DIAGNOSED) + looked_into + 3
 
 
@@ -228,6 +229,5 @@ def _described(study: Study) -> dict[str, Any]:
 def _check_untouched(study: Study, before: str) -> None:
     if weights_hash(study.original) != before:
         raise RuntimeError("the original model's weights changed during the report; please report this as a defect")
-    left = our_hooks(study.original)
-    if left:
+    if left := our_hooks(study.original):
         raise RuntimeError(f"a hook was left behind at {', '.join(left)}; please report this as a defect")
