@@ -137,11 +137,11 @@ def fit_logistic(
         tuple(map(float, table_NF.min(0))),
         tuple(map(float, table_NF.max(0))),
         tuple(tuple(map(float, row)) for row in z_NF),
-        reach_of(z_NF, groups),
+        _reach_of(z_NF, groups),
     )
 
 
-def reach_of(z_NF: TableNF, groups: Sequence[str] | None = None) -> float:
+def _reach_of(z_NF: TableNF, groups: Sequence[str] | None = None) -> float:
     """The distance within which ``REACHED`` of the rows have their nearest row of another group."""
     group_N = np.arange(len(z_NF)) if groups is None else np.unique(list(groups), return_inverse=True)[1]
     apart_NN = np.linalg.norm(z_NF[:, None] - z_NF[None], axis=2)
