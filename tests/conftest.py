@@ -58,8 +58,12 @@ def tiny_llama(seed: int = 0, *, n_layers: int = 3, dtype: torch.dtype = torch.f
     return LlamaForCausalLM(LlamaConfig(**settings)).to(dtype).eval()
 
 
-def tiny_gpt2(seed: int = 0, *, n_layers: int = 3, dtype: torch.dtype = torch.float64):
-    """GPT-2 computes wholly in its own dtype, so float64 checks are tight; Llama's norms run in float32."""
+def tiny_gpt2(seed: int = 0, *, n_layers: int = 3, dtype: torch.dtype = torch.float64, spread: float = 1.0):
+    """GPT-2 computes wholly in its own dtype, so float64 checks are tight; Llama's norms run in float32.
+
+    A ``spread`` above 1 makes weights larger than at initialisation: probabilities far from 1/V, and states that differ
+    from another seed's.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(seed)
@@ -75,7 +79,11 @@ def tiny_gpt2(seed: int = 0, *, n_layers: int = 3, dtype: torch.dtype = torch.fl
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    return GPT2LMHeadModel(config).to(dtype).eval()
+    model = GPT2LMHeadModel(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(spread)
+    return model
 
 
 def random_batch(seed: int = 0, *, rows: int = 4, length: int = 10, vocabulary: int = 48):

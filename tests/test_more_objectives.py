@@ -30,11 +30,7 @@ def original():
 
 @pytest.fixture(scope="module")
 def model():
-    built = tiny_gpt2(0)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.mul_(3)
-    return built
+    return tiny_gpt2(0, spread=3)
 
 
 def probabilities(model, batch):
