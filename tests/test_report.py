@@ -28,7 +28,7 @@ from probe.study.loading import testbed as make_testbed_study
 from probe.study.study import Study
 
 SMALL = {
-    "sample": 20,
+    "sample": 12,
     "generated": 3,
     "max_new_tokens": 5,
     "sae_doses": (0.0, 1.0),
