@@ -1,13 +1,16 @@
 """The guides run as printed, their links lead somewhere, and the reference builds without a warning."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+import probe
 from probe.checkpoints import save_model
 from probe.cli import main
 from probe.datasets import write_rows
@@ -17,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.S | re.M)
 LONG = ("report", "verdict", "layers", "figures")  # minutes in all; each has tests of its own
+# Rows of the testbed on each side where a guide is run quickly.
+FEW = 50
 GUIDES = (
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("concepts", "how-to", "migrating", "reproducibility")),
@@ -42,6 +47,13 @@ def run(words: list[str]) -> None:
     assert not code, f"{' '.join(words)} ended with {code}"
 
 
+def quick(block: str) -> str:
+    """A block of Python without the calls that take long."""
+    lines = ast.parse(block)
+    lines.body = [line for line in lines.body if not ast.unparse(line).startswith("probe.verdict(")]
+    return ast.unparse(lines)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """What the guides name: models with their tokenizer, forget and retain rows."""
@@ -56,14 +68,16 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.slow, id="whole"), pytest.param(False, id="")])
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_blocks_run(page, whole, folder):
+def test_the_blocks_run(page, whole, folder, monkeypatch):
     blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
     if whole and not any(words[1] in LONG for kind, block in blocks if kind == "sh" for words in commands(block)):
         pytest.skip("nothing here takes long")
+    if not whole:
+        monkeypatch.setattr(probe, "testbed", partial(probe.testbed, limit=FEW))
     names: dict = {"__name__": page.stem}
     for kind, block in blocks:
         if kind == "python":
-            exec(compile(block, page.name, "exec"), names)
+            exec(compile(block if whole else quick(block), page.name, "exec"), names)
         else:
             for words in commands(block):
                 if whole or words[1] not in LONG:
