@@ -207,22 +207,16 @@ class Generated(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer(Options):
-    """A block of the model."""
-
-    layer: Place | None = None
-    """The block, counted from 0, whose output the dictionary reads; by default what its metadata say."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DictionaryOptions(Layer):
+class DictionaryOptions(Options):
     """A sparse autoencoder or another dictionary of features."""
 
     sae: str | None = None
     """Folder of a dictionary of the original (sae-lens, sparsify, Gemma Scope or Llama Scope files), or a release of
-    sae-lens with --sae-id; the testbed has one. That it belongs to the layer is measured before anything is done."""
+    sae-lens with --sae-id; the testbed has one. That it fits there is measured before anything is done."""
     sae_id: str | None = None
     """Which dictionary of a release of sae-lens."""
+    sae_layer: Place | None = None
+    """The block, counted from 0, whose output the dictionary reads; by default what its metadata say."""
 
     def check_dictionary(self) -> None:
         """Refuse an id or a layer without a dictionary.
@@ -230,8 +224,8 @@ class DictionaryOptions(Layer):
         Raises:
             ValueError: one of them without ``sae``.
         """
-        if self.sae is None and (self.sae_id is not None or self.layer is not None):
-            raise ValueError("--sae-id and --layer belong to --sae: name the dictionary, its model and the rows")
+        if self.sae is None and (self.sae_id is not None or self.sae_layer is not None):
+            raise ValueError("--sae-id and --sae-layer belong to --sae: name the dictionary, its model and the rows")
 
 
 @dataclass(frozen=True, kw_only=True)

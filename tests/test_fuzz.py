@@ -21,10 +21,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from probe.swept.commands import JOBS
 from safetensors.torch import save as tensors_saved
 
 from probe.cli import main
+from probe.commands.sweep import jobs
 from probe.data import QA
 from probe.datasets import FIELDS, read_rows
 from probe.dictionaries.folders import load_dictionary
@@ -384,12 +384,12 @@ def sweeps_are_listed_or_refused(folder, data):
     path = folder / "night.toml"
     raw = data.draw(sweep_files().map(str.encode) | mangled(sweep_files().map(str.encode)))
     path.write_bytes(raw)
-    text = accepted(lambda: run_file(path, JOBS, out=folder / "never", dry_run=True)[0], path)
+    text = accepted(lambda: run_file(path, jobs(), out=folder / "never", dry_run=True)[0], path)
     assert not (folder / "never").exists()
     if text is not None:
         grids = tomllib.loads(raw.decode())["grid"]
         wanted = sum(math.prod(map(len, grid.values())) for grid in ([grids] if isinstance(grids, dict) else grids))
-        assert len(read_sweep(path, JOBS).cells) == wanted
+        assert len(read_sweep(path, jobs()).cells) == wanted
         assert f"{wanted} cell" in text
 
 
@@ -400,7 +400,7 @@ def sweeps_hold_every_cell(folder, data):
     axes["prompt"] = [f"{text}{{question}}" for text in axes["prompt"]]
     table = "".join(f"{name} = {toml(value)}\n" for name, value in axes.items())
     path.write_text(f'run = "unlearn"\n[fixed]\nmethod = "rmu"\n[grid]\n{table}', encoding="utf-8")
-    found = read_sweep(path, JOBS).cells
+    found = read_sweep(path, jobs()).cells
     assert len(found) == math.prod(map(len, axes.values()))
     for name, wanted in axes.items():
         assert {cell[name] for cell in found} == set(wanted)
@@ -413,26 +413,26 @@ FLAGS = {
     "max-length device dtype unlearned alternatives",
     ("evaluate",): "tofu split retrained holdout mcq mcq-form limit template prompt answer batch-size max-length "
     "max-new-tokens device dtype tokenizer",
-    ("layers",): "spans parts into rows prompt answer batch-size",
-    ("g-effect",): "objective retain-objective original rows prompt device max-length",
+    ("layers",): "spans parts into limit prompt answer batch-size",
+    ("g-effect",): "objective retain-objective unlearned limit prompt device max-length",
     ("verdict",): "retrained tokenizer prompt answer max-length device fitted",
-    ("sae", "rank"): "sae sae-id layer rules top view seed rows prompt",
-    ("sae", "suppress"): "sae layer rules counts scales pushes budget most retrained",
-    ("sae", "audit"): "sae edited features steps lr layer rows",
-    ("sae", "train"): "layer architecture active features steps lr least-variance text",
-    ("report",): "unlearned retrained sae layer prompt max-length device threads methods sample sae-features "
+    ("sae", "rank"): "sae sae-id sae-layer rules top view seed limit prompt",
+    ("sae", "suppress"): "sae sae-layer rules counts scales pushes budget most retrained",
+    ("sae", "audit"): "sae unlearned features steps lr sae-layer limit",
+    ("sae", "train"): "layer architecture active n-features steps lr least-variance text",
+    ("report",): "unlearned retrained sae sae-layer prompt max-length device threads methods sample sae-features "
     "steer-layer",
     ("figures",): "venue only",
     ("doctor",): "device dtype",
     ("methods",): "zork",
 }
 FIXED = {
-    "unlearn": ["--model", "./absent"],
+    "unlearn": ["--original", "./absent"],
     "evaluate": ["./absent"],
     "layers": ["--original", "./absent", "--unlearned", "./absent2"],
-    "g-effect": ["--model", "./absent"],
+    "g-effect": ["--original", "./absent"],
     "verdict": ["./absent", "--original", "./absent2"],
-    "sae": ["--model", "./absent"],
+    "sae": ["--original", "./absent"],
     "report": ["--original", "./absent"],
     "figures": ["."],
     "doctor": ["./absent"],

@@ -166,7 +166,7 @@ def test_half_a_description_is_refused_before_anything_is_loaded(command, tmp_pa
 
 
 def test_an_sae_of_another_block_is_refused_with_the_numbers(places, bed, tmp_path, capsys):
-    said = fails(capsys, "rank", *own(places, bed), "--layer", 0, "--out", tmp_path / "out")
+    said = fails(capsys, "rank", *own(places, bed), "--sae-layer", 0, "--out", tmp_path / "out")
     assert "variance unexplained" in said
     assert not (tmp_path / "out").exists()
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from probe.swept.commands import JOBS
 
 from probe.checkpoints import check_device, load_model, weights_hash
 from probe.cli import main
+from probe.commands.sweep import jobs
 from probe.datasets import write_rows
 from probe.sweep import load
 from probe.sweep.command import run_file
@@ -82,6 +82,8 @@ def lazy(layer: int):
 NUMBER = 3
 """
 
+JOBS = jobs()
+
 FILE = """
 run = "study_of_sweeps:score"
 out = "out"
@@ -108,9 +110,11 @@ def at(tmp_path, monkeypatch):
 
 def done(*words):
     """The exit code of `probe sweep`."""
-    with pytest.raises(SystemExit) as caught:
+    try:
         main(["sweep", *map(str, words)])
-    return caught.value.code or 0
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
 
 
 def written(text, name="night.toml"):
@@ -256,8 +260,8 @@ RUN = 'run = "study_of_sweeps:score"\n'
     [
         (RUN + "[grid\n", r"night.toml is no TOML: .*line 2"),
         (RUN + "gird = 3\n" + GRID, r"night.toml: unknown key 'gird'; known: run, out, version, fixed, grid"),
-        (GRID, r"night.toml: run is missing: one of unlearn, evaluate"),
-        ('run = "unlaern"\n' + GRID, r"run = 'unlaern' is none of unlearn, .*, nor \"package.module:function\""),
+        (GRID, r"night.toml: run is missing: one of attack, diagnose, evaluate"),
+        ('run = "unlaern"\n' + GRID, r"run = 'unlaern' is none of attack, .*verdict, nor \"package.module:function\""),
         ('run = "os.path:no.such"\n' + GRID, r"nor \"package.module:function\""),
         ('run = "no_such_module:f"\n' + GRID, r"cannot be imported \(ModuleNotFoundError: No module named 'no_such"),
         ('run = "study_of_sweeps:absent"\n' + GRID, r"cannot be imported \(AttributeError"),
@@ -467,7 +471,7 @@ def test_a_real_slurm_runs_requeues_and_preempts():
 def test_two_methods_are_unlearned_and_measured(at):
     path = written(
         'run = "unlearn"\nout = "out"\n'
-        "[fixed]\nsteps = 2\nlr = 1e-4\nbatch_size = 4\nlimit = 3\ngenerate = false\n"
+        "[fixed]\nsteps = 2\nlr = 1e-4\nbatch_size = 4\nmeasure_limit = 3\nmeasure_texts = false\n"
         '[grid]\nmethod = ["ga", "grad_diff"]\nset = [[], ["retain_weight=1"]]\n'
     )
     with pytest.raises(ValueError, match=r"cell method=ga set=\[\"retain_weight=1\"\]: .*retain_weight"):
@@ -497,12 +501,12 @@ def test_two_methods_are_unlearned_and_measured(at):
 def test_f44_hyper_parameters_are_axes_by_name_and_crossed(at, capsys):
     path = written(
         'run = "unlearn"\nout = "out"\n'
-        "[fixed]\nsteps = 1\nlr = 1e-3\nbatch_size = 2\nlimit = 2\ngenerate = false\nalpha = 1.0\n"
+        "[fixed]\nsteps = 1\nlr = 1e-3\nbatch_size = 2\nmeasure_limit = 2\nmeasure_texts = false\nalpha = 1.0\n"
         '[[grid]]\nmethod = ["rmu"]\nlayer = [2, 4]\ncoefficient = [1, 5.0]\n'
         '[[grid]]\nmethod = ["rmu"]\nset = [["layer=3", "coefficient=2"]]\n'
     )
     asked = read_sweep(path, JOBS)
-    given = [asked.arguments(cell, Path("x"))["job"].set for cell in asked.cells]
+    given = [asked.arguments(cell, Path("x"))["set"] for cell in asked.cells]
     assert given == [
         ("alpha=1.0", "layer=2", "coefficient=1"),
         ("alpha=1.0", "layer=2", "coefficient=5.0"),
@@ -524,7 +528,7 @@ def test_f44_hyper_parameters_are_axes_by_name_and_crossed(at, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("laier = [3]", r"\[grid\]: unknown field 'laier'; did you mean 'layer'\? known fields: method, "),
+        ("laier = [3]", r"\[grid\]: unknown field 'laier'; did you mean 'layer'\? known fields: "),
         ("beta = [0.1]", r"cell method=rmu beta=0.1: rmu has no hyper-parameter 'beta'"),
         ("layer = [1.5]", r"cell method=rmu layer=1.5: --set layer=1.5 cannot be read"),
         ("layer = [{ a = 1 }]", r"\[grid\]: layer = {'a': 1} does not fit"),
@@ -564,11 +568,11 @@ def test_every_command_can_be_a_cell(at, bed):
     models = f'original = "{bed.folder}/original"\ntokenizer = "{bed.folder}/tokenizer"'
     files = {
         "layers": (
-            'run = "layers"\n[fixed]\nrows = 2\n[grid]\nspans = ["single"]\n',
+            'run = "layers"\n[fixed]\nlimit = 2\n[grid]\nspans = ["single"]\n',
             "forget_probability_block_into_or",
         ),
         "effect": (
-            'run = "g-effect"\n[fixed]\nrows = 2\n[grid]\nobjective = [["ga"], ["wga:beta=1"]]\n',
+            'run = "g-effect"\n[fixed]\nlimit = 2\n[grid]\nobjective = [["ga"], ["wga:beta=1"]]\n',
             "forget_total",
         ),
         "verdict": (

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 # By command; an old name that ends in a dot stands for all that begin with it.
 _RENAMED: dict[str, dict[str, str]] = {
     "report": {
-        "--sae-layer": "--layer",
         "--measuring.rows": "--sample",
         "--measuring.new-tokens": "--max-new-tokens",
         "--measuring.batch-size": "--batch-size",
@@ -16,13 +15,13 @@ _RENAMED: dict[str, dict[str, str]] = {
         "--editing.": "spelt without editing.",
         "--training.": "a setting of a method, as in --methods npo:steps=30",
     },
-    "unlearn": {"--model": "--original", "--sae-layer": "--layer", "--compare": "--retrained"},
+    "unlearn": {"--model": "--original", "--compare": "--retrained"},
     "g-effect": {"--model": "--unlearned, beside --original", "--rows": "--limit"},
     "layers": {"--rows": "--limit"},
-    "sae train": {"--model": "--original", "--rows": "--limit"},
-    "sae rank": {"--model": "--original", "--rows": "--limit"},
-    "sae suppress": {"--model": "--original", "--rows": "--limit"},
-    "sae audit": {"--model": "--original", "--rows": "--limit", "--edited": "--unlearned"},
+    "sae train": {"--model": "--original", "--rows": "--limit", "--features": "--n-features"},
+    "sae rank": {"--model": "--original", "--rows": "--limit", "--layer": "--sae-layer"},
+    "sae suppress": {"--model": "--original", "--rows": "--limit", "--layer": "--sae-layer"},
+    "sae audit": {"--model": "--original", "--rows": "--limit", "--layer": "--sae-layer", "--edited": "--unlearned"},
 }
 
 

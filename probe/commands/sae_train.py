@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from probe.commands.command import Measurement
-from probe.options import Layer, Original, Seeded, TrainingOptions
-from probe.ranges import Count, Share, check_ranges
+from probe.options import Original, Seeded, TrainingOptions
+from probe.ranges import Count, Place, Share, check_ranges
 
 if TYPE_CHECKING:
     from probe.features.quality import Quality
@@ -20,7 +20,7 @@ _TESTBED: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SaeTrain(Original, Layer, TrainingOptions, Seeded, Measurement):
+class SaeTrain(Original, TrainingOptions, Seeded, Measurement):
     """Train a sparse dictionary on a block's output, offline; save it only if it is what was asked for.
 
     Without --original, --forget and --retain a small one of the testbed. Writes sae/ (as sae-lens does, with
@@ -36,6 +36,8 @@ class SaeTrain(Original, Layer, TrainingOptions, Seeded, Measurement):
     """Corpus to train on, instead of --forget and --retain: a text file of pieces parted by blank lines, or JSON lines
     (texts, or objects with text). Every tenth piece is left out, to judge by. Take millions of tokens: published
     dictionaries saw 100 million and more; question rows are few."""
+    layer: Place | None = None
+    """Block whose output is read."""
     architecture: Literal["topk", "batchtopk", "jumprelu"] = "topk"
     """TopK; BatchTopK, which is saved as a JumpReLU; or a JumpReLU (see ``probe.features.architectures``)."""
     active: Count | None = None

@@ -89,8 +89,8 @@ class Unlearn(
 
         super().check()
         method = method_named(self.method)
-        if (self.sae is None) != (self.layer is None):
-            raise ValueError("--sae and --layer belong together: name the block that the SAE was trained on")
+        if (self.sae is None) != (self.sae_layer is None):
+            raise ValueError("--sae and --sae-layer belong together: name the block that the SAE was trained on")
         if len(set(self.measure)) < len(self.measure):
             raise ValueError(f"measure names each command once, got {', '.join(self.measure)}")
         if method.makes not in ("model", "mixture") and self.measure not in ((), ("evaluate",)):
@@ -128,7 +128,7 @@ class Unlearn(
 
     def study(self, *, distinct: bool = True, **models: str | None) -> "Study":
         """The original and the rows; other models and the dictionary are loaded where the method takes them."""
-        return replace(self, unlearned=(), retrained=None, sae=None, layer=None)._plain()
+        return replace(self, unlearned=(), retrained=None, sae=None, sae_layer=None)._plain()
 
     def _plain(self) -> "Study":
         from probe.study.loading import load_study, testbed

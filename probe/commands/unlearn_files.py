@@ -29,7 +29,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "layer_scores": ("retrained",),
     "assistant": ("assistant",),
     "assistant_before": ("assistant_before",),
-    "sae": ("sae", "layer"),
+    "sae": ("sae", "sae_layer"),
 }
 # What can be done without, and what the testbed supplies.
 _OPTIONAL = ("refusals", "alternatives")
@@ -97,7 +97,7 @@ def supplies(method: Method, options: Any, study: Study, files: Files) -> dict[s
         "assistant": lambda: other("assistant"),
         "assistant_before": lambda: other("assistant_before"),
         "sae": lambda: _dictionary(options, study),
-        "site": lambda: study.sae_site if options.layer is None else Site(options.layer),
+        "site": lambda: study.sae_site if options.sae_layer is None else Site(options.sae_layer),
     }
     found = {name: makers[name]() for name in handed_in(method) if name in makers}
     if "unlearned" in handed_in(method):

@@ -71,7 +71,7 @@ def load_study(
     study.check(distinct=distinct)
     if sae is None:
         return study
-    return with_dictionary(study, sae, None if dictionary.layer is None else Site(dictionary.layer))
+    return with_dictionary(study, sae, None if dictionary.sae_layer is None else Site(dictionary.sae_layer))
 
 
 def read_split(models: Mapping[str, str], rows: Rows, tokenizer: str | None = None) -> tuple[Split, Any, Chosen]:
@@ -150,7 +150,7 @@ def open(
     retrained: str | None = None,
     sae: str | None = None,
     sae_id: str | None = None,
-    layer: int | None = None,
+    sae_layer: int | None = None,
     tokenizer: str | None = None,
     template: str | None = None,
     device: str = "cpu",
@@ -167,7 +167,7 @@ def open(
         retrained: a model trained without the forget rows.
         sae: a dictionary of the original: a folder, or a release of sae-lens.
         sae_id: which dictionary of the release.
-        layer: the block whose output it reads, if its metadata do not say.
+        sae_layer: the block whose output it reads, if its metadata do not say.
         tokenizer: where the tokenizer lies, if not beside the original.
         template: plain, chat, auto, llama2, llama3 or phi; by default what the models' manifests say, else plain.
         device: where models run.
@@ -193,7 +193,7 @@ def open(
     }
     compute = Compute(device=device, dtype=dtype)  # type: ignore[arg-type]
     return load_study(
-        models, rows, compute, DictionaryOptions(sae=sae, sae_id=sae_id, layer=layer), tokenizer=tokenizer
+        models, rows, compute, DictionaryOptions(sae=sae, sae_id=sae_id, sae_layer=sae_layer), tokenizer=tokenizer
     )
 
 
