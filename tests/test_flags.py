@@ -34,6 +34,14 @@ def refused(capsys, *words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["doctor"], "`probe doctor` needs MODEL: Folder of safetensors"),
+        (["doctor", "m", "--dtyp", "x"], "`probe doctor` has no option --dtyp; did you mean --dtype?"),
+        (["doctor", "m", "--dtype", "int8"], "expected one of ('float32', 'bfloat16', 'float16')"),
+        (["doctor", "m", "--device"], "no value for '--device'; one is expected"),
+        (["doctor", "m", "n"], "n is not expected"),
+        (["g-effect", "ga"], "`probe g-effect` needs --objective:"),
+        (["layers", "--limit", "abc"], "--limit 'abc' cannot be read; expected a whole number"),
+        (["attack", "relearn", "--lr", "abc"], "--lr 'abc' cannot be read; expected a number"),
         (["report", "--sample", "-1"], "--sample must be a whole number from 1 to 2147483647, got -1"),
         (["report", "--generated", "-1"], "--generated must be a whole number"),
         (["report", "--methods", "npo:steps=x"], "npo:steps=x cannot be read; expected a finite int"),

@@ -1,17 +1,15 @@
 """The shell's view of the library. Nothing heavy is imported before the arguments are read."""
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn
 
-import tyro
-
+from probe.cli.parsing import parsed
 from probe.cli.renamed import check_option_names
 from probe.cli.signals import signals_raised
-from probe.commands.command import Command, command_named, command_names
+from probe.commands.command import command_named, command_names
 from probe.rows import FULL
 
 # Of a message, in characters.
@@ -28,13 +26,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"probe {version('unlearn-probe')}")
         return
     name, rest = _split(given)
-    _check_once(rest)
     try:
         check_option_names(name, rest)
-        kind = command_named(name)
+        command = parsed(command_named(name), name, rest)
     except ValueError as error:
         _fail(error, 2)
-    command: Command = tyro.cli(kind, prog=f"probe {name}", args=rest)
     try:
         with signals_raised():
             command.check()
@@ -97,14 +93,6 @@ def _split(given: Sequence[str]) -> tuple[str, list[str]]:
     near = get_close_matches(tried, known, n=1, cutoff=0)
     shown = tried if len(tried) <= 60 else f"{tried[:60]}..."
     return _fail(f"no command {shown!r}; did you mean {near[0]!r}? `probe --help` lists all {len(known)}", 2)
-
-
-def _check_once(given: Sequence[str]) -> None:
-    """A flag that is given twice would keep its last values only, and nobody would know."""
-    flags = [word.split("=")[0] for word in given if word.startswith("--") and len(word) > 2]
-    twice = [flag for flag, count in Counter(flags).items() if count > 1]
-    if twice:
-        _fail(f"{twice[0]} is given {flags.count(twice[0])} times; give it once, with all its values after it", 2)
 
 
 def _fail(reason: object, code: int, remedy: str = "") -> NoReturn:

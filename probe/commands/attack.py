@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,8 +23,8 @@ class Attack(SetOptions, Original, Unlearned, Retrained, DictionaryOptions, Trai
     Example: probe attack relearn --unlearned by-npo --steps 20 --lr 5e-4 --batch-size 16
     """
 
-    attack: tyro.conf.Positional[str]
-    """Its name, as above."""
+    attack: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ATTACK")]
+    """Name of the attack."""
 
     def folder(self, name: str = "") -> Path:
         """Where results go."""

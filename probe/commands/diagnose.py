@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -38,8 +38,8 @@ class Diagnose(SetOptions, Original, Unlearned, Retrained, Seeded, Measurement):
     Example: probe diagnose separability --unlearned by-npo
     """
 
-    diagnostic: tyro.conf.Positional[str]
-    """Its name, as above."""
+    diagnostic: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIAGNOSTIC")]
+    """Name of the diagnostic."""
     side: Literal["forget", "retain"] = "forget"
     """Which rows a diagnostic of one side looks at."""
 

@@ -1,6 +1,7 @@
 """`probe doctor`: check on a model what is promised of every model."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -19,7 +20,7 @@ class Doctor(Command, Compute):
     Example: probe doctor my-model --dtype bfloat16
     """
 
-    model: tyro.conf.Positional[ModelName]
+    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
     """Folder of safetensors, or a hub name."""
     largest: Count = 5_000_000
     """Gradients are checked on a copy in float64 of models of no more parameters than this."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -32,7 +32,7 @@ class Evaluate(Retrained, Tokenizer, Generated, Measurement):
     Example: probe evaluate by-npo --tofu locuslab/TOFU --split forget10 --retrained retain90
     """
 
-    model: tyro.conf.Positional[ModelName]
+    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
     """Folder of safetensors, or a hub name."""
     tofu: str | None = None
     """Folder with TOFU's files, or owner/name on the hub (locuslab/TOFU)."""

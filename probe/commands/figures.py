@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -17,7 +18,7 @@ class Figures(Command):
     Example: probe figures results/report --venue icml --only tradeoff u_shape
     """
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """Folder of the rows."""
     venue: str = "neurips"
     """Whose column width and text size to use: neurips, icml, iclr, acl, aaai, cvpr, ..."""

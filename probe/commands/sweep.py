@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -21,7 +21,7 @@ class Sweep(Command, Out):
     Example: probe sweep layers.toml --dry-run
     """
 
-    file: tyro.conf.Positional[Path]
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
     """TOML file: run, [fixed] fields, [grid] axes."""
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the cells and which are finished; with --slurm the script. Nothing is written."""

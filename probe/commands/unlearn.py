@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -49,8 +49,8 @@ class Unlearn(
     --set beta=0.1 retain_weight=10 --lr 3e-4 --batch-size 16 --steps 30 --out by-npo
     """
 
-    method: tyro.conf.Positional[str]
-    """What `probe methods` lists."""
+    method: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METHOD")]
+    """Name of the method; `probe methods` lists them."""
     setting: str | None = None
     """Start from published settings, by name (`probe methods` lists them)."""
     schedule: Literal["constant", "linear", "cosine"] | None = None

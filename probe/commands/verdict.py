@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -26,8 +26,8 @@ class Verdict(Original, Retrained, Tokenizer, Measurement):
     Example: probe verdict by-npo --original my-model --forget forget.jsonl --retain retain.jsonl
     """
 
-    model: tyro.conf.Positional[ModelName]
-    """Folder of safetensors, or a hub name."""
+    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
+    """Folder (safetensors) or hub name of the model after unlearning."""
     fitted: Path | None = None
     """Another fit than the one that ships with the package (fitted.json of a zoo)."""
 
