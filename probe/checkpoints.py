@@ -316,4 +316,5 @@ def check_device(device: str, *, spread: bool = True) -> None:
         torch.zeros(1, device=device).item()  # "meta" holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        reason = "no such device" if reason.startswith("Expected one of") else reason
         raise ValueError(f"device {device!r} cannot be used here ({reason}); pass cpu or a GPU") from None

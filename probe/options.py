@@ -89,14 +89,20 @@ class Rows(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passes(Options):
+class Processor(Options):
+    """How much of the processor is used."""
+
+    threads: Threads | None = None
+    """CPU threads; by default torch's own choice, but one in reports on models under 10 M parameters, where a second
+    brings a quarter on an idle machine and costs more than half on a busy one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passes(Processor):
     """How much is computed at once."""
 
     batch_size: Count | None = None
     """Rows a pass, 32 by default; in training rows of each term a step."""
-    threads: Threads | None = None
-    """CPU threads; by default torch's own choice, but one in reports on models under 10 M parameters, where a second
-    brings a quarter on an idle machine and costs more than half on a busy one."""
 
     @property
     def rows_per_pass(self) -> int:
@@ -105,13 +111,18 @@ class Passes(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute(Passes):
-    """Where and how models are computed."""
+class Machine(Processor):
+    """Where models are computed, and in what numbers."""
 
     device: str = "cpu"
     """Where models run: cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What weights are cast to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(Machine, Passes):
+    """Where and how models are computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

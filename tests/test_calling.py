@@ -14,6 +14,7 @@ from probe.cli import main
 from probe.commands.attack import Attack
 from probe.commands.calling import call_arguments, called, function_named
 from probe.commands.diagnose import _STUDY, Diagnose
+from probe.commands.sae_train import SaeTrain
 from probe.rows import load
 
 ATTACKS = called(probe.attacks, ("model", "study"))
@@ -47,6 +48,10 @@ def test_words_are_read_by_the_types_that_a_function_states():
         (["attack", "quantise", "--set", "retrained=x"], "no argument 'retrained' that can be set"),
         (["attack", "quantise", "--set", "scheme=odd"], "choose round-to-nearest or nf4"),
         (["diagnose", "seperability"], "did you mean 'separability'?"),
+        (["attack", "steer_back", "--sae", "s"], "--sae needs --original, --forget and --retain"),
+        (["attack", "relearn", "--retrained", "r"], "--retrained needs --original"),
+        (["diagnose", "separability", "--retrained", "r"], "separability takes no --retrained"),
+        (["diagnose", "separability", "--side", "retain"], "looks at both sides"),
         (["diagnose", "layer_map"], "layer_map also needs --unlearned"),
     ],
 )
@@ -77,3 +82,14 @@ def test_an_attack_and_a_diagnostic_from_the_shell_are_those_of_python(bed, tmp_
 
 def test_names_may_be_written_with_hyphens():
     assert function_named("soft-prompt", ATTACKS, "attack") is probe.soft_prompt
+
+
+def test_logit_collapse_reads_what_the_model_writes(tmp_path, capsys):
+    main(["diagnose", "logit_collapse", "--limit", "2", "--side", "retain", "--out", str(tmp_path / "x")])
+    assert "mean" in capsys.readouterr().out
+    assert '"repetition"' in (tmp_path / "x" / "rows.jsonl").read_text()
+
+
+def test_a_trial_cell_of_a_dictionary_is_trained(tmp_path):
+    SaeTrain(out=tmp_path / "x", **SaeTrain.small({})).run()
+    assert (tmp_path / "x" / "sae").is_dir()

@@ -6,9 +6,9 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn
 
-from probe.cli.parsing import parsed
+from probe.cli.parsing import parsed_command
 from probe.cli.renamed import check_option_names
-from probe.cli.signals import signals_raised
+from probe.cli.signals import signals_raised, warnings_in_a_line
 from probe.commands.command import command_named, command_names
 from probe.rows import FULL
 
@@ -28,11 +28,11 @@ def main(arguments: list[str] | None = None) -> None:
     name, rest = _split(given)
     try:
         check_option_names(name, rest)
-        command = parsed(command_named(name), name, rest)
+        command = parsed_command(command_named(name), name, rest)
     except ValueError as error:
         _fail(error, 2)
     try:
-        with signals_raised():
+        with signals_raised(), warnings_in_a_line():
             command.check()
             done = command.run()
     except (ValueError, FileNotFoundError, FloatingPointError) as error:

@@ -13,7 +13,7 @@ import tyro
 from probe.commands.command import Command
 
 
-def parsed(kind: type[Command], name: str, given: Sequence[str]) -> Command:
+def parsed_command(kind: type[Command], name: str, given: Sequence[str]) -> Command:
     """The command with the options that were given.
 
     Raises:
@@ -61,6 +61,8 @@ def _one_line(box: str) -> str:
     text = re.sub(r"^(Required options|Missing argument|Invalid choice|Unrecognized options|Value error) ", "", text)
     text = re.sub(r"^Missing from (probe [a-z -]+): (\S+)(.*?)(?= Unrec|$)", r"`\1` needs \2:\3", text)
     text = re.sub(r" ?Unrecognized options: (.*)", r"; \1 is not expected", text).removeprefix("; ")
-    text = text.replace("Missing value for argument", "no value for").replace(". Expected 1 values", "; one is expected")
+    text = text.replace("Missing value for argument", "no value for").replace(
+        ". Expected 1 values", "; one is expected"
+    )
     text = text.replace(" [STR [STR ...]]", "").replace(": [STR [STR ...]]", ":").replace(". Expected", "; expected")
     return text.replace(" (required)", "").rstrip(" .")

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM: both are raised wherever they arrive, and let what is open be closed."""
+"""Ctrl-C, SIGTERM and warnings: what arrives from outside of a command, and how it is told."""
 
 import _thread
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -52,3 +53,14 @@ def signals_raised() -> Iterator[None]:
         sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)
         over.set()
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """What users are warned of is one line, without a place in the code."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"probe: note: {' '.join(str(message).split())}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

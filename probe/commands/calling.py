@@ -64,7 +64,7 @@ def call_arguments(
     """
     known = inspect.signature(function).parameters
     settable = {key: p.annotation for key, p in known.items() if _readable(p.annotation) and key not in _NOT_WORDS}
-    odd = [key for key, value in options.items() if value is not None and key not in known and key != "batch_size"]
+    odd = [key for key, value in options.items() if value is not None and key not in known]
     if odd:
         raise ValueError(f"{function.__name__} takes no --{odd[0].replace('_', '-')}; leave it out")
     found = {key: value for key, value in {**study, **options}.items() if key in known and value is not None}

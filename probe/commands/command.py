@@ -98,9 +98,16 @@ class Measurement(Command, Rows, Compute, Resumed):
         found = {name: path for name, path in models.items() if path is not None}
         found |= named_by_folder(getattr(self, "unlearned", ()))
         if original is None:
+            for name in ("retrained", "sae", "tokenizer"):
+                if getattr(self, name, None) is not None:
+                    raise ValueError(f"--{name} needs --original, --forget and --retain; the testbed has its own")
             bed = testbed(limit=self.limit, device=self.device, dtype=self.dtype)
             bed = with_dictionary(bed, bed.sae, bed.sae_site) if isinstance(self, DictionaryOptions) else bed
-            return with_models(bed, found, self, distinct=distinct) if found else bed
+            try:
+                return with_models(bed, found, self, distinct=distinct) if found else bed
+            except ValueError as error:
+                error.add_note("without --original, --forget and --retain a model is taken for an unlearned testbed")
+                raise
         retrained = getattr(self, "retrained", None)
         found = {"original": original, **({} if retrained is None else {"retrained": retrained}), **found}
         dictionary = self if isinstance(self, DictionaryOptions) else DictionaryOptions()

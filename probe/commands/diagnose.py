@@ -1,6 +1,7 @@
 """`probe diagnose`: one diagnostic on a model."""
 
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ _STUDY = (
     "batch",
     "on",
     "rows",
+    "prompts",
     "tokenizer",
     "template",
 )
@@ -54,10 +56,16 @@ class Diagnose(SetOptions, Original, Unlearned, Retrained, Seeded, Measurement):
 
         self.check()
         function = function_named(self.diagnostic, called(probe.diagnostics, _STUDY), "diagnostic")
+        takes = signature(function).parameters
+        if self.retrained is not None and "retrained" not in takes:
+            raise ValueError(f"{self.diagnostic} takes no --retrained; leave it out")
+        if self.side != "forget" and not {"batch", "rows", "prompts"} & set(takes):
+            raise ValueError(f"{self.diagnostic} looks at both sides; leave --side out")
         with self.writing("") as (run, study):
             name, model = next(iter(study.unlearned.items()), ("original", study.original))
             split, forget = study.split, self.side == "forget"
             batch = split.forget if forget else split.retain
+            rows = split.forget_rows if forget else split.retain_rows
             given: dict[str, Any] = {
                 "model": model,
                 "original": study.original,
@@ -68,7 +76,8 @@ class Diagnose(SetOptions, Original, Unlearned, Retrained, Seeded, Measurement):
                 "split": split,
                 "batch": batch,
                 "on": split,
-                "rows": split.forget_rows if forget else split.retain_rows,
+                "rows": rows,
+                "prompts": [split.template.asked(row.question) for row in rows],
                 "tokenizer": study.tokenizer,
                 "template": split.template,
             }

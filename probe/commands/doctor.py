@@ -6,12 +6,12 @@ from typing import Annotated
 import tyro
 
 from probe.commands.command import Command
-from probe.options import Compute
+from probe.options import Machine
 from probe.ranges import Count, ModelName
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor(Command, Compute):
+class Doctor(Command, Machine):
     """Check on a model what is promised of every model: sites, edits, generation, padding, restoring, refusals.
 
     Prints one line a check, then special tokens, whether there is a chat template, and the median norm of what leaves

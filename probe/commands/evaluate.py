@@ -65,6 +65,10 @@ class Evaluate(Retrained, Tokenizer, Generated, Measurement):
             raise ValueError("--retrained and --holdout compare forget rows; pass --tofu, or --forget and --retain")
         if self.gradnorm and self.holdout is None and self.tofu is None:
             raise ValueError("--gradnorm compares forget rows with rows held out; pass --holdout")
+        if self.tofu is None and self.split != Evaluate.split:
+            raise ValueError("--split is one of TOFU's; pass --tofu, or leave it out")
+        if self.mcq is None and self.mcq_form != Evaluate.mcq_form:
+            raise ValueError("--mcq-form says how the questions of --mcq are asked; pass --mcq, or leave it out")
         check_ranges(self)
 
     @property
@@ -97,7 +101,11 @@ class Evaluate(Retrained, Tokenizer, Generated, Measurement):
             self.check_no_template()
             retrained = self.retrained or str(WEIGHTS / "retrained")
             tokenizer = self.tokenizer or str(WEIGHTS / "tokenizer")
-            return replace(self, retrained=retrained, tokenizer=tokenizer)._evaluate()
+            try:
+                return replace(self, retrained=retrained, tokenizer=tokenizer)._evaluate()
+            except ValueError as error:
+                error.add_note("without --tofu, --forget and --retain, or --mcq, MODEL is an unlearned testbed")
+                raise
         return self._evaluate()
 
     def _evaluate(self) -> str:

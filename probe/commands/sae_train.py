@@ -47,8 +47,8 @@ class SaeTrain(Original, TrainingOptions, Seeded, Measurement):
     tokens_per_step: Count = 1024
     """Activations a step, drawn by chance."""
     least_variance: Share | None = None
-    """Share of variance to be explained on every tenth row, which is left out; below it nothing is saved. 0.7 to 0.9
-    are usual."""
+    """Share of variance to be explained on every tenth row, which is left out; below it nothing is saved; 0 saves
+    whatever comes out. 0.7 to 0.9 are usual."""
 
     def check(self) -> None:
         """Refuse an own model without the numbers of its dictionary, and a corpus without a model or beside rows."""
@@ -106,8 +106,8 @@ class SaeTrain(Original, TrainingOptions, Seeded, Measurement):
 
     @classmethod
     def small(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Two steps."""
-        return {"limit": 20, "steps": 2, "least_variance": 0.0}
+        """Two steps, saved whatever comes out."""
+        return {"limit": 20, "steps": 2, "least_variance": 0.0, "tokens_per_step": 64}
 
 
 def _numbers(job: "SaeTrain") -> dict[str, Any]:

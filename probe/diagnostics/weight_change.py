@@ -123,7 +123,8 @@ def weight_change(
     starts = [i * batch_size % len(split.retain) for i in range(n_gradients)]
     if len(set(starts)) < n_gradients:
         raise ValueError(
-            f"{n_gradients} batches of {batch_size} rows repeat among {len(split.retain)} retain rows; ask for fewer"
+            f"{n_gradients} batches of {batch_size} rows repeat among {len(split.retain)} retain rows; "
+            "take fewer gradients (n_gradients), or fewer rows for each (batch_size)"
         )
     batches = [split.forget]
     batches += [split.retain.select(range(s, min(s + batch_size, len(split.retain)))) for s in starts]

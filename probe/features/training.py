@@ -81,7 +81,7 @@ def train_dictionary(
         steps, batch_size: each step draws so many activations by chance.
         lr: 1e-3 for TopK and BatchTopK and 3e-3 for JumpReLU worked at widths of 64 and 128.
         seed: fixes initial weights and the order of activations.
-        least_variance: share of variance to be explained on the judged rows.
+        least_variance: share of variance to be explained on the judged rows; 0 saves whatever comes out.
         l0_tolerance: how far the active features a token may be from the target, as a share of it.
         model_name: written into the metadata.
         progress: show a bar.
@@ -101,8 +101,10 @@ def train_dictionary(
     folder = Path(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists already; name a new folder, dictionaries are not overwritten")
-    if not (0 < least_variance < 1 and 0 < l0_tolerance < 1):
-        raise ValueError(f"least_variance and l0_tolerance lie in (0, 1), got {least_variance} and {l0_tolerance}")
+    if not (0 <= least_variance < 1 and 0 < l0_tolerance < 1):
+        raise ValueError(
+            f"least_variance must lie in [0, 1), l0_tolerance in (0, 1); got {least_variance} and {l0_tolerance}"
+        )
     whole = unwrapped(model)
     weights = weights_hash(whole)
     hidden_ND = hidden if isinstance(hidden, Tensor) else _stored(Path(hidden), site, weights)
@@ -125,7 +127,8 @@ def train_dictionary(
         # Judged as users will load it: a saved BatchTopK is another function than the trained one.
         loaded = load_dictionary(partial, device=device, dtype=torch.float32)
         measured = quality(model, loaded, site, judged, hidden_ND, l0_target=architecture.l0)
-        _check(measured, architecture, least_variance, l0_tolerance)
+        if least_variance:
+            _check(measured, architecture, least_variance, l0_tolerance)
         card = {
             "architecture": {"name": type(architecture).__name__, **asdict(architecture)},
             "training": {**numbers, "activations": len(hidden_ND), "tokens": steps * batch_size, "seconds": seconds},
@@ -263,7 +266,10 @@ def _check_numbers(
     if steps < 1 or batch_size < 1 or not 0 < lr < math.inf:
         raise ValueError(f"steps, batch_size and lr must be above 0, got {steps}, {batch_size} and {lr}")
     if len(hidden_ND) < batch_size:
-        raise ValueError(f"{len(hidden_ND)} activations are fewer than one batch of {batch_size}; harvest more rows")
+        raise ValueError(
+            f"{len(hidden_ND)} activations are fewer than one batch of {batch_size}; "
+            "harvest more rows, or draw fewer a step"
+        )
     if not architecture.l0 < n_features:
         raise ValueError(
             f"{architecture} cannot be sparse in a dictionary of {n_features} features; make it wider, or ask for "

@@ -96,8 +96,8 @@ def read_objective(text: str) -> Named:
     name, colon, rest = text.partition(":")
     if name not in NAMES:
         near = get_close_matches(name, NAMES, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ";"
-        raise ValueError(f"no objective {name!r}{hint} There are {', '.join(NAMES)}")
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"no objective {name!r}{hint}; known: {', '.join(NAMES)}")
     known = _settings_of(name)
     settings: dict[str, float] = {}
     for piece in rest.split(",") if colon else ():

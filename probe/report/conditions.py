@@ -94,7 +94,7 @@ def check_fits(study: Study, methods: Methods, settings: Settings) -> None:
     named |= {f"{name}: layer": values["layer"] for name, values in methods.items() if "layer" in values}
     for name, layer in named.items():
         if not 0 <= layer < depth:
-            raise ValueError(f"{name} {layer} does not exist; the model has layers 0..{depth - 1}")
+            raise ValueError(f"{name} {layer} does not exist; choose one of the model's layers 0..{depth - 1}")
     for name, values in methods.items():
         check_supplies(method_named(name), {**study.supplies, **values})
 
