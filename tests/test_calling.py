@@ -11,8 +11,8 @@ import probe.attacks
 import probe.diagnostics
 from probe.checkpoints import save_model
 from probe.cli import main
+from probe.commands.arguments.calling import call_arguments, called, function_named
 from probe.commands.attack import Attack
-from probe.commands.calling import call_arguments, called, function_named
 from probe.commands.diagnose import _STUDY, Diagnose
 from probe.commands.sae_train import SaeTrain
 from probe.rows import load

@@ -33,7 +33,7 @@ class Attack(SetOptions, Original, Unlearned, Retrained, DictionaryOptions, Trai
     def run(self) -> str:
         """Attack the unlearned model, or the original where none is named."""
         import probe.attacks
-        from probe.commands.calling import call_arguments, called, function_named
+        from probe.commands.arguments.calling import call_arguments, called, function_named
 
         self.check()
         function = function_named(self.attack, called(probe.attacks, ("model", "study")), "attack")

@@ -146,7 +146,7 @@ class Measurement(Command, Rows, Compute, Resumed):
 
 def command_names() -> list[str]:
     """Every command as it is written in the shell: "g-effect", "sae rank"."""
-    files = [module.name for module in iter_modules(probe.commands.__path__)]
+    files = [module.name for module in iter_modules(probe.commands.__path__) if not module.ispkg]
     return sorted(_written(name) for name in files if _class_in(name) is not None)
 
 
@@ -157,7 +157,7 @@ def command_named(name: str) -> type[Command]:
         KeyError: no such command.
     """
     for module in iter_modules(probe.commands.__path__):
-        if _written(module.name) == name and (found := _class_in(module.name)) is not None:
+        if not module.ispkg and _written(module.name) == name and (found := _class_in(module.name)) is not None:
             return found
     raise KeyError(name)
 

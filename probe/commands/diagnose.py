@@ -52,7 +52,7 @@ class Diagnose(SetOptions, Original, Unlearned, Retrained, Seeded, Measurement):
     def run(self) -> str:
         """The diagnostic's numbers."""
         import probe.diagnostics
-        from probe.commands.calling import call_arguments, called, function_named
+        from probe.commands.arguments.calling import call_arguments, called, function_named
 
         self.check()
         function = function_named(self.diagnostic, called(probe.diagnostics, _STUDY), "diagnostic")

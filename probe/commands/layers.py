@@ -11,7 +11,6 @@ from probe.options import Original, Unlearned
 if TYPE_CHECKING:
     from probe.diagnostics.layer_maps import ReplacementMap
     from probe.diagnostics.screening import Screening
-    from probe.rows import Row
     from probe.study.study import Study
 
 # The method study's first guess for the testbed, two thirds of its steps.
@@ -71,7 +70,7 @@ class Layers(Original, Unlearned, Measurement):
                 progress=True,
             )
             guesses = self._guesses(study, unlearned) if self.screening else {}
-            rows = [*found.rows(name), *(u_rows(found, name) if "u_shape" in self._figures() else [])]
+            rows = found.rows(name)
             rows += [row for on, guess in guesses.items() for row in guess.rows(name, on)]
             run.manifest.update(study.described())
             run.manifest["block_calls"] = {"run": found.block_calls, "whole forwards would take": found.whole_calls}
@@ -109,18 +108,6 @@ def _unlearned_here(study: "Study") -> "Study":
     written = ", ".join(f"{key} {value:g}" for key, value in _FEW.items())
     note = f"unlearned here by a few steps of GradDiff ({written}); an example, not a tuned method"
     return replace(study, unlearned={"GradDiff": model}, notes=(*study.notes, note))
-
-
-def u_rows(found: "ReplacementMap", name: str) -> "list[Row]":
-    """Single blocks put into the original, as the figure ``u_shape`` is drawn from."""
-    from probe.rows import Row, over_layers
-
-    shown, rows = "probability", []
-    for on in found.values:
-        rows.append(Row("original", "fragility", shown, found.original[on][shown], on))
-        rows.append(Row(name, "fragility", shown, found.unlearned[on][shown], on))
-        rows += over_layers(name, "fragility", shown, range(found.depth), found.score_L(on, shown), on)
-    return rows
 
 
 def _table(found: "ReplacementMap", guesses: "dict[str, Screening]") -> str:

@@ -59,7 +59,7 @@ class Report(Command, Original, Unlearned, Retrained, DictionaryOptions, Rows, C
         """Settings by method; None where none was named."""
         if not self.methods:
             return None
-        from probe.commands.hyperparameters import read_method
+        from probe.commands.arguments.hyperparameters import read_method
         from probe.report.conditions import resolved_methods
 
         read = [read_method(text) for text in self.methods]

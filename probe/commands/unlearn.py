@@ -28,7 +28,7 @@ from probe.ranges import Count, ModelName, Weight
 if TYPE_CHECKING:
     from torch import nn
 
-    from probe.commands.unlearn_files import Files
+    from probe.commands.unlearning.files import Files
     from probe.methods.method import Method
     from probe.runs.folder import Run
     from probe.study.study import Study
@@ -84,7 +84,7 @@ class Unlearn(
 
     def check(self) -> None:
         """Refuse half a description, hyper-parameters that are missing or unknown, and measurements that cannot be."""
-        from probe.commands.hyperparameters import hyperparameters
+        from probe.commands.arguments.hyperparameters import hyperparameters
         from probe.methods.catalogue import method_named
 
         super().check()
@@ -107,9 +107,9 @@ class Unlearn(
         """Load, unlearn, save, say what changed, and measure what was asked for."""
         import torch
 
-        from probe.commands.hyperparameters import hyperparameters
-        from probe.commands.unlearn_files import read_files
-        from probe.commands.unlearn_summary import summary
+        from probe.commands.arguments.hyperparameters import hyperparameters
+        from probe.commands.unlearning.files import read_files
+        from probe.commands.unlearning.summary import summary
         from probe.methods.catalogue import method_named
         from probe.modes import threads
         from probe.runs.folder import results
@@ -139,8 +139,8 @@ class Unlearn(
 
     def _unlearned(self, method: "Method", study: "Study", files: "Files", values: dict[str, Any], run: "Run") -> None:
         from probe.checkpoints import weight_hashes
-        from probe.commands.unlearn_files import supplies
-        from probe.commands.unlearn_summary import loss_ends, mixture_facts, preview, write_answers
+        from probe.commands.unlearning.files import supplies
+        from probe.commands.unlearning.summary import loss_ends, mixture_facts, preview, write_answers
         from probe.methods.running import run_method
         from probe.runs.memory import training_memory
 
@@ -188,7 +188,7 @@ class Unlearn(
 
     def determines(self) -> Mapping[str, Any]:
         """The hyper-parameters that settings and flags come to, and the testbed's hash."""
-        from probe.commands.hyperparameters import hyperparameters
+        from probe.commands.arguments.hyperparameters import hyperparameters
         from probe.methods.catalogue import method_named
 
         self.check()

@@ -19,6 +19,7 @@ from probe.study.study import Study
 from probe.study.templates import Chosen, chosen
 from probe.testbed.bed import load
 
+_ROLES = ("original", "retrained")
 # Rows on which a dictionary is tried at its site.
 _TRIED = 32
 
@@ -206,11 +207,13 @@ def named_by_folder(models: str | Sequence[str] | Mapping[str, str]) -> dict[str
     if isinstance(models, str):
         models = [models]
     if not isinstance(models, Mapping):
+        # A folder that is called like a role of the study is the unlearned model all the same.
         names = [Path(name).name for name in models]
+        names = ["unlearned" if name in _ROLES else name for name in names]
         if len(set(names)) < len(names):
             raise ValueError(f"two unlearned models share a folder name ({', '.join(names)}); rename one")
         models = dict(zip(names, models, strict=True))
-    taken = [name for name in models if name in ("original", "retrained")]
+    taken = [name for name in models if name in _ROLES]
     if taken:
         raise ValueError(f"an unlearned model is called {taken[0]!r}, as a role of the study is; rename it")
     return dict(models)

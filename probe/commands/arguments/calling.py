@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from probe.commands.hyperparameters import read_value
+from probe.commands.arguments.hyperparameters import read_value
 from probe.methods.method import readable
 
 # Never given as words: what a study has, and what stands for all of it.

@@ -1,0 +1,1 @@
+"""From key=value words and options to the keyword arguments of a method, an attack or a diagnostic."""

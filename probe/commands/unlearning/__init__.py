@@ -1,0 +1,1 @@
+"""What `probe unlearn` reads besides model and rows, and what it says of what it did."""
