@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,16 @@ ModelName = Annotated[str, WEIGHTS]
 
 
 def check_ranges(asked: Any, within: str = "") -> None:
-    """Refuse a number outside of the range that its field states; fields that are dataclasses are looked into.
+    """Refuse a number outside of the range that its field states, and a choice that is none of those stated.
+
+    Fields that are dataclasses are looked into.
 
     Args:
         asked: a dataclass whose numbers are annotated with a ``Range``; numbers without one may be anything.
         within: what the flags begin with.
 
     Raises:
-        ValueError: with the flag, what was given and the range.
+        ValueError: with the flag, what was given, and the range or the choices.
     """
     hints = get_type_hints(type(asked), include_extras=True)
     for one in fields(asked):
@@ -77,20 +79,34 @@ def check_ranges(asked: Any, within: str = "") -> None:
         if is_dataclass(value):
             check_ranges(value, f"{within}{one.name}.")
             continue
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        flag = f"--{within}{one.name}".replace("_", "-")
+        choices = _choices_in(hints[one.name])
+        odd = [item for item in values if choices and item is not None and item not in choices]
+        if odd:
+            raise ValueError(f"{flag} must be one of {', '.join(map(str, choices))}; got {odd[0]!r}")
         for kind, limits in ranges_in(hints[one.name]):
-            for number in value if isinstance(value, tuple) else (value,):
-                if limits is not None and number is not None and not limits.holds(number):
-                    flag = f"--{within}{one.name}".replace("_", "-")
+            for number in values:
+                if limits is None or number is None:
+                    continue
+                if not isinstance(number, (int, float)) or not limits.holds(number):
                     whole = "a whole number " if kind is int else ""
                     raise ValueError(f"{flag} must be {whole}{limits}, got {shortened(number)}")
 
 
 def shortened(number: int | float) -> str:
     """A number for a message: how many digits there are, where they would fill the line."""
-    if isinstance(number, float) or abs(number) < 10**20:
+    if not isinstance(number, int) or abs(number) < 10**20:
         return str(number)
     digits = round(abs(number).bit_length() * math.log10(2))
     return f"a number of about {digits} digits"
+
+
+def _choices_in(hint: Any) -> tuple[Any, ...]:
+    """What a type such as ``Literal["a", "b"] | None`` names."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(one for inner in get_args(hint) for one in _choices_in(inner))
 
 
 def ranges_in(hint: Any) -> Iterator[tuple[type, Range | None]]:

@@ -3,6 +3,8 @@
 import copy
 import json
 import struct
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -376,3 +378,36 @@ def test_r13_adapters_are_not_saved_as_a_model(tmp_path):
     merged = adapted.merge_and_unload()
     save_model(merged, tmp_path / "merged")
     assert weights_hash(load_model(tmp_path / "merged")) == weights_hash(merged)
+
+
+# In a process of its own, where types are not checked, as a user has it.
+_OPENED_WRONGLY = """
+import sys, probe
+cases = [
+    ({"template": "chatt"}, "--template must be one of auto, plain, chat, llama2, llama3, phi; got 'chatt'"),
+    ({"bos": "no"}, "--bos must be one of auto, always, never"),
+    ({"control_tokens": "kept"}, "--control-tokens must be one of refused, text"),
+    ({"dtype": "int8"}, "--dtype must be one of float32, bfloat16, float16; got 'int8'"),
+    ({"limit": "x"}, "--limit must be a whole number from 1 to 2147483647, got x"),
+    ({"templat": "chat"}, "probe.open has no argument 'templat'; did you mean 'template'"),
+]
+for changes, said in cases:
+    try:
+        probe.open("nowhere", forget="f", retain="r", **changes)
+    except (ValueError, TypeError) as error:
+        assert said in str(error), error
+    else:
+        sys.exit(f"{changes} were taken")
+for changes in ({"limit": 0}, {"dtype": "int8"}):
+    try:
+        probe.testbed(**changes)
+    except ValueError as error:
+        assert "must be" in str(error), error
+    else:
+        sys.exit(f"{changes} were taken")
+"""
+
+
+def test_studies_are_not_opened_with_options_that_do_not_exist():
+    ended = subprocess.run([sys.executable, "-c", _OPENED_WRONGLY], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr

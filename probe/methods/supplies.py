@@ -25,7 +25,7 @@ HANDED_IN: Mapping[str, str] = {
     "labels": "'answers' or 'vocabulary': the tokens that random labels are drawn from",
     "unlearned": "the model after unlearning by another method",
     "score": "model -> how much it retains; extraction strength of the retain rows unless handed in",
-    "layer_scores": "() -> (forget quality, utility) of the model with each single block of the unlearned one",
+    "layer_scores": "a function of nothing: (forget quality, utility) with each block of the unlearned model alone",
     "assistant": "a model with the same tokenizer: for logit_offset one that unlearned the forget rows, for "
     "logit_difference one that knows nothing else, for whp and whp_logits the model trained further on them",
     "assistant_before": "the assistant as it was before it unlearned",

@@ -1,7 +1,9 @@
 """From names of models and files to a study; everything is checked here, rows before models."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -116,12 +118,14 @@ def testbed(*, limit: int | None = None, device: str = "cpu", dtype: str = "floa
         dtype: what weights are cast to.
 
     Raises:
-        ValueError: a device that cannot be used, or damaged weights.
+        ValueError: a device or dtype that cannot be used, no rows, or damaged weights.
 
     >>> study = probe.testbed(limit=20)
     >>> len(study.split.forget), len(study.split.retain)
     (20, 20)
     """
+    for options in (Rows(limit=limit), Compute(device=device, dtype=dtype)):  # type: ignore[arg-type]
+        check_ranges(options)
     check_device(device, spread=False)
     bed = load()
     split = bed.split
@@ -147,7 +151,7 @@ def open(
     *,
     forget: str | Path,
     retain: str | Path,
-    unlearned: str | Sequence[str] | Mapping[str, str] = (),
+    unlearned: str | Path | Sequence[str] | Mapping[str, str] = (),
     retrained: str | None = None,
     sae: str | None = None,
     sae_id: str | None = None,
@@ -177,6 +181,7 @@ def open(
 
     Raises:
         FileNotFoundError: no such file.
+        TypeError: an argument of another name.
         ValueError: rows or models that cannot be used, or that do not belong together.
 
     >>> probe.save_model(s.original, "my-model", tokenizer=s.tokenizer)
@@ -186,6 +191,11 @@ def open(
     >>> len(study.split.forget), len(study.split.retain)
     (20, 20)
     """
+    known = [field.name for field in fields(Rows)]
+    for name in more:
+        if name not in known:
+            near = get_close_matches(name, [*signature(open).parameters, *known], n=1, cutoff=0)[0]
+            raise TypeError(f"probe.open has no argument {name!r}; did you mean {near!r}?")
     rows = Rows(forget=Path(forget), retain=Path(retain), template=template, **more)  # type: ignore[arg-type]
     models = {
         "original": original,
@@ -198,14 +208,14 @@ def open(
     )
 
 
-def named_by_folder(models: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+def named_by_folder(models: str | Path | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
     """Unlearned models by the names of their folders.
 
     Raises:
         ValueError: two folders of one name, or a name that a role of the study has.
     """
-    if isinstance(models, str):
-        models = [models]
+    if isinstance(models, (str, Path)):
+        models = [str(models)]
     if not isinstance(models, Mapping):
         # A folder that is called like a role of the study is the unlearned model all the same.
         names = [Path(name).name for name in models]

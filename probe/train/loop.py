@@ -112,7 +112,7 @@ def minimise(
     (('forget', 'retain'), 3)
     """
     if not terms or steps < 1 or batch_size < 1:
-        raise ValueError(f"expected terms and at least one step and row, got {len(terms)}, {steps} and {batch_size}")
+        raise ValueError(f"at least 1 term, step and row a step are needed; got {len(terms)}, {steps} and {batch_size}")
     model = model if accelerator is None else accelerator.unwrap_model(model)
     trained = trained_parameters(model, parameters)
     run = TrainingRun(
