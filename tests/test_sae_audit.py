@@ -165,3 +165,12 @@ def test_an_audit_has_hooks_off(bed, baked, chosen, facts):
         audit(bed.original, baked, bed.sae, bed.sae_site, chosen, facts, bed.split.retain_rows[:10])
     assert not our_hooks(baked)
     assert len(encode(bed.tokenizer, bed.split.retain_rows[:10])) == 10
+
+
+def test_people_of_two_rows_are_divided_by_people():
+    from probe.commands.sae_audit import _divided_by
+    from probe.data import QA
+
+    rows = [QA(f"Who is {i}?", "A.", group=str(i // 2)) for i in range(12)]
+    assert _divided_by(rows) == "group"
+    assert _divided_by([*rows, QA("Where?", "B.", group="0")]) == "row"

@@ -1,14 +1,17 @@
 """`probe sae audit`: what an edit of weights did to features that were to fall silent."""
 
 import copy
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from probe.commands.command import Measurement, sae_notes, written_json
 from probe.options import DictionaryOptions, Original, Retrained, Seeded, TrainingOptions, Unlearned
 from probe.ranges import Place
 
 if TYPE_CHECKING:
+    from probe.data import QA
     from probe.study.study import Study
 
 # CRISP's numbers (arXiv 2508.13650), with which the testbed's features are chosen.
@@ -55,7 +58,8 @@ class SaeAudit(Original, Unlearned, Retrained, DictionaryOptions, TrainingOption
             name, edited = next(iter(study.unlearned.items()))
             split, size = study.split, self.rows_per_pass
             facts = divided(
-                study.tokenizer, split.forget_rows, share=0.2, by="row", seed=self.seed, template=split.template,
+                study.tokenizer, split.forget_rows, share=0.2, by=_divided_by(split.forget_rows), seed=self.seed,
+                template=split.template,
                 batch_size=size, max_length=split.max_length,
             )  # fmt: skip
             training = None
@@ -69,6 +73,11 @@ class SaeAudit(Original, Unlearned, Retrained, DictionaryOptions, TrainingOption
             written_json(run.folder / "features.json", {name: list(features)})
             table = self.write(run, sae_notes(study), found.rows(), "\n".join(found.findings))
         return f"{table}\n{self.folder('sae-audit')}"
+
+
+def _divided_by(rows: "Sequence[QA]") -> Literal["row", "group"]:
+    """By groups where a fifth of each group's rows would be none."""
+    return "row" if max(Counter(row.group for row in rows).values()) > 2 else "group"
 
 
 def _orthogonalised(study: "Study") -> "tuple[Study, tuple[int, ...]]":

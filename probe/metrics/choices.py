@@ -290,7 +290,7 @@ def _letter_ids(
     ):
         raise ValueError(
             f"the tokenizer writes the letters as {letters}; each must be one token of its own behind every question, "
-            "so that they can be compared: choose another template, or form='text sum'"
+            "so that they can be compared: choose another template, or form='text sum' (--mcq-form text-sum)"
         )
     prompts = [ids[:start].tolist() for ids, start in zip(coded[0].tokens_BT, coded[0].prompt_B.tolist(), strict=True)]
     return prompts, [ids[0] for ids in letters]
