@@ -30,7 +30,7 @@ _STUDY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnose(SetOptions, Original, Unlearned, Retrained, Seeded, Measurement):
-    """One diagnostic on the unlearned model (or the original, where none is named), or on the two of them.
+    """Run one diagnostic on a model: the unlearned one, the original where none is named, or both.
 
     Diagnostics: separability, ridge_probes, content_probe, clusters, logit_collapse, logit_lens, fit_tuned_lens,
     similarity, spread, representation_pca, layer_map, replacement_map, screened, weight_change, localisation,

@@ -12,7 +12,7 @@ from probe.ranges import Count, ModelName
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Command, Machine):
-    """Check on a model what is promised of every model: sites, edits, generation, padding, restoring, refusals.
+    """Check that this package works on a model: sites, edits, generation, padding, restoring, refusals.
 
     Prints one line a check, then special tokens, whether there is a chat template, and the median norm of what leaves
     each block. The exit code is 1 if a check failed.

@@ -21,7 +21,7 @@ _PAGE_ROWS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class GEffects(Original, Unlearned, Measurement):
-    """What a gradient step on an objective does to the loss of forget and of retain rows, by layer or by token.
+    """Measure what a gradient step on an objective does to the forget and the retain loss: by layer or by token.
 
     Gradients are taken at --unlearned where it is given, else at --original; without models and rows at the testbed's
     original. Writes rows.jsonl, table.txt, figures and manifest.json; with --tokens also tokens.jsonl and tokens.html.

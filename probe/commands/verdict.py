@@ -15,7 +15,7 @@ from probe.ranges import ModelName
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Original, Retrained, Tokenizer, Measurement):
-    """Say whether a model forgot, hides the facts, is broken, or was left alone, and how often that is wrong.
+    """Say whether a model forgot, hides the facts, is broken, or was left alone; and how often that is wrong.
 
     Prints the verdict with calibrated probabilities, its error rate on kinds of models that were left out when it was
     fitted, the evidence by diagnostic and layer, and what lies outside of that experience. Forget rows need
