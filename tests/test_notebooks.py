@@ -32,6 +32,14 @@ def test_notebooks_run(path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_begin_with_few_imports_and_silence_no_warning(path):
+    first, *others = (cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert sum(line.startswith(("import ", "from ")) for line in first.splitlines()) <= 3
+    assert first.startswith("import probe\n")
+    assert not any("warnings" in source or "disable_progress_bar" in source for source in (first, *others))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_stored_without_outputs(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert cells
