@@ -209,7 +209,7 @@ class Generated(Options):
     """Texts that models write."""
 
     max_new_tokens: Count | None = None
-    """Longest generation, in tokens: 200 by default (OpenUnlearning's), in reports 20."""
+    """Longest generation, in tokens: 200 by default (OpenUnlearning's), 20 in reports, 40 in what unlearn shows."""
 
     @property
     def longest_generation(self) -> int:

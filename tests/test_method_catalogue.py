@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_batch, tiny_llama
-from probe.unlearning.arguments import resolved
-from probe.unlearning.job import Job
 
 import probe.methods
 from probe.checkpoints import load_model, load_tokenizer, weights_hash
 from probe.cli import main
+from probe.commands.arguments.hyperparameters import hyperparameters
+from probe.commands.unlearn import Unlearn
 from probe.data import QA, Batch, Split, Template, encode
 from probe.datasets import write_rows
 from probe.dictionaries.made import pca_dictionary
@@ -667,7 +667,7 @@ def test_unlearning_ones_own_model_from_the_shell(bed, tmp_path):
     write_rows(tmp_path / "retain.jsonl", bed.split.retain_rows[:8])
     (tmp_path / "idk.txt").write_text("I do not know.\nNo idea.\n")
     (tmp_path / "out").mkdir()  # an empty folder is as good as none
-    data = f"--model {tmp_path}/model --forget {tmp_path}/forget.jsonl --retain {tmp_path}/retain.jsonl"
+    data = f"--original {tmp_path}/model --forget {tmp_path}/forget.jsonl --retain {tmp_path}/retain.jsonl"
     run(*f"simnpo {data} --setting tofu-forget10 --steps 2 --lr 1e-4 --out {tmp_path}/out".split())
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["arguments"]["beta"] == 4.5
@@ -702,7 +702,7 @@ GIVEN = "--set beta=0.1 retain_weight=1 --steps 1 --lr 1e-3 --batch-size 2"
             "idk --set retain_weight=1 --steps 1 --lr 1e-3 --batch-size 2 --refusals {tmp}/empty.txt",
             "holds no refusals",
         ),
-        (f"npo {GIVEN} --model x", "--forget, --retain missing"),
+        (f"npo {GIVEN} --original x", "--forget, --retain missing"),
         (f"npo {GIVEN} --device quantum", "device 'quantum' cannot be used"),
         (f"npo {GIVEN} --parameters nothing", "matches no parameter"),
         ("wga --set beta=1 retain_weight=0 --steps 1 --lr 1e-3 --batch-size 2 --warmup 1", "changed no weight"),
@@ -732,7 +732,7 @@ def test_a_run_that_is_cut_short_leaves_nothing(trouble, code, said, tmp_path, c
     def fail(*_, **__):
         raise trouble
 
-    monkeypatch.setattr("probe.unlearning.saving.save_model", fail)
+    monkeypatch.setattr("probe.checkpoints.save_model", fail)
     with pytest.raises(SystemExit) as stopped:
         run(*f"npo {GIVEN} --out {tmp_path}/out".split())
     assert stopped.value.code == code
@@ -742,8 +742,10 @@ def test_a_run_that_is_cut_short_leaves_nothing(trouble, code, said, tmp_path, c
 
 def test_several_numbers_are_read_from_one_word():
     numbers = {"alpha": "10", "layers": "2,4"}
-    job = Job(out=Path("x"), set=tuple(f"{k}={v}" for k, v in numbers.items()), steps=3, lr=1e-4, batch_size=2)
-    found = resolved(method_named("rr"), job)
+    job = Unlearn(
+        method="rr", out=Path("x"), set=tuple(f"{k}={v}" for k, v in numbers.items()), steps=3, lr=1e-4, batch_size=2
+    )
+    found = hyperparameters(method_named("rr"), job)
     assert found == {"alpha": 10.0, "layers": (2, 4), "steps": 3, "lr": 1e-4, "batch_size": 2, "seed": 0}
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import random_batch, tiny_gpt2, tiny_llama
-from probe.unlearning.arguments import resolved
-from probe.unlearning.job import Job
 from torch.nn.functional import cross_entropy, kl_div, mse_loss
 
 from probe.cli import main
+from probe.commands.arguments.hyperparameters import hyperparameters, read_value
+from probe.commands.unlearn import Unlearn
 from probe.data import Batch, Split
 from probe.methods import adversarial, distribution, elm, flat, pdu, preference, representation, rmu
 from probe.methods import baselines as base
@@ -336,14 +336,12 @@ def test_h10_settings_of_open_unlearning_carry_its_weight_decay_and_schedule():
 @pytest.mark.parametrize("method", methods(), ids=lambda m: m.name)
 def test_h10_every_published_setting_can_be_given_to_its_recipe(method):
     """The words in it are among those that the recipe reads, as the shell would write them."""
-    from probe.unlearning.arguments import _read
-
     from probe.methods.method import words_of, written
 
     for setting in method.published.values():
         for key, value in setting.arguments.items():
             annotation = method.hyperparameters[key].annotation
-            assert _read(key, written(value), annotation) == value
+            assert read_value(key, written(value), annotation) == value
             if isinstance(value, str) and words_of(annotation):
                 assert value in words_of(annotation)
 
@@ -371,11 +369,12 @@ def test_h10_every_published_setting_can_be_given_to_its_recipe(method):
 def test_p7_published_forms_are_reached_from_the_shell(name, said, found, tmp_path, monkeypatch):
     taken = {}
 
-    def asked(name, job, **_):
+    def asked(job):
         taken["job"] = job
         raise SystemExit
 
-    monkeypatch.setattr("probe.unlearning.run.run_job", asked)
+    monkeypatch.setattr(Unlearn, "check", lambda job: None)
+    monkeypatch.setattr(Unlearn, "run", asked)
     with pytest.raises(SystemExit):
         main(["unlearn", name, *said.split(), "--steps", "2", "--out", str(tmp_path / "new")])
     method, job = method_named(name), taken["job"]
@@ -383,10 +382,10 @@ def test_p7_published_forms_are_reached_from_the_shell(name, said, found, tmp_pa
     known = method.hyperparameters
     absent = [t for t in more if (k := t.partition("=")[0]) in known and known[k].default is known[k].empty]
     absent = [t for t in absent if t.partition("=")[0] not in ("lr", "batch_size")]
-    job = Job(**{**vars(job), "set": (*absent, *job.set), "lr": job.lr, "batch_size": job.batch_size or 2})
+    job = Unlearn(**{**vars(job), "set": (*absent, *job.set), "lr": job.lr, "batch_size": job.batch_size or 2})
     if "lr" not in method.published[job.setting].arguments:
-        job = Job(**{**vars(job), "lr": 1e-5})
-    assert found.items() <= resolved(method, job).items()
+        job = Unlearn(**{**vars(job), "lr": 1e-5})
+    assert found.items() <= hyperparameters(method, job).items()
 
 
 @pytest.mark.parametrize(
@@ -399,7 +398,9 @@ def test_p7_published_forms_are_reached_from_the_shell(name, said, found, tmp_pa
 )
 def test_p7_words_that_mean_nothing_are_refused(name, said, error):
     with pytest.raises(ValueError, match=error):
-        resolved(method_named(name), Job(out=Path("x"), set=said, steps=1, lr=1e-5, batch_size=2))
+        hyperparameters(
+            method_named(name), Unlearn(method=name, out=Path("x"), set=said, steps=1, lr=1e-5, batch_size=2)
+        )
 
 
 def test_h7_a_schedule_from_the_shell_is_run_and_written_down(tmp_path):

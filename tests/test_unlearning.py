@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_llama
-from probe.unlearning.needs import FLAGS, NEEDS, flags
 
 from probe.checkpoints import load_model, load_tokenizer, save_model, weights_hash
 from probe.cli import main
+from probe.commands.unlearning.files import _OPTIONS, special_options
 from probe.data import Split, Template, encode, make_split
 from probe.datasets import write_rows
 from probe.dictionaries.autoencoder import dictionary_hash
@@ -22,7 +22,7 @@ from probe.methods.catalogue import method_named, methods
 from probe.methods.in_context import in_context_drawn
 from probe.methods.method import readable
 from probe.methods.sae_suppression import suppress_ranked
-from probe.methods.supplies import label_tokens, retention
+from probe.methods.supplies import HANDED_IN, handed_in, label_tokens, retention
 from probe.methods.tarf import Annealing, TopGroups, TopShare, tarf, tarf_by_numbers
 from probe.methods.uwc import mixed
 from probe.metrics.memorisation import answer_stats
@@ -140,7 +140,7 @@ def tmp(bed, tmp_path_factory):
 
 
 def own(tmp) -> list[str]:
-    return ["--model", f"{tmp}/model", "--forget", f"{tmp}/forget.jsonl", "--retain", f"{tmp}/retain.jsonl"]
+    return ["--original", f"{tmp}/model", "--forget", f"{tmp}/forget.jsonl", "--retain", f"{tmp}/retain.jsonl"]
 
 
 def words(method, tmp) -> list[str]:
@@ -151,7 +151,7 @@ def words(method, tmp) -> list[str]:
     said = TRAINING.split() if "lr" in known else []
     if "steps" not in known and said:
         said = said[2:]
-    for flag in flags(method):
+    for flag in special_options(method):
         if flag in FILES:
             said += [f"--{flag.replace('_', '-')}", FILES[flag].replace("{tmp}", str(tmp))]
     numbers = ["--set", *(f"{name}={NUMBERS[name]}" for name in needed)] if needed else []
@@ -254,9 +254,12 @@ def test_r22_texts_in_short_numbers_say_that_they_depend_on_the_batch(method, tm
 
 
 def test_every_need_is_known_and_every_flag_serves_one():
-    asked = {need for method in methods() for need in method.needs}
-    assert asked == set(NEEDS)
-    assert {flag for method in methods() for flag in flags(method)} == set(FLAGS)
+    needed = {name for method in methods() for name in handed_in(method)}
+    # What follows from the model and its rows has no option; the site is named by the dictionary's layer.
+    assert needed - set(_OPTIONS) == {"original", "score", "site"}
+    assert needed <= set(HANDED_IN)
+    every = {option for options in _OPTIONS.values() for option in options}
+    assert {option for method in methods() for option in special_options(method)} == every
 
 
 def test_the_list_says_what_the_shell_wants(capsys):
@@ -406,11 +409,11 @@ def test_clamped_features_are_those_ranked_on_the_rows(bed, tmp, tmp_path):
 def test_the_testbed_brings_what_it_has(said, bed, tmp, tmp_path, monkeypatch):
     few = make_split(bed.tokenizer, bed.split.forget_rows[:N], bed.split.retain_rows[:N])
     small = replace(bed, original=copy.deepcopy(bed.original), split=few)
-    monkeypatch.setattr("probe.unlearning.material.load", lambda: small)
+    monkeypatch.setattr("probe.study.loading.load", lambda: small)
     unlearn(*said.replace("{tmp}", str(tmp)).split(), "--out", tmp_path / "out")
     manifest = manifest_of(tmp_path / "out")
     assert manifest["files"] == {}
-    assert manifest["settings"]["model"] is None
+    assert manifest["settings"]["original"] is None
     assert manifest["weights"]["original"] == weights_hash(bed.original)
     given = manifest["weights"].get("given", {})
     assert given.get("assistant_before", weights_hash(bed.original)) == weights_hash(bed.original)
@@ -454,7 +457,7 @@ CLAMP = "sae_suppression --set features=3 value=-3"
 @pytest.mark.parametrize(
     ("said", "text"),
     [
-        ("uwc --set share=0.9", "--unlearned missing: uwc needs a folder of the model after"),
+        ("uwc --set share=0.9", "--unlearned missing: uwc needs the model after unlearning"),
         ("cru --set k=2 --unlearned {tmp}/unlearned", "--retrained missing.*trained without the forget rows"),
         ("cru --unlearned {tmp}/unlearned --retrained {tmp}/retrained", "cru also needs --set k="),
         ("uwc --set share=0.9 --unlearned {tmp}/nowhere", "no folder at .*nowhere"),
@@ -521,7 +524,7 @@ def test_mistakes_are_said_in_one_line_and_leave_nothing(said, text, tmp, odd, t
 
 
 def test_layers_cannot_be_chosen_on_rows_without_wrong_answers(tmp, odd, tmp_path, capsys):
-    said = ["--model", tmp / "model", "--forget", odd / "plain.jsonl", "--retain", tmp / "retain.jsonl"]
+    said = ["--original", tmp / "model", "--forget", odd / "plain.jsonl", "--retain", tmp / "retain.jsonl"]
     said += ["--unlearned", tmp / "unlearned", "--retrained", tmp / "retrained", "--set", "k=1"]
     error = failure(capsys, "cru", *said, "--out", tmp_path / "out")
     assert "3 forget rows have no perturbed_answer (first: row 0)" in error
@@ -531,7 +534,7 @@ def test_a_full_disk_leaves_no_half_written_answers(tmp, tmp_path, capsys, monke
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("probe.unlearning.answering.answer_suite", fail)
+    monkeypatch.setattr("probe.commands.unlearning.summary.answer_suite", fail)
     with pytest.raises(SystemExit) as stopped:
         unlearn("instructed", *own(tmp), "--set", "instruction=Say nothing.", "--out", tmp_path / "out")
     assert stopped.value.code == 74

@@ -7,16 +7,26 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
 
 import probe.commands
 from probe.options import Compute, DictionaryOptions, Options, Resumed, Rows
-from probe.ranges import check_ranges
+from probe.ranges import ModelName, check_ranges
 
 if TYPE_CHECKING:
     from probe.rows import Row
     from probe.runs.folder import Run
     from probe.study.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneModel(Options):
+    """The model that a command looks at."""
+
+    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
+    """Folder of safetensors, or a hub name."""
 
 
 @dataclass(frozen=True, kw_only=True)

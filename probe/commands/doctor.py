@@ -1,17 +1,14 @@
 """`probe doctor`: check on a model what is promised of every model."""
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from probe.commands.command import Command
+from probe.commands.command import Command, OneModel
 from probe.options import Machine
-from probe.ranges import Count, ModelName
+from probe.ranges import Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor(Command, Machine):
+class Doctor(OneModel, Command, Machine):
     """Check that this package works on a model: sites, edits, generation, padding, restoring, refusals.
 
     Prints one line a check, then special tokens, whether there is a chat template, and the median norm of what leaves
@@ -20,8 +17,6 @@ class Doctor(Command, Machine):
     Example: probe doctor my-model --dtype bfloat16
     """
 
-    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
-    """Folder of safetensors, or a hub name."""
     largest: Count = 5_000_000
     """Gradients are checked on a copy in float64 of models of no more parameters than this."""
 

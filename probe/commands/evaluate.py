@@ -3,13 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
-from probe.commands.command import Measurement, testbed_hash
+from probe.commands.command import Measurement, OneModel, testbed_hash
 from probe.options import Generated, Retrained, Tokenizer
-from probe.ranges import ModelName, check_ranges
+from probe.ranges import check_ranges
 
 if TYPE_CHECKING:
     from probe.evaluation.ask import Evaluation
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Retrained, Tokenizer, Generated, Measurement):
+class Evaluate(OneModel, Retrained, Tokenizer, Generated, Measurement):
     """Measure a model on TOFU or on rows of your own; print the table and save it with every sample.
 
     Writes rows.jsonl, evaluation.json (OpenUnlearning's log format), table.txt, table.tex and manifest.json. Forget
@@ -32,8 +30,6 @@ class Evaluate(Retrained, Tokenizer, Generated, Measurement):
     Example: probe evaluate by-npo --tofu locuslab/TOFU --split forget10 --retrained retain90
     """
 
-    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
-    """Folder of safetensors, or a hub name."""
     tofu: str | None = None
     """Folder with TOFU's files, or owner/name on the hub (locuslab/TOFU)."""
     split: str = "forget10"

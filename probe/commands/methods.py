@@ -19,6 +19,7 @@ class Methods(Command):
 
     def run(self) -> str:
         """The list, or the entries."""
+        from probe.commands.unlearning.files import shell_facts
         from probe.methods.catalogue import details, overview
 
-        return details(self.names) if self.names else overview()
+        return details(self.names, shell_facts) if self.names else overview()

@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -107,6 +107,7 @@ class Unlearn(
         """Load, unlearn, save, say what changed, and measure what was asked for."""
         import torch
 
+        from probe.checkpoints import file_hash
         from probe.commands.arguments.hyperparameters import hyperparameters
         from probe.commands.unlearning.files import read_files
         from probe.commands.unlearning.summary import summary
@@ -122,6 +123,11 @@ class Unlearn(
         with results(self.folder(), self) as run, threads(self.threads or torch.get_num_threads()):
             study = self.study()
             run.manifest.update({**study.described(), **_described(method, values, self)})
+            # What the testbed has besides is no part of this run.
+            run.manifest["weights"].pop("retrained", None)
+            named = {field.name: getattr(self, field.name) for field in fields(self)}
+            paths = {name: path for name, path in named.items() if isinstance(path, Path) and path.is_file()}
+            run.manifest["files"] = {name: file_hash(path) for name, path in paths.items()}
             self._unlearned(method, study, files, values, run)
         found = [self._measured(name) for name in self.measure if method.makes in ("model", "mixture")]
         return "\n".join([f"{summary(self.folder())}{self.folder()}", *found])
@@ -137,22 +143,26 @@ class Unlearn(
             return testbed(device=self.device, dtype=self.dtype, limit=self.limit)
         return load_study({"original": self.original}, self, self)
 
+    @property
+    def _shown_tokens(self) -> int:
+        return self.max_new_tokens or 40
+
     def _unlearned(self, method: "Method", study: "Study", files: "Files", values: dict[str, Any], run: "Run") -> None:
         from probe.checkpoints import weight_hashes
-        from probe.commands.unlearning.files import supplies
+        from probe.commands.unlearning.files import hash_of, supplies
         from probe.commands.unlearning.summary import loss_ends, mixture_facts, preview, write_answers
         from probe.methods.running import run_method
         from probe.runs.memory import training_memory
 
         model, split = study.original, study.split
         given = supplies(method, self, study, files)
-        hashes = {name: one for name, value in given.items() if (one := _hash(value))}
+        hashes = {name: one for name, value in given.items() if (one := hash_of(value))}
         run.manifest["weights"] |= {"given": hashes} if hashes else {}
         how: dict[str, Any] = {"supplies": given, **values}
         if method.makes not in ("model", "mixture"):
             made = run_method(self.method, model, split, study.tokenizer, **how)
             run.manifest.update(
-                write_answers(method.makes, made, study, self.rows_per_pass, self.longest_generation, run.folder)
+                write_answers(method.makes, made, study, self.rows_per_pass, self._shown_tokens, run.folder)
             )
             return
         if method.makes == "model":
@@ -160,13 +170,13 @@ class Unlearn(
             print(training_memory(model, others=others), file=sys.stderr)
             how["progress"] = method.name
         size = self.rows_per_pass
-        before, scores = weight_hashes(model), {"before": preview(model, study, size, self.longest_generation)}
+        before, scores = weight_hashes(model), {"before": preview(model, study, size, self._shown_tokens)}
         result = run_method(self.method, model, split, study.tokenizer, **how)
         run.manifest.update(
             mixture_facts(result, study) if method.makes == "mixture" else {"losses": loss_ends(result)}
         )
-        run.manifest.update(_saved(model, study.tokenizer, run.folder, before))
-        scores["after"] = preview(model, study, size, self.longest_generation)
+        run.manifest.update(_saved(model, study.tokenizer, run.folder, before, _REMEDIES[method.makes]))
+        scores["after"] = preview(model, study, size, self._shown_tokens)
         run.manifest["scores"] = scores
         run.manifest["weights"] |= run.manifest.pop("unlearned weights")
 
@@ -243,6 +253,13 @@ class Unlearn(
         return {"measure_limit": 4, **({"steps": 2} if trained else {})}
 
 
+# What to do if no weight changed.
+_REMEDIES = {
+    "model": "raise --steps, --lr or the method's strength",
+    "mixture": "nothing is taken from the unlearned model; ask for less to be kept, or for more layers",
+}
+
+
 def _described(method: "Method", arguments: dict[str, Any], options: Unlearn) -> dict[str, Any]:
     return {
         "method": {
@@ -257,7 +274,7 @@ def _described(method: "Method", arguments: dict[str, Any], options: Unlearn) ->
     }
 
 
-def _saved(model: "nn.Module", tokenizer: Any, folder: Path, before: Mapping[str, str]) -> dict[str, Any]:
+def _saved(model: "nn.Module", tokenizer: Any, folder: Path, before: Mapping[str, str], remedy: str) -> dict[str, Any]:
     """Save the unlearned model; which weights changed.
 
     Raises:
@@ -268,25 +285,10 @@ def _saved(model: "nn.Module", tokenizer: Any, folder: Path, before: Mapping[str
 
     changed = [name for name, digest in weight_hashes(model).items() if digest != before[name]]
     if not changed:
-        raise ValueError(
-            "the method changed no weight; raise --steps, --lr or the method's strength, or, where models are mixed, "
-            "ask for less to be kept, or for more layers"
-        )
+        raise ValueError(f"the method changed no weight; {remedy}")
     check_usable(model, tokenizer)
     save_model(model, folder, tokenizer=tokenizer)
     return {
         "changed": {"tensors": len(changed), "of": len(before), "names": changed},
         "unlearned weights": {"unlearned": weights_hash(model)},
     }
-
-
-def _hash(value: Any) -> Any:
-    """The hash of a second model or of an SAE; nothing for other values."""
-    from torch import nn
-
-    from probe.checkpoints import weights_hash
-    from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
-
-    if isinstance(value, Autoencoder):
-        return dictionary_hash(value)
-    return weights_hash(value) if isinstance(value, nn.Module) else None

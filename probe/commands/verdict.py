@@ -4,17 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
-from probe.commands.command import Measurement
+from probe.commands.command import Measurement, OneModel
 from probe.options import Original, Retrained, Tokenizer
-from probe.ranges import ModelName
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict(Original, Retrained, Tokenizer, Measurement):
+class Verdict(OneModel, Original, Retrained, Tokenizer, Measurement):
     """Say whether a model forgot, hides the facts, is broken, or was left alone; and how often that is wrong.
 
     Prints the verdict with calibrated probabilities, its error rate on kinds of models that were left out when it was
@@ -26,8 +23,6 @@ class Verdict(Original, Retrained, Tokenizer, Measurement):
     Example: probe verdict by-npo --original my-model --forget forget.jsonl --retain retain.jsonl
     """
 
-    model: Annotated[tyro.conf.Positional[ModelName], tyro.conf.arg(metavar="MODEL")]
-    """Folder (safetensors) or hub name of the model after unlearning."""
     fitted: Path | None = None
     """Another fit than the one that ships with the package (fitted.json of a zoo)."""
 

@@ -6,10 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from probe.checkpoints import check_different, check_tokenizer, check_usable, load_model, load_tokenizer
+from probe.checkpoints import check_different, check_tokenizer, check_usable, load_model, load_tokenizer, weights_hash
 from probe.data import QA
 from probe.datasets import REFUSALS, read_rows
+from probe.dictionaries.autoencoder import Autoencoder, dictionary_hash
 from probe.dictionaries.folders import load_dictionary
 from probe.methods.answers import read_refusals
 from probe.methods.method import Method
@@ -31,9 +33,18 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     "assistant_before": ("assistant_before",),
     "sae": ("sae", "sae_layer"),
 }
+# What else the shell's user has to know.
+_HINTS = {
+    "refusals": ": a file, one a line",
+    "labels": ": answers or vocabulary",
+    "unlearned": "; probe unlearn writes its folder",
+    "layer_scores": ", made with the help of a model trained without the forget rows",
+    "assistant": ". probe unlearn makes one; for logit_difference, where it has to know the forget rows and nothing "
+    "else, and for whp, exchange the files of --forget and --retain there",
+}
 # What can be done without, and what the testbed supplies.
-_OPTIONAL = ("refusals", "alternatives")
-_TESTBED = ("environment", "layer_scores", "assistant_before", "sae")
+_OPTIONAL = ("alternatives",)
+_TESTBED = ("refusals", "environment", "layer_scores", "assistant_before", "sae")
 _MODELS = ("unlearned", "retrained", "assistant", "assistant_before")
 
 
@@ -53,6 +64,13 @@ def special_options(method: Method) -> tuple[str, ...]:
     return tuple(option for name in handed_in(method) for option in _OPTIONS.get(name, ()))
 
 
+def shell_facts(method: Method) -> dict[str, str]:
+    """What ``probe methods`` says of the shell: options besides the usual ones, and what is written."""
+    asked = ", ".join(map(_flag, special_options(method)))
+    writes = "model" if method.makes in ("model", "mixture") else "answers with and without it"
+    return {**({"asks for": asked} if asked else {}), "writes": writes}
+
+
 def read_files(method: Method, options: Any) -> Files:
     """What the method asks for and the options name, as far as it can be read without a model.
 
@@ -68,7 +86,8 @@ def read_files(method: Method, options: Any) -> Files:
     for name in handed_in(method):
         absent = [option for option in _OPTIONS.get(name, ()) if _value(options, option) is None]
         if absent and name not in _OPTIONAL and not (name in _TESTBED and options.original is None):
-            raise ValueError(f"{' and '.join(map(_flag, absent))} missing: {method.name} needs {HANDED_IN[name]}")
+            wanted = f"{HANDED_IN[name]}{_HINTS.get(name, '')}"
+            raise ValueError(f"{' and '.join(map(_flag, absent))} missing: {method.name} needs {wanted}")
     refusals: tuple[str, ...] = ()
     if "refusals" in asked:
         refusals = REFUSALS if options.refusals is None else read_refusals(options.refusals)
@@ -103,7 +122,7 @@ def supplies(method: Method, options: Any, study: Study, files: Files) -> dict[s
     if "unlearned" in handed_in(method):
         found["unlearned"] = other("unlearned")
     if "layer_scores" in handed_in(method):
-        size, new = options.rows_per_pass, options.longest_generation
+        size, new = options.rows_per_pass, options.max_new_tokens or 40
         retrained = other("retrained")
         found["layer_scores"] = partial(layer_scores, study, found["unlearned"], retrained, size, new)
     return found
@@ -137,3 +156,10 @@ def _dictionary(options: Any, study: Study) -> Any:
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
+
+
+def hash_of(value: Any) -> Any:
+    """The hash of a second model or of an SAE; nothing for other values."""
+    if isinstance(value, Autoencoder):
+        return dictionary_hash(value)
+    return weights_hash(value) if isinstance(value, nn.Module) else None
