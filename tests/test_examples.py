@@ -33,7 +33,13 @@ def session():
     return {"probe": probe, "torch": torch, "copy": copy, "s": s, "study": s}
 
 
-@pytest.mark.parametrize("module", MODULES)
+# More than a second of processor time each: they train, search or audit, which tests of their own do.
+LONG = ("probe.attacks.", "probe.diagnostics.reweighting", "probe.sae.", "probe.testing.model", "probe.train.stepping")
+
+
+@pytest.mark.parametrize(
+    "module", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(LONG)) for name in MODULES]
+)
 def test_the_examples_run_as_printed(module, session, monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "testbed", lambda **_: session["s"])
     before = weights_hash(session["s"].original)

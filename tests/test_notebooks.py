@@ -14,7 +14,7 @@ from probe.objectives.token import ga
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 # Each takes 20 to 80 seconds of processor time; what they call has tests of its own.
-LONG = ("first_look", "is_it_gone", "layer_maps", "sae_suppression")
+LONG = ("first_look", "g_effects", "is_it_gone", "layer_maps", "sae_suppression")
 
 
 @pytest.mark.parametrize(

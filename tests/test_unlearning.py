@@ -184,7 +184,17 @@ def probabilities(model, bed, rows, template=Template()):
 # --- all of them ---
 
 
-@pytest.mark.parametrize("method", methods(), ids=lambda m: m.name)
+def one_of_each_kind():
+    """Every method; slow but for the first of each family, of each thing it makes and of each set of options."""
+    seen, found = set(), []
+    for method in methods():
+        kind = (method.family, method.makes, special_options(method))
+        found.append(pytest.param(method, id=method.name, marks=[pytest.mark.slow] if kind in seen else []))
+        seen.add(kind)
+    return found
+
+
+@pytest.mark.parametrize("method", one_of_each_kind())
 def test_every_method_runs_from_the_shell(method, bed, tmp, tmp_path, capsys):
     out = tmp_path / "out"
     unlearn(method.name, *words(method, tmp), "--max-new-tokens", 4, "--out", out)

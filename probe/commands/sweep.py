@@ -51,6 +51,17 @@ class Sweep(Command, Out):
         return text
 
 
+# What fields of sweep files were called before commands had one set of options.
+_RENAMED = {
+    "model": "original",
+    "compare": "retrained",
+    "edited": "unlearned",
+    "generate": "measure_texts",
+    "measure_batch_size": "batch_size",
+    "rows": "limit",
+}
+
+
 def jobs() -> Mapping[str, Work]:
     """What a sweep file can name by a short name: every command that measures, as a function of its options."""
     kinds = {name: command_named(name) for name in command_names()}
@@ -64,4 +75,4 @@ def _work(kind: type[Measurement]) -> Work:
     def decides(**options: Any) -> Mapping[str, Any]:
         return kind(**options).determines()
 
-    return Work(run, decides, kind.small, kind.further, kind)
+    return Work(run, decides, kind.small, kind.further, kind, _RENAMED)

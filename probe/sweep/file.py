@@ -36,6 +36,7 @@ class Work:
         decides: takes what ``run`` takes; refuses what cannot be run, and gives what else determines the cell.
         small: takes the values of a cell; gives those to replace for a quick trial.
         further: gives names that a file may use as fields, too, each with the field that takes it as "name=value".
+        renamed: old names of fields, each with the new one, with which it is answered.
         options: the dataclass whose fields are those of ``run``, where ``run`` itself does not name them.
     """
 
@@ -44,6 +45,7 @@ class Work:
     small: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_it_is
     further: Callable[[], Mapping[str, str]] = dict
     options: Callable[..., Any] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,9 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
         raise ValueError(f"{path}: {both[0]} is both in [fixed] and in [grid]; leave one out")
     smoke = _table(path, given, "smoke")
     others = {key: through for key, through in work.further().items() if key not in known}
+    old = [key for key in (*fixed, *axes, *smoke) if key in work.renamed and key not in {*known, *others}]
+    if old:
+        raise ValueError(f"{path}: {old[0]} is now {work.renamed[old[0]]}")
     known |= further({key: through for key, through in others.items() if key in {*fixed, *axes, *smoke}})
     values = {key: value_of(known, key, value, f"{path}, [fixed]", others) for key, value in fixed.items()}
     values = {key: one.default for key, one in known.items() if key != OUT and one.default is not MISSING} | values
