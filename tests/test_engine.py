@@ -611,7 +611,12 @@ def test_another_configuration_is_refused_and_the_differences_listed(tmp_path):
     for model, listed, how, told in (
         (tiny_llama(), terms(), {"lr": 2e-2}, r"lr: 0\.01 there, 0\.02 now"),
         (tiny_llama(), terms(), {"seed": 4}, "seed: 3 there, 4 now"),
-        (tiny_llama(), terms(), {"stepping": SAM(0.1)}, r'stepping: "probe\.train\.step\.plain" there.*"rho": 0\.1'),
+        (
+            tiny_llama(),
+            terms(),
+            {"stepping": SAM(0.1)},
+            r'stepping: "probe\.train\.step\.plain_gradient" there.*"rho": 0\.1',
+        ),
         (tiny_llama(), terms(), {"schedule": one_cycle}, "schedule: .*constant.*one_cycle"),
         (tiny_llama(), other_rows, {}, r"terms\[0\]\.data\.tokens_BT\.tensor"),
         (tiny_llama(1), terms(), {}, "model before the run"),

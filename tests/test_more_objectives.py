@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_batch, tiny_gpt2
 from scipy.spatial.distance import jensenshannon
-from test_objectives import Table, gradient, pairs, same, sums
+from test_objectives import ResultTable, gradient, pairs, same, sums
 from torch import nn
 
 from probe.objectives.bootstrap import BST, BSTW
@@ -61,7 +61,7 @@ def test_jensen_shannon_against_scipy(original, model):
 def test_jensen_shannon_to_a_text_is_bounded_and_flat_where_the_text_is_impossible():
     batch = random_batch(rows=1)
     for lift, loss in ((-60.0, math.log(2)), (60.0, 0.0)):
-        table = Table(torch.zeros(1, 10, 48, dtype=torch.float64))
+        table = ResultTable(torch.zeros(1, 10, 48, dtype=torch.float64))
         with torch.no_grad():
             table.logits_BTV[..., 5] = lift
         assert JensenShannonToText((5,))(table, batch).item() == pytest.approx(loss, abs=1e-12)
@@ -165,7 +165,7 @@ def test_kto_by_hand_and_beside_npo(original, model):
 
 def test_the_inverted_hinge_and_its_gradient_at_the_logits():
     batch, generator = random_batch(rows=1), torch.Generator().manual_seed(0)
-    table = Table(2 * torch.randn(1, 10, 48, generator=generator, dtype=torch.float64))
+    table = ResultTable(2 * torch.randn(1, 10, 48, generator=generator, dtype=torch.float64))
     at = before_targets(batch)[0].nonzero()[:, 0].tolist()
     p_TV, found_TV = table.logits_BTV.detach()[0].softmax(-1), gradient(table, InvertedHinge(), batch)[0][0]
     expected = []

@@ -126,7 +126,7 @@ def test_figures_are_redrawn_from_rows_alone(run, tmp_path, monkeypatch):
 
 def test_a_layer_outside_the_model_is_refused_before_training_27(tmp_path):
     wrong = {"rmu": {**TESTBED_METHODS["rmu"], "layer": 8}}
-    with pytest.raises(ValueError, match=r"rmu: layer 8 does not exist; the model has layers 0\.\.7"):
+    with pytest.raises(ValueError, match=r"rmu: layer 8 does not exist; choose one of the model's layers 0\.\.7"):
         run_report(make_testbed_study, Settings(**SMALL), tmp_path / "out", wrong)
     with pytest.raises(ValueError, match=r"--steer-layer 9 does not exist"):
         run_report(make_testbed_study, Settings(steer_layer=9), tmp_path / "out")

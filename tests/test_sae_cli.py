@@ -126,6 +126,7 @@ def test_f47_windows_hold_every_token_once(bed):
         encode_windows(bed.tokenizer, texts, max_length=1 + len(bos))
 
 
+@pytest.mark.slow
 def test_suppression_is_chosen_and_judged_on_different_people(places, bed, tmp_path, capsys):
     out = tmp_path / "out"
     main(

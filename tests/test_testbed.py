@@ -208,7 +208,7 @@ def test_shipped_files_are_few_small_and_safe():
 
 
 def test_an_empty_folder_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match="build_testbed"):
+    with pytest.raises(FileNotFoundError, match=r"analyses\.testbed"):
         load(tmp_path)
 
 
