@@ -131,6 +131,7 @@ from probe.interventions import reach as reach
 from probe.interventions import retained as retained
 from probe.methods import method_named as method_named
 from probe.methods.cru import cru as cru
+from probe.methods.running import run_method as unlearn  # noqa: F401
 from probe.methods.sequential import sequential as sequential
 from probe.methods.uwc import uwc as uwc
 from probe.metrics import TeacherForced as TeacherForced
