@@ -55,4 +55,4 @@ class _Room(ModuleType):
         super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*self.__dict__, *self._exports} - {"_exports"})
+        return sorted({*self.__dict__, *self._exports} - {"_exports", "export"})

@@ -90,7 +90,7 @@ def check_fits(study: Study, methods: Methods, settings: Settings) -> None:
             f"an unlearned model is called {taken[0]!r}, as the report calls a condition of its own; rename it"
         )
     depth = n_layers(study.original)
-    named = {"--steer-layer": settings.steer_layer}
+    named = {} if settings.steer_layer is None else {"--steer-layer": settings.steer_layer}
     named |= {f"{name}: layer": values["layer"] for name, values in methods.items() if "layer" in values}
     for name, layer in named.items():
         if not 0 <= layer < depth:

@@ -25,7 +25,7 @@ from probe.report.conditions import Condition, with_edits
 from probe.report.measure import Sample
 from probe.report.settings import Settings
 from probe.rows import Row
-from probe.sites import Site
+from probe.sites import Site, n_layers
 from probe.study.study import Study
 
 # Draws of random features, whose mean is the control.
@@ -47,13 +47,19 @@ class Doses:
         return dose * self.unit_F[list(features)]
 
 
+def steer_site(study: Study, settings: Settings) -> Site:
+    """Where the direction is read and subtracted: the block that was named, or the middle one."""
+    middle = n_layers(study.original) // 2
+    return Site(middle if settings.steer_layer is None else settings.steer_layer)
+
+
 def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
     """Find the direction and rank the features, on the rows kept for choosing.
 
     Raises:
         ValueError: the SAE does not belong to its site, or no feature passes the rule.
     """
-    model, choosing, site = study.original, sample.choosing, Site(settings.steer_layer)
+    model, choosing, site = study.original, sample.choosing, steer_site(study, settings)
     direction_D = direction(model, choosing, site)
     norm = activations(model, choosing.retain, [site], tokens=content)[site].norm(dim=1).median().item()
     ranking = unit_F = None
@@ -75,7 +81,7 @@ def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
 
 def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:
     """Steering, projection and SAE suppression at the doses that are diagnosed in full."""
-    site = Site(settings.steer_layer)
+    site = steer_site(study, settings)
     minus = Steer(doses.direction_D, scale=-settings.steer_dose * doses.norm)
     what = (
         f"the forget-minus-retain direction subtracted after layer {site.layer}, {settings.steer_dose:g} median "
@@ -98,7 +104,7 @@ def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator
 
 def dose_rows(study: Study, sample: Sample, doses: Doses, settings: Settings) -> Iterator[Row]:
     """Answer probability on both sides over dose: steering, and the SAE clamp over the number of features."""
-    site = Site(settings.steer_layer)
+    site = steer_site(study, settings)
     for dose in settings.steer_doses:
         edit = Steer(doses.direction_D, scale=-dose * doses.norm)
         yield from _response(study, sample, "Steer", [{site: edit}], dose, None, settings)

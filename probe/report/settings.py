@@ -32,8 +32,8 @@ class Settings(Passes, Seeded, Generated):
     """Methods whose models CRU takes layers from; models that were given are all used."""
     cru_layers: Count = 2
     """How many layers CRU takes from the unlearned model."""
-    steer_layer: Place = 4
-    """Block at which the forget-minus-retain direction is subtracted or projected out."""
+    steer_layer: Place | None = None
+    """Block at which the forget-minus-retain direction is subtracted or projected out; by default the middle one."""
     steer_doses: tuple[Weight, ...] = (0.0, 0.5, 1.0, 2.0)
     """Lengths of the subtracted vector, in units of the median residual norm at the block."""
     steer_dose: Weight = 1.0
