@@ -309,8 +309,11 @@ RUN = 'run = "study_of_sweeps:score"\n'
         (RUN + GRID + '[slurm]\nshards = 1\nmemory = "1G"\ntime = "1"\noptions = ["x"]\n', r"options are sbatch's own"),
         (RUN + "[[grid]]\nlayer = [0]\nseed = [1]\n[[grid]]\nseed = [1]\nlayer = [0]\n", r"layer=0 seed=1 comes twice"),
         ('run = "unlearn"\n[grid]\nmethod = ["ga"]\nsteps = [1.5]\n', r"steps = 1.5 does not fit"),
-        ('run = "unlearn"\n[fixed]\ncompare = "m"\n[grid]\nmethod = ["ga"]\n', r"night.toml: compare is now retrained"),
-        ('run = "layers"\n[fixed]\nrows = 3\n[grid]\nspans = ["all"]\n', r"night.toml: rows is now limit"),
+        (
+            'run = "unlearn"\n[fixed]\ncompare = "m"\n[grid]\nmethod = ["ga"]\n',
+            r"night.toml: compare is now called retrained; write that",
+        ),
+        ('run = "layers"\n[fixed]\nrows = 3\n[grid]\nspans = ["all"]\n', r"night.toml: rows is now called limit"),
         ('run = "unlearn"\n[grid]\nmethod = ["nothing"]\n', r"cell method=nothing: .*nothing"),
         ('run = "unlearn"\n[grid]\nmethod = ["npo"]\n', r"cell method=npo: npo also needs --"),
         (

@@ -47,7 +47,7 @@ class Doses:
         return dose * self.unit_F[list(features)]
 
 
-def steer_site(study: Study, settings: Settings) -> Site:
+def _steer_site(study: Study, settings: Settings) -> Site:
     """Where the direction is read and subtracted: the block that was named, or the middle one."""
     middle = n_layers(study.original) // 2
     return Site(middle if settings.steer_layer is None else settings.steer_layer)
@@ -59,7 +59,7 @@ def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
     Raises:
         ValueError: the SAE does not belong to its site, or no feature passes the rule.
     """
-    model, choosing, site = study.original, sample.choosing, steer_site(study, settings)
+    model, choosing, site = study.original, sample.choosing, _steer_site(study, settings)
     direction_D = direction(model, choosing, site)
     norm = activations(model, choosing.retain, [site], tokens=content)[site].norm(dim=1).median().item()
     ranking = unit_F = None
@@ -81,7 +81,7 @@ def prepare_doses(study: Study, sample: Sample, settings: Settings) -> Doses:
 
 def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator[Condition]:
     """Steering, projection and SAE suppression at the doses that are diagnosed in full."""
-    site = steer_site(study, settings)
+    site = _steer_site(study, settings)
     minus = Steer(doses.direction_D, scale=-settings.steer_dose * doses.norm)
     what = (
         f"the forget-minus-retain direction subtracted after layer {site.layer}, {settings.steer_dose:g} median "
@@ -104,7 +104,7 @@ def activation_edits(study: Study, doses: Doses, settings: Settings) -> Iterator
 
 def dose_rows(study: Study, sample: Sample, doses: Doses, settings: Settings) -> Iterator[Row]:
     """Answer probability on both sides over dose: steering, and the SAE clamp over the number of features."""
-    site = steer_site(study, settings)
+    site = _steer_site(study, settings)
     for dose in settings.steer_doses:
         edit = Steer(doses.direction_D, scale=-dose * doses.norm)
         yield from _response(study, sample, "Steer", [{site: edit}], dose, None, settings)

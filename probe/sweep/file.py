@@ -157,9 +157,10 @@ def read_sweep(path: Path, jobs: Mapping[str, Work], out: Path | None = None) ->
         raise ValueError(f"{path}: {both[0]} is both in [fixed] and in [grid]; leave one out")
     smoke = _table(path, given, "smoke")
     others = {key: through for key, through in work.further().items() if key not in known}
-    old = [key for key in (*fixed, *axes, *smoke) if key in work.renamed and key not in {*known, *others}]
+    named = dict.fromkeys((*fixed, *axes, *smoke))
+    old = [key for key in named if key not in {*known, *others} and work.renamed.get(key) in known]
     if old:
-        raise ValueError(f"{path}: {old[0]} is now {work.renamed[old[0]]}")
+        raise ValueError(f"{path}: {old[0]} is now called {work.renamed[old[0]]}; write that")
     known |= further({key: through for key, through in others.items() if key in {*fixed, *axes, *smoke}})
     values = {key: value_of(known, key, value, f"{path}, [fixed]", others) for key, value in fixed.items()}
     values = {key: one.default for key, one in known.items() if key != OUT and one.default is not MISSING} | values
